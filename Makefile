@@ -1,0 +1,53 @@
+# The Python that makes .venv: `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+
+# An active environment that already has torch is used as it is; otherwise .venv.
+# Overridable: `make demo ENV_DIR=/usr/local` uses the Python of a container.
+ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+HAS_TORCH = "$(ACTIVE)/bin/python" -c 'import importlib.util as u; exit(not u.find_spec("torch"))'
+ENV_DIR := $(or $(if $(ACTIVE),$(shell $(HAS_TORCH) 2>/dev/null && echo "$(ACTIVE)")),.venv)
+PY := "$(ENV_DIR)/bin/python"
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast gpu-test lint clean
+
+help:
+	@echo "make demo       train, evaluate and draw on the generated data set"
+	@echo "make test       every check and test (no GPU needed)"
+	@echo "make test-fast  the tests that take seconds"
+	@echo "make gpu-test   the tests that need a GPU"
+	@echo "make lint       ruff and mypy"
+	@echo "make install    only the installation, into $(ENV_DIR); the others do it themselves"
+	@echo "make clean      remove caches and build files; keeps .venv, data and output"
+
+# Installs nothing if the environment is complete.
+install:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "Python 3.10 or newer is needed; '$(PYTHON)' is older or missing." \
+	       "Name another: make $(or $(firstword $(MAKECMDGOALS)),demo) PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) tools/bootstrap.py "$(ENV_DIR)"
+
+demo: install
+	@$(PY) tools/run_demo.py
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Processes that share cores are several times slower with more threads than cores.
+test test-fast: export OMP_NUM_THREADS = 1
+
+test: lint
+	$(PY) -m pytest -n 2
+
+test-fast: install
+	$(PY) -m pytest -n 2 -m "not slow"
+
+gpu-test: install
+	$(PY) -m pytest -m gpu
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

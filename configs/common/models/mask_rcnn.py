@@ -1,0 +1,135 @@
+"""Mask R-CNN with FPN, as Detectron2 and the published FocalNet recipe have it."""
+
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+    StandardROIHeads,
+)
+
+from focalnet_det.backbones.d2 import focalnet_backbone
+from focalnet_det.necks.fpn import build_fpn
+
+LEVELS = ("p2", "p3", "p4", "p5")
+
+
+def mask_rcnn(
+    variant,
+    *,
+    num_classes=80,
+    channels=256,
+    norm="",
+    fc_dim=1024,
+    mask_convs=4,
+    anchor_size=32,
+    rois=512,
+    proposals=1000,
+    **backbone,
+):
+    """Mask R-CNN on a FocalNet variant; further arguments go to the backbone.
+
+    anchor_size: side of the anchors on the finest level, pixels; each level doubles it.
+    rois: sampled per image to train the heads.
+    proposals: kept per image; twice as many enter NMS on each level in training.
+    """
+    model = L(GeneralizedRCNN)(
+        backbone=L(build_fpn)(
+            bottom_up=L(focalnet_backbone)(variant=variant, **backbone),
+            out_channels=channels,
+            norm=norm,
+        ),
+        proposal_generator=_rpn(channels, anchor_size, proposals),
+        roi_heads=_roi_heads(num_classes, channels, fc_dim, mask_convs, norm, rois),
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
+        input_format="RGB",
+    )
+    model.roi_heads.box_predictor.test_topk_per_image = 100
+    return model
+
+
+def _rpn(channels, anchor_size, proposals):
+    return L(RPN)(
+        in_features=[*LEVELS, "p6"],
+        head=L(StandardRPNHead)(in_channels=channels, num_anchors=3),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=[[anchor_size * 2**i] for i in range(5)],
+            aspect_ratios=[0.5, 1.0, 2.0],
+            strides=[4, 8, 16, 32, 64],
+            offset=0.0,
+        ),
+        anchor_matcher=L(Matcher)(
+            thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True
+        ),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_topk=(2 * proposals, proposals),
+        post_nms_topk=(proposals, proposals),
+        nms_thresh=0.7,
+    )
+
+
+def _roi_heads(num_classes, channels, fc_dim, mask_convs, norm, rois):
+    return L(StandardROIHeads)(
+        num_classes=num_classes,
+        batch_size_per_image=rois,
+        positive_fraction=0.25,
+        proposal_matcher=L(Matcher)(
+            thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
+        ),
+        box_in_features=list(LEVELS),
+        box_pooler=_pooler(7),
+        box_head=L(FastRCNNConvFCHead)(
+            input_shape=L(ShapeSpec)(channels=channels, height=7, width=7),
+            conv_dims=[],
+            fc_dims=[fc_dim, fc_dim],
+        ),
+        box_predictor=L(FastRCNNOutputLayers)(
+            input_shape=L(ShapeSpec)(channels=fc_dim),
+            test_score_thresh=0.05,
+            box2box_transform=L(Box2BoxTransform)(weights=(10, 10, 5, 5)),
+            num_classes="${..num_classes}",
+        ),
+        mask_in_features=list(LEVELS),
+        mask_pooler=_pooler(14),
+        mask_head=L(MaskRCNNConvUpsampleHead)(
+            input_shape=L(ShapeSpec)(channels=channels, height=14, width=14),
+            num_classes="${..num_classes}",
+            conv_dims=[channels] * (mask_convs + 1),
+            conv_norm=norm,
+        ),
+    )
+
+
+def _pooler(size):
+    return L(ROIPooler)(
+        output_size=size,
+        scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),
+        sampling_ratio=0,
+        pooler_type="ROIAlignV2",
+    )
+
+
+def nano_mask_rcnn(num_classes=80, **backbone):
+    """A small one for machines without a GPU: narrow heads, GroupNorm, small objects."""
+    return mask_rcnn(
+        "focalnet_nano",
+        num_classes=num_classes,
+        channels=64,
+        norm="GN",
+        fc_dim=256,
+        mask_convs=2,
+        anchor_size=16,
+        rois=64,
+        proposals=250,
+        **backbone,
+    )

@@ -1,0 +1,10 @@
+"""Optimizers."""
+
+from detectron2.config import LazyCall as L
+
+from focalnet_det.engine.solver import adamw as build_adamw
+
+
+def adamw(lr=1e-4, weight_decay=0.05):
+    """AdamW; parameters with `norm` in their name are exempt from decay, as published."""
+    return L(build_adamw)(lr=lr, weight_decay=weight_decay)

@@ -1,0 +1,32 @@
+"""Learning-rate schedules."""
+
+from detectron2.config import LazyCall as L
+
+from focalnet_det.engine.solver import Schedule
+
+# Epochs and the epochs after which the rate drops by 10, as published.
+MULTISTEP = {"1x": (12, (9, 11)), "3x": (36, (27, 33))}
+
+
+def multistep(name):
+    """The "1x" or "3x" of the published recipes, in epochs of the real training set."""
+    epochs, milestones = MULTISTEP[name]
+    return L(Schedule)(
+        epochs=epochs,
+        iterations=None,
+        decay="multistep",
+        milestones=milestones,
+        warmup_iterations=500,
+        warmup_factor=0.001,
+    )
+
+
+def cosine(iterations, warmup_iterations=100):
+    """Linear warmup, then cosine to zero."""
+    return L(Schedule)(
+        epochs=None,
+        iterations=iterations,
+        decay="cosine",
+        warmup_iterations=warmup_iterations,
+        warmup_factor=0.001,
+    )

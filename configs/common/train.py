@@ -1,0 +1,24 @@
+"""How to run; see focalnet_det.engine.experiment.TrainOptions for every field."""
+
+
+def run_options(**changes):
+    """All options with their defaults, and changes to them."""
+    options = {
+        "output_dir": "output",
+        "init_checkpoint": "",
+        "device": "auto",
+        "precision": "fp32",
+        "clip_norm": 0.0,
+        "eval_period": 1.0,
+        "checkpoint_period": 1.0,
+        "period_unit": "epochs",
+        "log_iterations": 20,
+        "keep_checkpoints": 3,
+        "max_dets": 100,
+        "seed": -1,
+        "ddp": {},
+    }
+    unknown = set(changes) - set(options)
+    if unknown:
+        raise TypeError(f"Unknown run options: {', '.join(sorted(unknown))}.")
+    return options | changes

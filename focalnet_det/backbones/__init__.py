@@ -1,0 +1,15 @@
+"""Focal networks as multi-scale backbones. Plain PyTorch, but for the Detectron2 adapter ``d2``."""
+
+from .build import create_backbone
+from .focalnet import FeatureShape, FocalNet
+from .variants import VARIANTS, FocalNetSpec, list_backbones, variant
+
+__all__ = [
+    "VARIANTS",
+    "FeatureShape",
+    "FocalNet",
+    "FocalNetSpec",
+    "create_backbone",
+    "list_backbones",
+    "variant",
+]

@@ -1,0 +1,94 @@
+"""Detectron2 adapter: the backbones as Detectron2 ``Backbone``s, and their registry entries."""
+
+from typing import Any
+
+from ..compat import apply_shims, feature_shape, require_detectron2
+
+require_detectron2()
+apply_shims()
+
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.layers import ShapeSpec  # noqa: E402
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
+
+from ..necks.fpn import build_fpn, build_retinanet_fpn  # noqa: E402
+from .build import ARGUMENTS, backbone_arguments  # noqa: E402
+from .focalnet import FocalNet  # noqa: E402
+
+
+class FocalNetBackbone(FocalNet, Backbone):
+    """:class:`FocalNet` with Detectron2's interface; parameter names stay the official ones."""
+
+    # FocalNet pads what its strides do not divide; a neck on top states its own needs.
+    size_divisibility = 0
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each returned feature, as Detectron2 wants them."""
+        return {
+            name: feature_shape(channels=shape.channels, stride=shape.stride)
+            for name, shape in super().output_shape().items()
+        }
+
+
+def focalnet_backbone(variant: str, **overrides: Any) -> FocalNetBackbone:
+    """A variant by name for LazyConfig: ``L(focalnet_backbone)(variant="focalnet_tiny_lrf")``.
+
+    Raises: KeyError for an unknown variant, TypeError for an unknown option.
+    """
+    return FocalNetBackbone(**backbone_arguments(variant, **overrides))
+
+
+def add_backbone_config(cfg: CfgNode) -> None:
+    """Adds ``MODEL.FOCALNET``: ``VARIANT`` and every constructor argument as an override.
+
+    An override that is None keeps what the row of the variant says.
+    """
+    cfg.MODEL.FOCALNET = CfgNode({"VARIANT": "focalnet_tiny_srf"})
+    for argument in ARGUMENTS:
+        # The image channels are those of MODEL.PIXEL_MEAN, as in every Detectron2 backbone.
+        if argument != "in_channels":
+            cfg.MODEL.FOCALNET[argument.upper()] = None
+
+
+@BACKBONE_REGISTRY.register()
+def build_focalnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FocalNetBackbone:
+    """FocalNet from ``MODEL.FOCALNET``; ``MODEL.BACKBONE.FREEZE_AT`` is not read."""
+    return _backbone_from_config(cfg, input_shape)
+
+
+def _backbone_from_config(
+    cfg: CfgNode, input_shape: ShapeSpec, **defaults: Any
+) -> FocalNetBackbone:
+    node = cfg.MODEL.FOCALNET
+    overrides = {key.lower(): value for key, value in node.items() if value is not None}
+    variant = overrides.pop("variant")
+    return focalnet_backbone(variant, in_channels=input_shape.channels, **defaults | overrides)
+
+
+def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> FocalNetBackbone:
+    # DistributedDataParallel refuses parameters without gradient: no norms of unread outputs.
+    return _backbone_from_config(cfg, input_shape, out_features=cfg.MODEL.FPN.IN_FEATURES or None)
+
+
+@BACKBONE_REGISTRY.register()
+def build_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """FocalNet with FPN, p2..p6, for R-CNN, semantic and panoptic FPN."""
+    return build_fpn(
+        _bottom_up(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """FocalNet with FPN, p3..p7, for RetinaNet and other dense detectors."""
+    return build_retinanet_fpn(
+        _bottom_up(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

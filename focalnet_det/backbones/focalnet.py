@@ -1,0 +1,389 @@
+"""FocalNet (arXiv:2203.11926) as a multi-scale backbone. Plain PyTorch.
+
+Parameter names are those of the official classification code, so its files load by identity.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    channels_first,
+    channels_last,
+    layer_scale_parameter,
+    valid_mask,
+)
+from ..ops import aggregate_contexts
+from .freezing import freeze, keep_frozen_in_eval
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """Channels and stride of one output; what Detectron2 calls a ShapeSpec."""
+
+    channels: int
+    stride: int
+
+
+class FocalModulation(nn.Module):
+    """Focal modulation: ``y = proj(query * h(aggregated contexts))``.
+
+    Args:
+        dim: channels C.
+        focal_level: number of depthwise levels L.
+        focal_window: kernel of the first level; level k has kernel ``focal_window + 2k``.
+        normalize_modulator: divide the aggregated context by L+1.
+        post_norm: LayerNorm before the output projection.
+        drop_rate: dropout after the output projection.
+    Source: arXiv:2203.11926, section 3.2, equations 3-7, figure 2 (right).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        focal_level: int,
+        focal_window: int,
+        normalize_modulator: bool = False,
+        post_norm: bool = False,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.focal_level = focal_level
+        self.normalize_modulator = normalize_modulator
+        self.f = nn.Linear(dim, 2 * dim + focal_level + 1)
+        self.h = nn.Conv2d(dim, dim, 1)
+        # The Sequential, in which the official code keeps a GELU too, is there for the names.
+        self.focal_layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False))
+            for k in range(focal_window, focal_window + 2 * focal_level, 2)
+        )
+        self.ln = nn.LayerNorm(dim) if post_norm else None
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C); ``valid``: see :func:`aggregate_contexts`."""
+        query, context, gates = self.f(x).split((self.dim, self.dim, self.focal_level + 1), dim=-1)
+        aggregated = aggregate_contexts(
+            channels_first(context),
+            channels_first(gates),
+            list(self.focal_layers.parameters()),
+            normalize=self.normalize_modulator,
+            valid=None if valid is None else valid.to(context.dtype),
+        )
+        modulator = channels_last(self.h(aggregated))
+        x = query * modulator
+        if self.ln is not None:
+            x = self.ln(x)
+        return self.proj_drop(self.proj(x))
+
+
+class FocalNetBlock(nn.Module):
+    """Focal modulation and MLP, each with a residual connection, pre- or post-normalised.
+
+    Source: arXiv:2203.11926, section 3.3; post-norm and layer scale as in
+    microsoft/FocalNet:classification/focalnet.py (FocalNetBlock).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mlp_ratio: float,
+        focal_level: int,
+        focal_window: int,
+        post_norm: bool,
+        post_norm_in_modulation: bool,
+        layer_scale: float | None,
+        normalize_modulator: bool,
+        drop_rate: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(dim)
+        self.modulation = FocalModulation(
+            dim,
+            focal_level=focal_level,
+            focal_window=focal_window,
+            normalize_modulator=normalize_modulator,
+            post_norm=post_norm_in_modulation,
+            drop_rate=drop_rate,
+        )
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.drop_path = DropPath(drop_path_rate)
+        self.gamma_1 = layer_scale_parameter(dim, layer_scale)
+        self.gamma_2 = layer_scale_parameter(dim, layer_scale)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        if self.post_norm:
+            x = self.add_branch(x, self.norm1(self.modulation(x, valid)), self.gamma_1)
+            return self.add_branch(x, self.norm2(self.mlp(x)), self.gamma_2)
+        x = self.add_branch(x, self.modulation(self.norm1(x), valid), self.gamma_1)
+        return self.add_branch(x, self.mlp(self.norm2(x)), self.gamma_2)
+
+    def add_branch(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+        """Residual sum with layer scale and stochastic depth."""
+        if scale is not None:
+            branch = scale * branch
+        return x + self.drop_path(branch)
+
+
+class FocalNetStage(nn.Module):
+    """Blocks at one resolution, and the downsampling that follows them (not in the last stage)."""
+
+    def __init__(
+        self,
+        blocks: Sequence[FocalNetBlock],
+        downsample: PatchEmbed | None,
+        activation_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C): the blocks alone; the network calls ``downsample``."""
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, valid, use_reentrant=False)
+            else:
+                x = block(x, valid)
+        return x
+
+
+class FocalNet(nn.Module):
+    """FocalNet backbone: an image batch in, a dict of feature maps out.
+
+    Features are named ``stage1`` .. ``stage4``, where ``stageK`` has stride ``2**(K+1)``: an
+    isotropic network, one stage on 16x16 patches, emits ``stage3`` alone. Any image size works:
+    sides that the strides do not divide are zero-padded at the right and bottom on the way.
+
+    Args:
+        in_channels: image channels.
+        embed_dim: channels of the first stage; each further stage doubles them.
+        depths: blocks per stage.
+        mlp_ratio: MLP hidden channels over channels.
+        focal_levels, focal_windows: per stage, see :class:`FocalModulation`; windows are odd.
+        conv_embed: overlapping stem and downsampling (7x7 and 3x3) instead of 4x4 and 2x2.
+        post_norm, post_norm_in_modulation, normalize_modulator: see the classes above.
+        layer_scale: initial value of the branches' learned scale, or None for none.
+        drop_rate: dropout of the embedding, the MLPs and the modulations.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        out_features: which features to return; later stages that no feature needs are not built.
+        output_norm: LayerNorm ``norm{i}`` on each output, as in the official detection code.
+        frozen_stages: None freezes nothing, 0 the stem, k the stem and ``layers[0..k-1]`` (with
+            their downsampling). Frozen parts stay in eval mode. Output norms are never frozen:
+            no published file holds them.
+        activation_checkpointing: recompute each block in the backward pass to save memory.
+        valid_context: take ``image_sizes`` in :meth:`forward`, and make the features of an image
+            independent of batch padding. Published numbers were made without it.
+        patch_size: stride of the stem.
+        stem_padding: of the ``conv_embed`` stem; 2 as in the classification code that made the
+            published weights, 3 as in the official detection file.
+    Raises: ValueError on inconsistent arguments.
+    Source: arXiv:2203.11926; microsoft/FocalNet:classification/focalnet.py, and
+    FocalNet/FocalNet-DINO:models/dino/focal.py for the large models as detection backbones.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        mlp_ratio: float = 4.0,
+        focal_levels: Sequence[int] = (2, 2, 2, 2),
+        focal_windows: Sequence[int] = (3, 3, 3, 3),
+        conv_embed: bool = False,
+        post_norm: bool = False,
+        post_norm_in_modulation: bool = False,
+        layer_scale: float | None = None,
+        normalize_modulator: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        out_features: Sequence[str] | None = None,
+        output_norm: bool = True,
+        frozen_stages: int | None = None,
+        activation_checkpointing: bool = False,
+        valid_context: bool = False,
+        patch_size: int = 4,
+        stem_padding: int = 2,
+    ) -> None:
+        super().__init__()
+        _check_stages(depths, focal_levels, focal_windows)
+        names = feature_names(len(depths), patch_size)
+        self.out_features = _check_out_features(out_features, names)
+        built = max(names.index(name) for name in self.out_features) + 1
+        self.stage_names = names[:built]
+        self.valid_context = valid_context
+        self.shapes = {
+            name: FeatureShape(channels=embed_dim * 2**i, stride=patch_size * 2**i)
+            for i, name in enumerate(self.stage_names)
+        }
+
+        self.patch_embed = PatchEmbed(
+            in_channels,
+            embed_dim,
+            stride=patch_size,
+            overlap_kernel=7 if conv_embed else None,
+            overlap_padding=stem_padding,
+        )
+        self.pos_drop = nn.Dropout(drop_rate)
+        # The rates are those of the whole published network, also where its end is not built.
+        last = max(sum(depths) - 1, 1)
+        rates = [drop_path_rate * i / last for i in range(sum(depths))]
+        self.layers = nn.ModuleList()
+        for i in range(built):
+            dim, first = embed_dim * 2**i, sum(depths[:i])
+            blocks = [
+                FocalNetBlock(
+                    dim,
+                    mlp_ratio=mlp_ratio,
+                    focal_level=focal_levels[i],
+                    focal_window=focal_windows[i],
+                    post_norm=post_norm,
+                    post_norm_in_modulation=post_norm_in_modulation,
+                    layer_scale=layer_scale,
+                    normalize_modulator=normalize_modulator,
+                    drop_rate=drop_rate,
+                    drop_path_rate=rate,
+                )
+                for rate in rates[first : first + depths[i]]
+            ]
+            downsample = None
+            if i + 1 < built:
+                kernel = 3 if conv_embed else None
+                downsample = PatchEmbed(
+                    dim, 2 * dim, stride=2, overlap_kernel=kernel, overlap_padding=1
+                )
+            self.layers.append(FocalNetStage(blocks, downsample, activation_checkpointing))
+        if output_norm:
+            for i, name in enumerate(self.stage_names):
+                if name in self.out_features:
+                    self.add_module(f"norm{i}", nn.LayerNorm(self.shapes[name].channels))
+        self.output_norm = output_norm
+        self.apply(_init_weights)
+        self.frozen_stages = _check_frozen_stages(frozen_stages, built)
+        freeze(self._frozen_modules())
+
+    def forward(
+        self, x: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        """Multi-scale features.
+
+        Args:
+            x: (N, in_channels, H, W), normalised images, padded at the right and bottom.
+            image_sizes: (height, width) of each image in pixels, without its padding. Required
+                with ``valid_context``, refused without.
+        Returns: {name: (N, C, ceil(H / stride), ceil(W / stride))} in channels-last memory order;
+            with ``valid_context``, zero outside each image.
+        Raises: ValueError if ``image_sizes`` is missing, unexpected or does not fit the batch.
+        """
+        if self.valid_context and image_sizes is None:
+            raise ValueError(
+                "This backbone was built with valid_context=True: call it with image_sizes, the "
+                "(height, width) of each image in pixels without its padding."
+            )
+        if image_sizes is not None:
+            if not self.valid_context:
+                raise ValueError(
+                    "image_sizes has no effect: build the backbone with valid_context=True."
+                )
+            x = x * valid_mask(image_sizes, 1, x)
+        features: dict[str, Tensor] = {}
+        tokens: Tensor = self.pos_drop(self.patch_embed(x))
+        for i, (name, layer) in enumerate(zip(self.stage_names, self.layers, strict=True)):
+            valid = None
+            if image_sizes is not None:
+                valid = valid_mask(image_sizes, self.shapes[name].stride, channels_first(tokens))
+            tokens = layer(tokens, valid)
+            if name in self.out_features:
+                norm = getattr(self, f"norm{i}") if self.output_norm else nn.Identity()
+                feature = channels_first(norm(tokens))
+                features[name] = feature if valid is None else feature * valid
+            downsample = cast(FocalNetStage, layer).downsample
+            if downsample is not None:
+                feature = channels_first(tokens)
+                tokens = downsample(feature if valid is None else feature * valid)
+        return features
+
+    def output_shape(self) -> dict[str, FeatureShape]:
+        """Channels and stride of each returned feature."""
+        return {name: self.shapes[name] for name in self.stage_names if name in self.out_features}
+
+    def train(self, mode: bool = True) -> "FocalNet":
+        """As in nn.Module, but frozen parts stay in eval mode."""
+        super().train(mode)
+        keep_frozen_in_eval(self._frozen_modules())
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages is None:
+            return []
+        return [self.patch_embed, self.pos_drop, *self.layers[: self.frozen_stages]]
+
+
+def feature_names(stages: int, patch_size: int) -> tuple[str, ...]:
+    """Names of a network's stages by stride: stride 4 is ``stage1``, stride 16 ``stage3``.
+
+    Raises: ValueError if the patch size is not a power of two of at least 4.
+    """
+    first = math.log2(patch_size) - 1
+    if first < 1 or first != int(first):
+        raise ValueError(f"patch_size must be a power of two, 4 or more, got {patch_size}.")
+    return tuple(f"stage{int(first) + i}" for i in range(stages))
+
+
+def _check_stages(
+    depths: Sequence[int], focal_levels: Sequence[int], focal_windows: Sequence[int]
+) -> None:
+    if not len(depths) == len(focal_levels) == len(focal_windows):
+        raise ValueError(
+            "depths, focal_levels and focal_windows need one entry per stage, got "
+            f"{len(depths)}, {len(focal_levels)} and {len(focal_windows)} entries."
+        )
+    if any(depth < 1 for depth in depths) or any(level < 0 for level in focal_levels):
+        raise ValueError("depths must be 1 or more and focal_levels 0 or more in every stage.")
+    if any(window < 1 or window % 2 == 0 for window in focal_windows):
+        raise ValueError(f"focal_windows must be odd, got {tuple(focal_windows)}.")
+
+
+def _check_out_features(
+    out_features: Sequence[str] | None, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    if out_features is None:
+        return names
+    if isinstance(out_features, str) or not out_features or set(out_features) - set(names):
+        raise ValueError(f"out_features must be some of {names}, got {out_features!r}.")
+    return tuple(name for name in names if name in out_features)
+
+
+def _check_frozen_stages(frozen_stages: int | None, stages: int) -> int | None:
+    if frozen_stages is not None and not 0 <= frozen_stages <= stages:
+        raise ValueError(
+            f"frozen_stages must be None or lie in 0..{stages} (0 freezes the stem), "
+            f"got {frozen_stages}."
+        )
+    return frozen_stages
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Official initialisation: truncated normal for linears, PyTorch's own for convolutions."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

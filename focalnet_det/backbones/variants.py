@@ -1,0 +1,185 @@
+"""Every published focal network, one row each, all flags explicit, with its source."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalNetSpec:
+    """What distinguishes one FocalNet from another; the fields are constructor arguments.
+
+    Source: arXiv:2203.11926, table 1, and the yaml files of microsoft/FocalNet:configs.
+    """
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    focal_levels: tuple[int, ...]
+    focal_windows: tuple[int, ...]
+    conv_embed: bool
+    post_norm: bool
+    post_norm_in_modulation: bool
+    layer_scale: float | None
+    normalize_modulator: bool
+    drop_path_rate: float
+    source: str
+    mlp_ratio: float = 4.0
+    patch_size: int = 4
+    # 2 in the classification code that made the weights, 3 in the official detection file.
+    stem_padding: int = 2
+
+
+def _small(
+    embed_dim: int, depths: tuple[int, ...], levels: int, drop_path_rate: float, source: str
+) -> FocalNetSpec:
+    """The ImageNet-1k family: patch embedding without overlap, pre-norm, window 3."""
+    return FocalNetSpec(
+        embed_dim=embed_dim,
+        depths=depths,
+        focal_levels=(levels,) * len(depths),
+        focal_windows=(3,) * len(depths),
+        conv_embed=False,
+        post_norm=False,
+        post_norm_in_modulation=False,
+        layer_scale=None,
+        normalize_modulator=False,
+        drop_path_rate=drop_path_rate,
+        source=f"microsoft/FocalNet:{source}",
+    )
+
+
+def _isotropic(embed_dim: int, *, post_norm: bool, layer_scale: float | None) -> FocalNetSpec:
+    """One stage of twelve blocks on 16x16 patches, as in a plain vision transformer."""
+    return FocalNetSpec(
+        embed_dim=embed_dim,
+        depths=(12,),
+        focal_levels=(3,),
+        focal_windows=(3,),
+        conv_embed=False,
+        post_norm=post_norm,
+        post_norm_in_modulation=False,
+        layer_scale=layer_scale,
+        normalize_modulator=False,
+        drop_path_rate=0.2,
+        patch_size=16,
+        source="microsoft/FocalNet:classification/focalnet.py (focalnet_*_iso)",
+    )
+
+
+def _large(
+    embed_dim: int,
+    levels: int,
+    window: int,
+    *,
+    post_norm_in_modulation: bool,
+    normalize_modulator: bool,
+    source: str,
+) -> FocalNetSpec:
+    """The ImageNet-22k family: overlapping patch embedding, post-norm, layer scale."""
+    return FocalNetSpec(
+        embed_dim=embed_dim,
+        depths=(2, 2, 18, 2),
+        focal_levels=(levels,) * 4,
+        focal_windows=(window,) * 4,
+        conv_embed=True,
+        post_norm=True,
+        post_norm_in_modulation=post_norm_in_modulation,
+        layer_scale=1e-4,
+        normalize_modulator=normalize_modulator,
+        drop_path_rate=0.5,
+        source=f"microsoft/FocalNet:{source}",
+    )
+
+
+VARIANTS: dict[str, FocalNetSpec] = {
+    "focalnet_tiny_srf": _small(96, (2, 2, 6, 2), 2, 0.2, "configs/focalnet_tiny_srf.yaml"),
+    "focalnet_tiny_lrf": _small(96, (2, 2, 6, 2), 3, 0.2, "configs/focalnet_tiny_lrf.yaml"),
+    "focalnet_small_srf": _small(96, (2, 2, 18, 2), 2, 0.3, "configs/focalnet_small_srf.yaml"),
+    "focalnet_small_lrf": _small(96, (2, 2, 18, 2), 3, 0.3, "configs/focalnet_small_lrf.yaml"),
+    "focalnet_base_srf": _small(128, (2, 2, 18, 2), 2, 0.5, "configs/focalnet_base_srf.yaml"),
+    "focalnet_base_lrf": _small(128, (2, 2, 18, 2), 3, 0.5, "configs/focalnet_base_lrf.yaml"),
+    "focalnet_tiny_iso": _isotropic(192, post_norm=False, layer_scale=None),
+    "focalnet_small_iso": _isotropic(384, post_norm=False, layer_scale=None),
+    # Post-norm and layer scale stand in the builder and the notebook only, not in the yaml file.
+    "focalnet_base_iso": _isotropic(768, post_norm=True, layer_scale=1e-4),
+    "focalnet_tiny_deeper": _small(64, (3, 3, 16, 3), 3, 0.2, "README.md (deeper T)"),
+    "focalnet_small_deeper": _small(64, (4, 4, 28, 4), 3, 0.3, "README.md (deeper S)"),
+    "focalnet_base_deeper": _small(96, (4, 4, 28, 4), 3, 0.5, "README.md (deeper B)"),
+    "focalnet_large_fl3": _large(
+        192,
+        3,
+        5,
+        post_norm_in_modulation=False,
+        normalize_modulator=False,
+        source="configs/focalnet_large_fl3.yaml",
+    ),
+    # True in the official yaml and in FocalNet-DINO; timm leaves it out.
+    "focalnet_large_fl4": _large(
+        192,
+        4,
+        3,
+        post_norm_in_modulation=False,
+        normalize_modulator=True,
+        source="configs/focalnet_large_fl4.yaml",
+    ),
+    "focalnet_xlarge_fl3": _large(
+        256,
+        3,
+        5,
+        post_norm_in_modulation=False,
+        normalize_modulator=False,
+        source="configs/focalnet_xlarge_fl3.yaml",
+    ),
+    # Unset, so False, in the official yaml; True in FocalNet-DINO: override it for those files.
+    "focalnet_xlarge_fl4": _large(
+        256,
+        4,
+        3,
+        post_norm_in_modulation=False,
+        normalize_modulator=False,
+        source="configs/focalnet_xlarge_fl4.yaml",
+    ),
+    "focalnet_huge_fl3": _large(
+        352,
+        3,
+        3,
+        post_norm_in_modulation=True,
+        normalize_modulator=False,
+        source="configs/focalnet_huge_fl3.yaml",
+    ),
+    "focalnet_huge_fl4": _large(
+        352,
+        4,
+        3,
+        post_norm_in_modulation=True,
+        normalize_modulator=False,
+        source="configs/focalnet_huge_fl4.yaml",
+    ),
+    "focalnet_nano": FocalNetSpec(
+        embed_dim=32,
+        depths=(1, 1, 3, 1),
+        focal_levels=(2, 2, 2, 2),
+        focal_windows=(3, 3, 3, 3),
+        conv_embed=False,
+        post_norm=False,
+        post_norm_in_modulation=False,
+        layer_scale=None,
+        normalize_modulator=False,
+        drop_path_rate=0.0,
+        source="ours: for demos and tests, never pretrained",
+    ),
+}
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Sorted variant names that match an fnmatch pattern, such as ``"focalnet_*_lrf"``."""
+    return sorted(name for name in VARIANTS if fnmatch(name, pattern))
+
+
+def variant(name: str) -> FocalNetSpec:
+    """The row of a variant.
+
+    Raises: KeyError that lists the known names.
+    """
+    if name not in VARIANTS:
+        raise KeyError(f"Unknown variant {name!r}. Known: {', '.join(sorted(VARIANTS))}.")
+    return VARIANTS[name]

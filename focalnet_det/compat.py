@@ -1,0 +1,188 @@
+"""Every difference between library versions; no other file of the package tests versions.
+
+Two kinds of Detectron2 are supported: v0.6 as `tools/install_detectron2.py` installs it, and the
+main branch that a user built. Importing this module imports neither Detectron2 nor torch.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detectron2.layers import ShapeSpec
+    from detectron2.structures import ImageList
+    from torch import Tensor, nn
+
+INSTALL_HINT = "run `make install`, or `python tools/install_detectron2.py` from a checkout"
+
+
+def package_folder(name: str) -> Path | None:
+    """Folder of an installed package, found without importing it; None if it is absent.
+
+    A folder without `__init__.py`, such as a clone beside the script, is no package.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent
+
+
+@functools.cache
+def require_detectron2() -> None:
+    """Check that a usable Detectron2 is installed, without importing it.
+
+    Raises: ImportError if it is absent, or is a v0.6 that this numpy breaks.
+    """
+    folder = package_folder("detectron2")
+    if folder is None:
+        raise ImportError(f"This part of focalnet_det needs Detectron2: {INSTALL_HINT}.")
+    if uses_removed_numpy_aliases(folder):
+        raise ImportError(
+            f"The Detectron2 v0.6 in {folder} uses names that numpy 1.24 removed (np.int); "
+            "replace it with `python tools/install_detectron2.py --force`, or install numpy<1.24."
+        )
+
+
+def uses_removed_numpy_aliases(folder: Path) -> bool:
+    """Whether the Detectron2 in `folder` is the unedited v0.6 and numpy no longer has np.int."""
+    source = folder / "data" / "build.py"
+    if not source.is_file() or not re.search(r"\bnp\.int\b", source.read_text(encoding="utf-8")):
+        return False
+    import numpy as np
+
+    return not hasattr(np, "int")
+
+
+def apply_shims() -> None:
+    """Make the installed Detectron2 run on the installed libraries; may be called repeatedly.
+
+    Raises: ImportError as `require_detectron2` does.
+    """
+    require_detectron2()
+    silence_import_warnings()
+    fill_pillow_linear()
+    import_model_zoo()
+    allow_ddp_on_cpu()
+
+
+def silence_import_warnings() -> None:
+    """Hide the one warning that importing Detectron2 and fvcore repeats on torch >= 2.10."""
+    warnings.filterwarnings("ignore", r".*torch\.jit\.script.* is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", r".*torch\.jit\.script.* is deprecated", DeprecationWarning)
+
+
+def fill_pillow_linear() -> None:
+    """Pillow 10 removed LINEAR, the old name of BILINEAR; v0.6 reads it while it is imported."""
+    from PIL import Image
+
+    if not hasattr(Image, "LINEAR"):
+        Image.LINEAR = Image.BILINEAR  # type: ignore[attr-defined]
+
+
+def import_model_zoo() -> None:
+    """Import Detectron2's model zoo where setuptools >= 82 no longer brings pkg_resources."""
+    absent = "pkg_resources" not in sys.modules and not importlib.util.find_spec("pkg_resources")
+    if absent:
+        with stand_in_pkg_resources():
+            importlib.import_module("detectron2.model_zoo")
+
+
+@contextlib.contextmanager
+def stand_in_pkg_resources() -> Iterator[None]:
+    """Offer the one function of pkg_resources that the model zoo calls.
+
+    Only while the zoo is imported: other libraries must see that the real one is absent.
+    """
+    stand_in = types.ModuleType("pkg_resources")
+    stand_in.resource_filename = resource_filename  # type: ignore[attr-defined]
+    sys.modules["pkg_resources"] = stand_in
+    try:
+        yield
+    finally:
+        sys.modules.pop("pkg_resources", None)
+
+
+def resource_filename(package: str, name: str) -> str:
+    """Path of a file inside an installed package."""
+    folder = package_folder(package)
+    if folder is None:
+        raise ModuleNotFoundError(f"No package named {package!r}.")
+    return str(folder / name)
+
+
+def allow_ddp_on_cpu() -> None:
+    """Wrap Detectron2's `create_ddp_model`, which passes GPU numbers for models on the CPU too."""
+    engine: Any = importlib.import_module("detectron2.engine")
+    defaults: Any = importlib.import_module("detectron2.engine.defaults")
+    original = defaults.create_ddp_model
+    if getattr(original, "allows_cpu", False):
+        return
+
+    @functools.wraps(original)
+    def create_ddp_model(model: "nn.Module", **kwargs: Any) -> "nn.Module":
+        if not any(parameter.is_cuda for parameter in model.parameters()):
+            kwargs.setdefault("device_ids", None)
+        wrapped: nn.Module = original(model, **kwargs)
+        return wrapped
+
+    create_ddp_model.allows_cpu = True  # type: ignore[attr-defined]
+    defaults.create_ddp_model = create_ddp_model
+    engine.create_ddp_model = create_ddp_model
+
+
+def feature_shape(channels: int, stride: int) -> "ShapeSpec":
+    """Shape of a feature map: a named tuple in v0.6, a dataclass in main."""
+    from detectron2.layers import ShapeSpec
+
+    return ShapeSpec(channels=channels, stride=stride)
+
+
+def has_padding_constraints() -> bool:
+    """Whether this Detectron2 knows padding constraints (main does, v0.6 does not)."""
+    from detectron2.structures import ImageList
+
+    return "padding_constraints" in inspect.signature(ImageList.from_tensors).parameters
+
+
+def make_image_list(
+    tensors: "Sequence[Tensor]",
+    size_divisibility: int = 0,
+    padding_constraints: Mapping[str, int] | None = None,
+) -> "ImageList":
+    """Batch images of different sizes, padded with zeros at the right and the bottom.
+
+    Args:
+        tensors: images (C, H, W), each of its own size.
+        size_divisibility: both sides of the batch become a multiple of this, in pixels; 0 or 1
+            for none.
+        padding_constraints: a backbone's `padding_constraints`; `size_divisibility` there wins,
+            and a positive `square_size` (pixels) makes the batch square.
+    Raises: ValueError if an image is larger than `square_size`.
+    """
+    from detectron2.structures import ImageList
+
+    constraints = dict(padding_constraints or {})
+    divisibility = constraints.get("size_divisibility", size_divisibility)
+    square = constraints.get("square_size", 0)
+    largest = max(max(tensor.shape[-2:]) for tensor in tensors)
+    if 0 < square < largest:
+        raise ValueError(
+            f"An image has a side of {largest} pixels, but the backbone takes squares of {square}; "
+            "use a smaller test size."
+        )
+    if has_padding_constraints():
+        return ImageList.from_tensors(list(tensors), divisibility, padding_constraints=constraints)
+    if square > 0:
+        # No side exceeds the square, so one multiple of it is the square.
+        step = max(divisibility, 1)
+        divisibility = -(-square // step) * step
+    return ImageList.from_tensors(list(tensors), divisibility)

@@ -1,0 +1,24 @@
+"""Every yacs key of this package, in one place."""
+
+from detectron2.config import CfgNode
+
+from .backbones.d2 import add_backbone_config
+
+
+def add_focalnet_config(cfg: CfgNode) -> None:
+    """Adds this package's keys to a Detectron2 config; see the function in ``focalnet_det``."""
+    add_backbone_config(cfg)
+
+    # The rest is read by tools/train_net.py alone. "SGD" as in Detectron2, or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # With ADAMW: parameters with one of these in their name are exempt from weight decay.
+    cfg.SOLVER.NO_DECAY_NAMES = ("norm",)
+    # Length in epochs of the training set, with decay at EPOCH_STEPS; 0 reads MAX_ITER and STEPS.
+    cfg.SOLVER.EPOCHS = 0
+    cfg.SOLVER.EPOCH_STEPS = ()
+    # "fp32", "bf16" or "fp16"; SOLVER.AMP.ENABLED means fp16 where this is left at "fp32".
+    cfg.SOLVER.PRECISION = "fp32"
+    # A name in focalnet_det.data.augmentation.POLICIES.
+    cfg.INPUT.POLICY = "resize"
+    # Predictions per image that enter box and mask AP.
+    cfg.TEST.MAX_DETS = 100

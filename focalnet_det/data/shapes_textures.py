@@ -1,0 +1,185 @@
+"""Textures of the generated data set `shapes`: fills of shapes and stuff backgrounds.
+
+Every texture is `f(rng, height, width, unit, palette) -> (height, width, 3)` float32, 0..1, where
+`unit` is the image's scale (1.0 for a short side of 192 px) and `palette` holds three RGB colours.
+A class is never tied to a colour: stuff classes differ by the kind of texture alone.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Texture = Callable[[Generator, int, int, float, Array], Array]
+
+
+def random_palette(rng: Generator, saturation: tuple[float, float]) -> Array:
+    """Three colours that go together, (3, 3) RGB 0..1: a base, a variant, a contrast."""
+    hue, sat = rng.uniform(), rng.uniform(*saturation)
+    value = rng.uniform(0.35, 0.95)
+    away = value - rng.uniform(0.2, 0.45) if value > 0.62 else value + rng.uniform(0.2, 0.45)
+    other = hue + rng.choice((0.08, -0.08, 0.33, 0.5))
+    hsv = (
+        (hue, sat, value),
+        (hue + rng.uniform(-0.04, 0.04), sat, np.clip(away, 0.1, 1.0)),
+        (other, sat * rng.uniform(0.6, 1.0), rng.uniform(0.3, 1.0)),
+    )
+    colours = [colorsys.hsv_to_rgb(h % 1.0, s, float(v)) for h, s, v in hsv]
+    return np.asarray(colours, dtype=np.float32)
+
+
+def mix(first: Array, second: Array, weight: Array) -> Array:
+    """Blend two colours (3,) or images (H, W, 3) by weight (H, W), 0..1."""
+    weight = np.clip(weight, 0.0, 1.0).astype(np.float32, copy=False)
+    if first.ndim == second.ndim == 1:
+        # Channel by channel: broadcasting over an inner axis of 3 is several times slower.
+        pairs = zip(first.tolist(), second.tolist(), strict=True)
+        return cv2.merge([weight * np.float32(b - a) + np.float32(a) for a, b in pairs])
+    blended = (second - first) * cv2.merge((weight, weight, weight))
+    return (blended + first).astype(np.float32, copy=False)
+
+
+def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> Array:
+    """Value noise of about zero mean and unit spread, features of `cell` px, (H, W)."""
+    rows, cols = int(height / cell) + 4, int(width / cell) + 4
+    coarse = rng.standard_normal((rows, cols), dtype=np.float32)
+    full = cv2.resize(coarse, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)
+    top, left = int(cell), int(cell)
+    return np.ascontiguousarray(full[top : top + height, left : left + width], dtype=np.float32)
+
+
+def _rotated(rng: Generator, height: int, width: int, angle: float) -> tuple[Array, Array]:
+    """Pixel coordinates turned by `angle` radians, with a random phase."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    u = x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, 1000)
+    v = y * np.cos(angle) - x * np.sin(angle) + rng.uniform(0, 1000)
+    return u.astype(np.float32), v.astype(np.float32)
+
+
+def _soft_square(phase: Array, sharpness: float) -> Array:
+    """Square wave with soft edges, 0..1; one period per 2 pi."""
+    return np.clip(0.5 + sharpness * np.sin(phase), 0.0, 1.0).astype(np.float32)
+
+
+def stripes(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Straight bands at any angle."""
+    u, _ = _rotated(rng, height, width, rng.uniform(0, np.pi))
+    wave = 2 * np.pi * u / (unit * rng.uniform(5, 16))
+    return mix(palette[0], palette[rng.integers(1, 3)], _soft_square(wave, 1.5))
+
+
+def checks(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Chequerboard at any angle."""
+    u, v = _rotated(rng, height, width, rng.uniform(0, np.pi))
+    rate = 2 * np.pi / (unit * rng.uniform(8, 20))
+    board = (np.sin(u * rate) * np.sin(v * rate)).astype(np.float32)
+    return mix(palette[0], palette[rng.integers(1, 3)], np.clip(0.5 + 3 * board, 0, 1))
+
+
+def dots(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Regular dots."""
+    u, v = _rotated(rng, height, width, rng.uniform(0, np.pi))
+    rate = 2 * np.pi / (unit * rng.uniform(7, 14))
+    bumps = np.cos(u * rate) + np.cos(v * rate) - rng.uniform(0.5, 0.9)
+    return mix(palette[0], palette[rng.integers(1, 3)], np.clip(0.5 + 2 * bumps, 0, 1))
+
+
+def speckle(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Blotches of two sizes."""
+    coarse = smooth_noise(rng, height, width, unit * rng.uniform(5, 11))
+    fine = smooth_noise(rng, height, width, max(1.5, 2 * unit))
+    return mix(palette[0], palette[1], 0.5 + 0.45 * coarse + 0.12 * fine)
+
+
+def gradient(rng: Generator, height: int, width: int, _unit: float, palette: Array) -> Array:
+    """Linear ramp between two colours."""
+    u, _ = _rotated(rng, height, width, rng.uniform(0, 2 * np.pi))
+    ramp = (u - u.min()) / max(float(np.ptp(u)), 1.0)
+    return mix(palette[0], palette[rng.integers(1, 3)], ramp)
+
+
+def plain(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """One colour with a faint grain."""
+    grain = smooth_noise(rng, height, width, max(1.5, 3 * unit))
+    return mix(palette[0], palette[1], 0.08 + 0.06 * grain)
+
+
+def sky(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Smooth vertical ramp with soft clouds."""
+    y = np.linspace(0, 1, height, dtype=np.float32)[:, None].repeat(width, axis=1)
+    wide = smooth_noise(rng, height, width, unit * 44)
+    cloud = wide + 0.45 * smooth_noise(rng, height, width, unit * 18)
+    pale = (0.3 * palette[0] + 0.7).astype(np.float32)
+    ramp = mix(palette[0], (0.6 * palette[0] + 0.4 * pale).astype(np.float32), y)
+    return mix(ramp, np.broadcast_to(pale, ramp.shape), 0.55 * np.clip(cloud - 0.2, 0, 1.2))
+
+
+def grass(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Short upright blades in a few shades."""
+    dark, light = sorted(palette[:2], key=lambda colour: float(colour.sum()))
+    patches = smooth_noise(rng, height, width, unit * 30)
+    base = mix((0.8 * dark).astype(np.float32), light, 0.35 + 0.15 * patches)
+    count = max(4, int(height * width / (unit * unit) / 110))
+    length = unit * rng.uniform(5, 9)
+    lean = rng.uniform(-0.35, 0.35)
+    for shade in np.linspace(0.15, 1.05, 5):
+        foot = rng.uniform((0, 0), (width, height + length), (count, 2))
+        tilt = lean + rng.normal(0, 0.25, count)
+        tip = foot + length * rng.uniform(0.6, 1.2, (count, 1)) * np.stack(
+            (np.sin(tilt), -np.cos(tilt)), axis=1
+        )
+        blades = np.round(np.stack((foot, tip), axis=1) * 8).astype(np.int32)
+        colour = np.clip(0.8 * dark + (light - 0.8 * dark) * shade, 0, 1) * 255
+        canvas = np.round(np.clip(base, 0, 1) * 255).astype(np.uint8)
+        thickness = max(1, round(unit))
+        cv2.polylines(canvas, list(blades), False, colour.tolist(), thickness, cv2.LINE_AA, 3)
+        base = canvas.astype(np.float32) / np.float32(255)
+    return base
+
+
+def brick(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Rows of bricks, each of its own shade, with mortar between."""
+    u, v = _rotated(rng, height, width, rng.normal(0, 0.08))
+    tall = unit * rng.uniform(9, 15)
+    wide = tall * rng.uniform(1.9, 2.5)
+    row = np.floor(v / tall)
+    along = u / wide + 0.5 * (row % 2)
+    column = np.floor(along)
+    shades = rng.uniform(0, 0.6, 4096).astype(np.float32)
+    shade = shades[(row.astype(np.int64) * 61 + column.astype(np.int64) * 17) % 4096]
+    edge = np.minimum(
+        np.minimum(v - row * tall, (row + 1) * tall - v),
+        np.minimum(along - column, column + 1 - along) * wide,
+    )
+    wall = mix(palette[0], palette[1], shade + 0.08 * smooth_noise(rng, height, width, 2 * unit))
+    mean = float(palette[0].mean())
+    mortar = palette[0] * 0.3 + (0.1 if mean > 0.5 else 0.62)
+    return mix(wall, np.broadcast_to(mortar, wall.shape), 1.2 - (edge / unit - 0.3))
+
+
+def water(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Long wavy ripples with bright crests."""
+    u, v = _rotated(rng, height, width, rng.normal(0, 0.2))
+    period = unit * rng.uniform(8, 15)
+    bend = smooth_noise(rng, height, width, unit * 24) + 0.5 * np.sin(u / (unit * 9))
+    wave = np.sin(2 * np.pi * v / period + 1.5 * bend)
+    broken = 0.5 + 0.5 * smooth_noise(rng, height, width, unit * 12)
+    body = mix(palette[0], palette[1], 0.5 + 0.35 * wave)
+    crest = np.clip(4 * (wave - 0.72), 0, 1) * np.clip(broken, 0, 1)
+    return mix(body, np.ones_like(body), 0.55 * crest)
+
+
+STUFF_TEXTURES: dict[str, Texture] = {"sky": sky, "grass": grass, "brick": brick, "water": water}
+
+# Shapes are filled with anything, now and then with a stuff texture as a distractor.
+FILL_TEXTURES: tuple[Texture, ...] = (
+    *(stripes, checks, dots, speckle, gradient, plain) * 2,
+    *STUFF_TEXTURES.values(),
+)

@@ -1,0 +1,299 @@
+"""One description of a training, read from either kind of config."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from yaml import YAMLError
+
+from .. import add_focalnet_config
+from ..data.augmentation import POLICIES, evaluation_resize
+from ..data.build import TrainLoader, build_test_loader, build_train_loader
+from .solver import Schedule, adamw
+
+
+@dataclass(kw_only=True)
+class TrainOptions:
+    """How to run, apart from what to train; the ``train`` section of a LazyConfig.
+
+    Attributes:
+        output_dir: everything that a run writes.
+        init_checkpoint: weights to start from, "" for none.
+        device: "auto" takes a GPU if there is one.
+        precision: "fp32", "bf16" or "fp16", of autocast.
+        clip_norm: largest gradient norm, 0 for no clipping.
+        eval_period, checkpoint_period: in ``period_unit``; 0 means at the end only.
+        period_unit: "epochs" or "iterations".
+        log_iterations: between two progress lines.
+        keep_checkpoints: how many of the last checkpoints to keep.
+        max_dets: predictions per image that enter AP.
+        seed: of everything random, negative for a different one each time.
+        ddp: arguments of DistributedDataParallel.
+    """
+
+    output_dir: str = "output"
+    init_checkpoint: str = ""
+    device: str = "auto"
+    precision: str = "fp32"
+    clip_norm: float = 0.0
+    eval_period: float = 1.0
+    checkpoint_period: float = 1.0
+    period_unit: str = "epochs"
+    log_iterations: int = 20
+    keep_checkpoints: int = 3
+    max_dets: int = 100
+    seed: int = -1
+    ddp: dict[str, Any] = field(default_factory=dict)
+
+    def to_iterations(self, period: float, iterations_per_epoch: int) -> int:
+        """A period in iterations."""
+        unit = iterations_per_epoch if self.period_unit == "epochs" else 1
+        return round(period * unit)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f"Unknown precision {self.precision!r}. Known: bf16, fp16, fp32.")
+        if self.period_unit not in ("epochs", "iterations"):
+            raise ValueError(f"period_unit must be epochs or iterations, got {self.period_unit!r}.")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("The config asks for a GPU (device cuda), but PyTorch sees none here.")
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """The parts of a training, not yet built: each callable builds one."""
+
+    model: Callable[[], nn.Module]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Schedule
+    train_loader: Callable[[], TrainLoader]
+    test_loaders: Mapping[str, Callable[[], Any]]
+    options: TrainOptions
+    config_text: str
+
+
+def load_config(path: str | Path, overrides: list[str]) -> CfgNode | DictConfig:
+    """Reads a config of either kind, by its suffix, and applies overrides.
+
+    Args:
+        path: ``.py`` (LazyConfig) or ``.yaml`` (yacs).
+        overrides: ``key=value`` for LazyConfig; ``KEY VALUE`` or ``KEY=VALUE`` for yacs.
+    Raises: ValueError if there is no such file or it is of neither kind, KeyError for an override
+        of a key that the config does not have.
+    """
+    path = Path(path)
+    if not PathManager.isfile(str(path)):
+        raise ValueError(f"No such config file: {path}.")
+    if path.suffix == ".py":
+        return apply_lazy_overrides(LazyConfig.load(str(path)), overrides)
+    if path.suffix in (".yaml", ".yml"):
+        cfg = get_cfg()
+        add_focalnet_config(cfg)
+        try:
+            cfg.merge_from_file(str(path))
+        except YAMLError as error:
+            raise ValueError(f"{path} is not valid yaml: {error}") from error
+        apply_yacs_overrides(cfg, overrides)
+        return cfg
+    raise ValueError(f"{path} is neither a .py (LazyConfig) nor a .yaml (yacs) config.")
+
+
+def apply_lazy_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """As ``LazyConfig.apply_overrides``, but a key that the config lacks is an error, not news."""
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        key = key.lstrip("+~")
+        if not equals:
+            raise ValueError(f"Overrides of a .py config read key=value, got {item!r}.")
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        # A call may take more arguments than its config spells out; anything else is a typo.
+        if not item.startswith("+") and (
+            not OmegaConf.is_config(node) or (leaf not in node and "_target_" not in node)
+        ):
+            raise KeyError(f"The config has no key {key!r}.")
+    from hydra.errors import HydraException
+
+    try:
+        return LazyConfig.apply_overrides(cfg, [item.lstrip("+") for item in overrides])
+    except HydraException as error:
+        raise ValueError(
+            f"Override not understood (a value with = or brackets needs quotes of its own): {error}"
+        ) from error
+
+
+def apply_yacs_overrides(cfg: CfgNode, overrides: list[str]) -> None:
+    """As ``merge_from_list``, with KeyError and ValueError in place of failed assertions."""
+    items = iter(overrides)
+    for item in items:
+        key, equals, rest = item.partition("=")
+        value = rest if equals else next(items, None)
+        if value is None:
+            raise ValueError(
+                f"Overrides of a .yaml config read KEY VALUE or KEY=VALUE; {key!r} has no value."
+            )
+        node = cfg
+        for part in key.split("."):
+            if not isinstance(node, CfgNode) or part not in node:
+                raise KeyError(f"The config has no key {key!r}.")
+            node = node[part]
+        cfg.merge_from_list([key, value])
+
+
+def read_experiment(cfg: CfgNode | DictConfig) -> Experiment:
+    """The parts of a training from a config of either kind."""
+    return from_yacs(cfg) if isinstance(cfg, CfgNode) else from_lazy(cfg)
+
+
+def from_lazy(cfg: DictConfig) -> Experiment:
+    """Reads ``model``, ``optimizer``, ``schedule``, ``dataloader`` and ``train``."""
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        node = cfg.optimizer.copy()
+        node.model = model
+        return instantiate(node)
+
+    def test_loader(node: DictConfig) -> Callable[[], Any]:
+        return lambda: instantiate(node)
+
+    tests = cfg.dataloader.get("test", None) or []
+    return Experiment(
+        model=lambda: instantiate(cfg.model),
+        optimizer=optimizer,
+        schedule=instantiate(cfg.schedule),
+        train_loader=lambda: instantiate(cfg.dataloader.train),
+        test_loaders={node.dataset: test_loader(node) for node in tests},
+        options=TrainOptions(
+            **cast(dict[str, Any], OmegaConf.to_container(cfg.train, resolve=True))
+        ),
+        config_text=lazy_text(cfg),
+    )
+
+
+def from_yacs(cfg: CfgNode) -> Experiment:
+    """Reads Detectron2's keys and those of ``add_focalnet_config``."""
+    solver = cfg.SOLVER
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        if solver.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        if solver.OPTIMIZER == "ADAMW":
+            return adamw(
+                model,
+                lr=solver.BASE_LR,
+                weight_decay=solver.WEIGHT_DECAY,
+                no_decay_names=solver.NO_DECAY_NAMES,
+            )
+        raise ValueError(f"Unknown SOLVER.OPTIMIZER {solver.OPTIMIZER!r}. Known: ADAMW, SGD.")
+
+    def model() -> nn.Module:
+        frozen = cfg.clone()
+        frozen.MODEL.DEVICE = "cpu"  # the engine moves it
+        return build_model(frozen)
+
+    def test_loader(name: str) -> Callable[[], Any]:
+        resize = evaluation_resize(
+            short_side=cfg.INPUT.MIN_SIZE_TEST, max_long_side=cfg.INPUT.MAX_SIZE_TEST
+        )
+        return lambda: build_test_loader(
+            dataset=name,
+            augmentations=resize,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            image_format=cfg.INPUT.FORMAT,
+        )
+
+    return Experiment(
+        model=model,
+        optimizer=optimizer,
+        schedule=yacs_schedule(solver),
+        train_loader=lambda: yacs_train_loader(cfg),
+        test_loaders={name: test_loader(name) for name in cfg.DATASETS.TEST},
+        options=yacs_options(cfg),
+        config_text=cfg.dump(),
+    )
+
+
+def yacs_schedule(solver: CfgNode) -> Schedule:
+    """``SOLVER.EPOCHS`` with ``EPOCH_STEPS``, or Detectron2's ``MAX_ITER`` with ``STEPS``."""
+    decays = {"WarmupMultiStepLR": "multistep", "WarmupCosineLR": "cosine"}
+    if solver.LR_SCHEDULER_NAME not in decays:
+        raise ValueError(
+            f"Unknown SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r}. "
+            f"Known: {', '.join(decays)}."
+        )
+    in_epochs = solver.EPOCHS > 0
+    return Schedule(
+        epochs=solver.EPOCHS if in_epochs else None,
+        iterations=None if in_epochs else solver.MAX_ITER,
+        decay=decays[solver.LR_SCHEDULER_NAME],
+        milestones=tuple(solver.EPOCH_STEPS if in_epochs else solver.STEPS),
+        gamma=solver.GAMMA,
+        warmup_iterations=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+    )
+
+
+def yacs_train_loader(cfg: CfgNode) -> TrainLoader:
+    """Training data of a yacs config."""
+    if cfg.INPUT.POLICY not in POLICIES:
+        raise ValueError(
+            f"Unknown INPUT.POLICY {cfg.INPUT.POLICY!r}. Known: {', '.join(POLICIES)}."
+        )
+    augmentations = POLICIES[cfg.INPUT.POLICY](
+        short_sides=cfg.INPUT.MIN_SIZE_TRAIN, max_long_side=cfg.INPUT.MAX_SIZE_TRAIN
+    )
+    return build_train_loader(
+        datasets=cfg.DATASETS.TRAIN,
+        augmentations=augmentations,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        masks=cfg.MODEL.MASK_ON,
+        keypoints=cfg.MODEL.KEYPOINT_ON,
+        image_format=cfg.INPUT.FORMAT,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    )
+
+
+def yacs_options(cfg: CfgNode) -> TrainOptions:
+    """Run options of a yacs config; its periods are in iterations."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "value" and cfg.SOLVER.OPTIMIZER == "ADAMW":
+        raise ValueError(
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE value works with SOLVER.OPTIMIZER SGD only; "
+            "use norm or full_model."
+        )
+    precision = "fp16" if cfg.SOLVER.AMP.ENABLED else cfg.SOLVER.PRECISION
+    return TrainOptions(
+        output_dir=cfg.OUTPUT_DIR,
+        init_checkpoint=cfg.MODEL.WEIGHTS,
+        # Detectron2's default is "cuda", also where there is none: no one has asked for it.
+        device="auto" if cfg.MODEL.DEVICE == "cuda" else cfg.MODEL.DEVICE,
+        precision=precision,
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+        period_unit="iterations",
+        clip_norm=clip.CLIP_VALUE if clip.ENABLED and cfg.SOLVER.OPTIMIZER == "ADAMW" else 0.0,
+        max_dets=cfg.TEST.MAX_DETS,
+        seed=cfg.SEED,
+    )
+
+
+def lazy_text(cfg: DictConfig) -> str:
+    """A LazyConfig as yaml, with callables by name."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        LazyConfig.save(cfg, str(path))
+        return path.read_text()

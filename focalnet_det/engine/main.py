@@ -1,0 +1,152 @@
+"""What tools/train_net.py does: from command-line arguments to a finished run."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import launch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ..checkpoint import load_initial_weights
+from ..data.datasets import register_coco_json, register_shapes
+from .evaluate import evaluate
+from .experiment import Experiment, load_config, read_experiment
+from .run import start_run
+from .train import autocast, train
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """The command line of tools/train_net.py; see its ``--help``."""
+
+    config_file: str
+    opts: list[str] = field(default_factory=list)
+    resume: bool = False
+    eval_only: bool = False
+    output: str | None = None
+    coco_json: str | None = None
+    images: str | None = None
+    val_json: str | None = None
+    val_images: str | None = None
+    num_gpus: int = 1
+    num_cpus: int = 0
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+
+
+def launch_run(args: RunArguments) -> None:
+    """Runs in this process, or in one process per GPU, or in several processes on the CPU.
+
+    Raises: ValueError if there are fewer GPUs than asked for.
+    """
+    found = torch.cuda.device_count()
+    if args.num_gpus > max(found, 1):
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}, but PyTorch sees {found} GPUs here. "
+            "Use --num-cpus for several processes on the CPU."
+        )
+    if args.num_cpus > 1:
+        if found:
+            raise ValueError("--num-cpus is for machines without a GPU; hide it first.")
+        # Processes that share cores are several times slower with more threads than cores.
+        os.environ["OMP_NUM_THREADS"] = "1"
+    # What Detectron2 says while a child process imports it; the parent has heard it already.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    launch(
+        run,
+        max(args.num_gpus, args.num_cpus),
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def run(args: RunArguments) -> dict[str, Any]:
+    """Trains, or evaluates the initial weights; returns the results of the last evaluation."""
+    register_shapes()
+    cfg = load_config(args.config_file, args.opts)
+    if args.coco_json or args.val_json:
+        use_coco_json(cfg, args)
+    if args.output:
+        set_output(cfg, args.output)
+    experiment = read_experiment(cfg)
+    start_run(experiment)
+    if args.eval_only:
+        return run_evaluation(experiment)
+    return train(experiment, resume=args.resume)
+
+
+def run_evaluation(experiment: Experiment) -> dict[str, Any]:
+    """Evaluates ``init_checkpoint``.
+
+    Raises: ValueError if there is none or it does not fit.
+    """
+    options = experiment.options
+    if not options.init_checkpoint:
+        raise ValueError(
+            "--eval-only needs weights: add train.init_checkpoint=FILE (.py config) or "
+            "MODEL.WEIGHTS FILE (.yaml config)."
+        )
+    model = experiment.model()
+    load_initial_weights(model, options.init_checkpoint, new_classes=False)
+    with autocast(options):
+        return evaluate(experiment, model.to(options.device))
+
+
+def use_coco_json(cfg: CfgNode | DictConfig, args: RunArguments) -> None:
+    """Points a config at COCO-format files; the class count comes from the training file.
+
+    Raises: ValueError if an option is missing, a file is not as it should be, or the validation
+        file has other classes than the training file.
+    """
+    train_json, train_images = args.coco_json or args.val_json, args.images or args.val_images
+    if not train_json or not train_images:
+        raise ValueError("--coco-json FILE needs --images DIR (and --val-json needs one of both).")
+    train_name = f"{Path(train_json).stem}_train"
+    classes = register_coco_json(train_name, train_json, train_images)
+    val_name = None
+    if args.val_json:
+        val_name = f"{Path(args.val_json).stem}_val"
+        val_classes = register_coco_json(val_name, args.val_json, args.val_images or train_images)
+        if val_classes != classes:
+            raise ValueError(
+                f"{args.val_json} has other categories than {train_json}: "
+                f"{sorted(set(val_classes) ^ set(classes)) or 'another order'}."
+            )
+    if isinstance(cfg, CfgNode):
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train_name,), (val_name,) if val_name else ()
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
+        return
+    cfg.dataloader.train.datasets = train_name
+    if val_name:
+        for loader in cfg.dataloader.test[:1]:
+            loader.dataset = val_name
+    cfg.dataloader.test = cfg.dataloader.test[:1] if val_name else []
+    set_num_classes(cfg.model, len(classes))
+
+
+def set_num_classes(node: Any, count: int) -> None:
+    """Sets every ``num_classes`` of a LazyConfig model that is not a reference to another."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key == "num_classes":
+                if not OmegaConf.is_interpolation(node, key):
+                    node[key] = count
+            else:
+                set_num_classes(node[key], count)
+    elif isinstance(node, ListConfig):
+        for item in node:
+            set_num_classes(item, count)
+
+
+def set_output(cfg: CfgNode | DictConfig, folder: str) -> None:
+    """Sets the output folder of a config of either kind."""
+    if isinstance(cfg, CfgNode):
+        cfg.OUTPUT_DIR = folder
+    else:
+        cfg.train.output_dir = folder

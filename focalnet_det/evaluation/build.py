@@ -1,0 +1,52 @@
+"""From a registered data set to its evaluator."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.file_io import PathManager
+
+from focalnet_det.evaluation.coco import COCODetectionEvaluator
+
+
+def _coco(metadata: Metadata, **options: Any) -> DatasetEvaluator:
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        raise KeyError(f"Metadata of {metadata.name!r} has no json_file: set it to the COCO JSON.")
+    return COCODetectionEvaluator(
+        json_file=PathManager.get_local_path(json_file),
+        class_names=metadata.get("thing_classes"),
+        thing_dataset_id_to_contiguous_id=metadata.get("thing_dataset_id_to_contiguous_id"),
+        **options,
+    )
+
+
+# Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=).
+EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {"coco": _coco}
+
+
+def build_evaluator(
+    dataset_name: str,
+    *,
+    output_dir: str | os.PathLike[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    max_dets: int = 100,
+) -> DatasetEvaluator:
+    """Evaluator for a data set registered in Detectron2.
+
+    Args:
+        output_dir: where results and metrics are written; None writes nothing.
+        tasks: what to measure, e.g. ("bbox", "segm"); None: what the predictions hold.
+        max_dets: detections per image and class that count for AP.
+    Raises: KeyError if the data set's evaluator_type is missing or unknown.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind not in EVALUATORS:
+        raise KeyError(
+            f"Data set {dataset_name!r} has evaluator_type {kind!r}. "
+            f"Known: {', '.join(sorted(EVALUATORS))}. Is the data set registered?"
+        )
+    return EVALUATORS[kind](metadata, output_dir=output_dir, tasks=tasks, max_dets=max_dets)

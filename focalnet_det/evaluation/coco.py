@@ -1,0 +1,340 @@
+"""Box and mask AP in the COCO protocol, as a Detectron2 evaluator.
+
+hotcoco computes the scores; they are those of pycocotools to the last bit, except that
+pycocotools never counts a match with annotation id 0 (COCO's ids start above it).
+"""
+
+import json
+import logging
+import math
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from torch import Tensor
+
+from focalnet_det.evaluation.tables import overall_table, per_class_table
+
+logger = logging.getLogger(__name__)
+
+# Prediction field that each task scores, and the key of the COCO result it becomes.
+TASK_FIELDS = {"bbox": ("pred_boxes", "bbox"), "segm": ("pred_masks", "segmentation")}
+
+Record = dict[str, Any]
+
+
+class COCODetectionEvaluator(DatasetEvaluator):
+    """AP and AR of boxes and masks, in percent; NaN where nothing can be measured.
+
+    Masks are run-length encoded as they come, so that no image's pixels are kept. The main rank
+    scores what all ranks saw; the others return an empty dict.
+
+    Args:
+        json_file: COCO annotations; without "annotations" (a test set), nothing is scored.
+        tasks: of "bbox" and "segm"; None scores what the predictions hold.
+        class_names: by contiguous id; default: the names in `json_file`.
+        thing_dataset_id_to_contiguous_id: category id -> class that the model predicts; default:
+            the rank of the category id, as Detectron2's COCO loader assigns.
+        output_dir: gets `coco_instances_results.json` and `coco_metrics.json` (null for NaN).
+        max_dets: detections per image and class that count for AP; 100 is COCO's protocol.
+        distributed: gather the predictions of all ranks.
+    Raises: ValueError if the arguments and the JSON disagree.
+    """
+
+    def __init__(
+        self,
+        *,
+        json_file: str | os.PathLike[str],
+        tasks: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        thing_dataset_id_to_contiguous_id: Mapping[int, int] | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        max_dets: int = 100,
+        distributed: bool = True,
+    ) -> None:
+        if max_dets < 1:
+            raise ValueError(f"max_dets must be at least 1, got {max_dets}.")
+        self._tasks = None if tasks is None else _checked_tasks(tasks)
+        self._truth = _load_ground_truth(Path(json_file))
+        if self._tasks and "segm" in self._tasks:
+            self._truth.check_has_masks()
+        self._classes = _classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
+        self._category_ids = list(self._classes.values())
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        # pycocotools sorts the limits and reports the largest, so 10 must go when max_dets is 5.
+        self._limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
+        self._distributed = distributed
+        self.reset()
+
+    @property
+    def instance_counts(self) -> dict[str, int]:
+        """Class name -> ground-truth instances, crowds left out."""
+        counts = self._truth.instance_counts
+        return {name: counts[category] for name, category in self._classes.items()}
+
+    def reset(self) -> None:
+        self._records: dict[int, list[Record]] = {}
+        self._held_tasks: set[str] = set()
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Turn predictions into COCO results at once.
+
+        Args:
+            inputs: dicts with "image_id".
+            outputs: dicts with "instances": `scores`, `pred_classes`, `pred_boxes` (xyxy, absolute
+                pixels of the original image) and/or `pred_masks` (N, H, W).
+        Raises: ValueError, naming the image, if predictions cannot belong to the data set.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            image_id = self._truth.known_image(image["image_id"])
+            if image_id in self._records:
+                logger.warning("Image %s was predicted twice; the first result counts.", image_id)
+            else:
+                self._records[image_id] = self._to_records(image_id, output["instances"])
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
+        """Metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}."""
+        results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        by_image, held_tasks = self._gather()
+        if self._distributed and not comm.is_main_process():
+            return results
+        if not by_image:
+            logger.warning("No image was processed: nothing to evaluate.")
+            return results
+        records = [record for image_id in sorted(by_image) for record in by_image[image_id]]
+        if self._output_dir is not None:
+            lines = (json.dumps(record, allow_nan=False) for record in records)
+            path = self._output_dir / "coco_instances_results.json"
+            _write_atomically(path, "[\n" + ",\n".join(lines) + "\n]\n")
+        if not self._truth.has_annotations:
+            logger.info("The data set has no annotations: predictions are not scored.")
+            return results
+        for task in self._tasks or [task for task in TASK_FIELDS if task in held_tasks]:
+            results[task] = self._score(task, records)
+        self._report(results)
+        return results
+
+    def _gather(self) -> tuple[dict[int, list[Record]], set[str]]:
+        """Predictions of all ranks and the tasks they hold; empty but on the main rank."""
+        if not self._distributed:
+            return self._records, self._held_tasks
+        comm.synchronize()
+        parts = comm.gather((self._records, self._held_tasks), dst=0)
+        # Samplers may pad with repeated images: as dict keys, each counts once.
+        by_image = {image_id: r for records, _ in parts for image_id, r in records.items()}
+        return by_image, {task for _, held in parts for task in held}
+
+    def _to_records(self, image_id: int, instances: Instances) -> list[Record]:
+        """COCO results of one image, on CPU."""
+        held = {task for task, (field, _) in TASK_FIELDS.items() if instances.has(field)}
+        if not held or (len(instances) and not held.issuperset(self._tasks or ())):
+            raise ValueError(
+                f"Predictions of image {image_id} hold {sorted(instances.get_fields())}: that is "
+                f"not enough to evaluate {' and '.join(self._tasks or TASK_FIELDS)}; see `tasks`."
+            )
+        self._held_tasks |= held
+        labels = instances.pred_classes.tolist()
+        scores = _finite("scores", instances.scores, image_id)
+        self._truth.check_labels(image_id, labels)
+        records: list[Record] = [
+            {"image_id": image_id, "category_id": self._category_ids[label], "score": score}
+            for label, score in zip(labels, scores.tolist(), strict=True)
+        ]
+        if "bbox" in held:
+            boxes = _finite("pred_boxes", instances.pred_boxes.tensor, image_id)
+            xywh = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+            for record, box in zip(records, xywh.tolist(), strict=True):
+                record["bbox"] = box
+        if "segm" in held and "segm" in (self._tasks or held):
+            masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
+            self._truth.check_masks(image_id, masks)
+            for record, mask in zip(records, masks, strict=True):
+                record["segmentation"] = _encode(mask)
+        return records
+
+    def _score(self, task: str, records: list[Record]) -> dict[str, float]:
+        # COCO takes an instance's area from its box if there is one; mask AP needs the mask's.
+        keys = ("image_id", "category_id", "score", TASK_FIELDS[task][1])
+        predictions = self._truth.api.load_res([{k: r[k] for k in keys} for r in records])
+        scorer = hotcoco.COCOeval(self._truth.api, predictions, task)
+        scorer.params.maxDets = self._limits
+        scorer.evaluate()
+        scorer.accumulate()
+        assert scorer.eval is not None
+        precision, recall = scorer.eval["precision"], scorer.eval["recall"]
+        metrics = _summarize(precision, recall, self._limits)
+        for name, category in self._classes.items():
+            k = scorer.params.catIds.index(category)
+            metrics[f"AP-{name}"] = _percent(precision[:, :, k, 0, -1])
+        return metrics
+
+    def _report(self, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Log the tables and write `coco_metrics.json`."""
+        logger.info("COCO metrics in percent:\n%s", overall_table(results))
+        logger.info("Per class:\n%s", per_class_table(results, self.instance_counts))
+        if absent := [name for name, count in self.instance_counts.items() if count == 0]:
+            logger.info("Classes without ground truth (AP is NaN): %s", ", ".join(absent))
+        if self._output_dir is not None:
+            finite = {
+                task: {name: None if math.isnan(v) else v for name, v in metrics.items()}
+                for task, metrics in results.items()
+            }
+            text = json.dumps(finite, indent=2, allow_nan=False)
+            _write_atomically(self._output_dir / "coco_metrics.json", text + "\n")
+
+
+@dataclass(frozen=True)
+class _GroundTruth:
+    """Ground truth indexed by hotcoco, with what is needed to check predictions."""
+
+    path: Path
+    api: Any
+    sizes: Mapping[int, tuple[int | None, int | None]]  # image id -> height, width
+    categories: Mapping[int, str]  # in order of id
+    instance_counts: Mapping[int, int]
+    has_annotations: bool
+    without_mask: int | None  # id of one annotation without segmentation
+
+    def known_image(self, image_id: Any) -> int:
+        if image_id in self.sizes:
+            return int(image_id)
+        raise ValueError(
+            f"Image id {image_id!r} is not in {self.path} ({len(self.sizes)} images): "
+            "evaluate on the data set that was loaded."
+        )
+
+    def check_labels(self, image_id: int, labels: Sequence[int]) -> None:
+        for label in labels:
+            if not 0 <= label < len(self.categories):
+                raise ValueError(
+                    f"Image {image_id} has a prediction of class {label}, but {self.path} has "
+                    f"{len(self.categories)} classes: set the model's number of classes to that."
+                )
+
+    def check_has_masks(self) -> None:
+        if self.without_mask is not None:
+            raise ValueError(
+                f"Annotation {self.without_mask} in {self.path} has no segmentation: mask AP "
+                'cannot be measured, use tasks=("bbox",).'
+            )
+
+    def check_masks(self, image_id: int, masks: Tensor) -> None:
+        self.check_has_masks()
+        size = tuple(masks.shape[1:])
+        if len(masks) and size != self.sizes[image_id] and None not in self.sizes[image_id]:
+            raise ValueError(
+                f"Masks of image {image_id} are {size} (height, width), but {self.path} says "
+                f"{self.sizes[image_id]}: resize predictions to the original image."
+            )
+
+
+def _load_ground_truth(path: Path) -> _GroundTruth:
+    """Read COCO instance annotations; ValueError if they name unknown images or categories."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in data["images"]}
+    categories = {c["id"]: c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])}
+    annotations = data.get("annotations", [])
+    for annotation in annotations:
+        at = f"Annotation {annotation['id']} in {path}"
+        if "area" not in annotation:
+            raise ValueError(f"{at} has no area: AP by size needs it.")
+        for key, known in (("image_id", sizes), ("category_id", categories)):
+            if annotation[key] not in known:
+                raise ValueError(f"{at} has an undefined {key}, {annotation[key]!r}.")
+    return _GroundTruth(
+        path=path,
+        api=hotcoco.COCO(data),
+        sizes=sizes,
+        categories=categories,
+        instance_counts=Counter(a["category_id"] for a in annotations if not a.get("iscrowd")),
+        has_annotations="annotations" in data,
+        without_mask=next((a["id"] for a in annotations if not a.get("segmentation")), None),
+    )
+
+
+def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    unknown = [task for task in tasks if task not in TASK_FIELDS]
+    if isinstance(tasks, str) or unknown or not tasks:
+        raise ValueError(f"Unknown tasks {tasks!r}. Known: {', '.join(sorted(TASK_FIELDS))}.")
+    return tuple(task for task in TASK_FIELDS if task in tasks)
+
+
+def _classes(
+    truth: _GroundTruth, mapping: Mapping[int, int] | None, names: Sequence[str] | None
+) -> dict[str, int]:
+    """Class name -> category id, in order of contiguous id."""
+    if mapping is None:
+        mapping = {category: k for k, category in enumerate(truth.categories)}
+    if unknown := sorted(set(mapping) ^ set(truth.categories)):
+        raise ValueError(
+            f"thing_dataset_id_to_contiguous_id and {truth.path} differ in category ids {unknown}."
+        )
+    if sorted(mapping.values()) != list(range(len(mapping))):
+        raise ValueError("Contiguous ids must be 0, 1, ... without gaps or repetitions.")
+    category_ids = sorted(mapping, key=lambda category: mapping[category])
+    names = [truth.categories[c] for c in category_ids] if names is None else names
+    if len(names) != len(category_ids) or len(set(names)) != len(names):
+        raise ValueError(
+            f"{truth.path} has {len(category_ids)} categories: class_names must give a different "
+            f"name for each, got {', '.join(names)}."
+        )
+    return dict(zip(names, category_ids, strict=True))
+
+
+def _finite(field: str, values: Tensor, image_id: int) -> Tensor:
+    values = values.detach().float().cpu()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{field} of image {image_id} are not finite: has training diverged?")
+    return values
+
+
+def _encode(mask: Tensor) -> Record:
+    """Run-length encoding of one (H, W) mask: bool, or a probability that is set above 0.5."""
+    binary = mask.detach() > 0.5 if mask.is_floating_point() else mask.detach().bool()
+    # Transposed before the copy: runs go down the columns, and the encoder then reads in order.
+    columns = binary.t().contiguous().cpu().numpy()
+    rle = hotcoco.mask.encode(columns.T)
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+def _percent(values: np.ndarray) -> float:
+    """Mean of the defined (non-negative) values x 100; NaN if there is none."""
+    defined = values[values > -1]
+    return float(np.mean(defined) * 100) if defined.size else math.nan
+
+
+def _summarize(
+    precision: np.ndarray, recall: np.ndarray, limits: Sequence[int]
+) -> dict[str, float]:
+    """COCO's summary, AP at the largest limit.
+
+    Args:
+        precision: (T, R, K, A, M): IoU, recall, class, area range, detection limit; -1 undefined.
+        recall: (T, K, A, M).
+    """
+    metrics = {
+        "AP": _percent(precision[:, :, :, 0, -1]),
+        "AP50": _percent(precision[0, :, :, 0, -1]),
+        "AP75": _percent(precision[5, :, :, 0, -1]),
+    }
+    areas = {"s": 1, "m": 2, "l": 3}
+    metrics |= {f"AP{name}": _percent(precision[:, :, :, a, -1]) for name, a in areas.items()}
+    metrics |= {f"AR{limit}": _percent(recall[:, :, 0, m]) for m, limit in enumerate(limits)}
+    metrics |= {f"AR{name}": _percent(recall[:, :, a, -1]) for name, a in areas.items()}
+    return metrics
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,18 @@
+"""Building blocks shared by the backbones."""
+
+from .drop_path import DropPath
+from .layer_scale import layer_scale_parameter
+from .mlp import Mlp
+from .norm import channels_first, channels_last
+from .patch_embed import PatchEmbed, pad_to_multiple, valid_mask
+
+__all__ = [
+    "DropPath",
+    "Mlp",
+    "PatchEmbed",
+    "channels_first",
+    "channels_last",
+    "layer_scale_parameter",
+    "pad_to_multiple",
+    "valid_mask",
+]

@@ -1,0 +1,24 @@
+"""Two-layer perceptron of a transformer-style block."""
+
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear, with dropout after each activation.
+
+    Args:
+        dim: channels in and out.
+        hidden_dim: channels in between.
+        drop_rate: dropout probability.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

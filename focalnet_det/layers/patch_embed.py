@@ -1,0 +1,84 @@
+"""Patch embedding: the stem of a focal network and the downsampling between its stages."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .norm import channels_last
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zero-pads (N, C, H, W) at the right and bottom to sides divisible by ``multiple``."""
+    height, width = x.shape[2:]
+    # Not `-height % multiple`: here the symbolic height of a dynamic graph cancels in the padded
+    # size, which keeps the sizes of later stages short and compilation fast.
+    pad_bottom = (height + multiple - 1) // multiple * multiple - height
+    pad_right = (width + multiple - 1) // multiple * multiple - width
+    # A graph must not depend on the size it was recorded with; eagerly, an empty pad is a copy.
+    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if recording or pad_bottom or pad_right:
+        return F.pad(x, (0, pad_right, 0, pad_bottom))
+    return x
+
+
+def valid_mask(image_sizes: Sequence[tuple[int, int]], stride: int, like: Tensor) -> Tensor:
+    """Which cells of a batched feature map belong to the image rather than to batch padding.
+
+    Args:
+        image_sizes: one (height, width) per image, pixels.
+        stride: of the feature map; an image covers ceil(height / stride) rows.
+        like: (N, C, H, W), gives device, dtype and size.
+    Returns: (N, 1, H, W), ones inside and zeros outside, dtype of ``like``.
+    Raises: ValueError if the number of sizes is not N or a size exceeds the map.
+    """
+    count, _, height, width = like.shape
+    if len(image_sizes) != count:
+        raise ValueError(f"image_sizes has {len(image_sizes)} entries for a batch of {count}.")
+    cells = [(-(-int(h) // stride), -(-int(w) // stride)) for h, w in image_sizes]
+    for (h, w), size in zip(cells, image_sizes, strict=True):
+        if not (0 < h <= height and 0 < w <= width):
+            raise ValueError(
+                f"image size {tuple(size)} does not fit the batch, whose feature map at stride "
+                f"{stride} is {height}x{width}: give (height, width) in pixels of the input."
+            )
+    extent = torch.tensor(cells, device=like.device)
+    rows = torch.arange(height, device=like.device)[None] < extent[:, :1]
+    columns = torch.arange(width, device=like.device)[None] < extent[:, 1:]
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(like.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution and LayerNorm; any size, padded as the official detection code pads.
+
+    Args:
+        in_channels: channels of the input.
+        dim: channels of the output.
+        stride: also the kernel size of the non-overlapping form.
+        overlap_kernel: kernel size of the overlapping form (``conv_embed``), None for the other.
+        overlap_padding: padding of the overlapping form.
+    Source: arXiv:2203.11926, section 3.3; microsoft/FocalNet:classification/focalnet.py
+    (PatchEmbed); padding to a multiple: detection/mmdet/models/backbones/focalnet.py there.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        stride: int,
+        overlap_kernel: int | None = None,
+        overlap_padding: int = 0,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        if overlap_kernel is None:
+            self.proj = nn.Conv2d(in_channels, dim, stride, stride)
+        else:
+            self.proj = nn.Conv2d(in_channels, dim, overlap_kernel, stride, overlap_padding)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, ceil(H / stride), ceil(W / stride), dim)."""
+        return self.norm(channels_last(self.proj(pad_to_multiple(x, self.stride))))

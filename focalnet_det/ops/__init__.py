@@ -1,0 +1,5 @@
+"""Tensor functions of focal networks. Plain PyTorch, no modules and no configs."""
+
+from .focal_modulation import aggregate_contexts
+
+__all__ = ["aggregate_contexts"]

@@ -1,0 +1,47 @@
+"""Package metadata. Detectron2 is installed apart: see tools/install_detectron2.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "focalnet_det/__init__.py").read_text(), re.M)
+assert VERSION is not None
+
+setup(
+    name="focalnet_det",
+    version=VERSION.group(1),
+    description="FocalNet backbones for detection and segmentation with Detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["focalnet_det", "focalnet_det.*"]),
+    package_data={"focalnet_det": ["py.typed"]},
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.24",
+        "pillow>=9.1",
+        "fvcore>=0.1.5,<0.1.6",
+        "iopath>=0.1.9,<0.2",
+        "omegaconf>=2.1,<2.4",
+        "hydra-core>=1.1,<1.4",
+        "yacs>=0.1.8",
+        "cloudpickle",
+        "tabulate",
+        "termcolor>=1.1",
+        "tqdm",
+        "pycocotools>=2.0.7",
+        "hotcoco>=1.3,<2",
+        "opencv-python-headless",
+        "shapely",
+        "matplotlib",
+        "tensorboard",
+        "rich",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist", "timm>=1.0.9", "ruff", "mypy"],
+    },
+)

@@ -1,0 +1,38 @@
+"""Narrow, shallow networks that keep every flag of a row of the variants table."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from focalnet_det import create_backbone
+from focalnet_det.backbones import VARIANTS, FocalNet
+
+NAMES = sorted(VARIANTS)
+
+
+def shrunk(name: str, **overrides: Any) -> FocalNet:
+    """A variant with 8 channels and few blocks, all of its parameters random, in eval mode."""
+    depths = (1, 1, 2, 1) if len(VARIANTS[name].depths) == 4 else (2,)
+    net = create_backbone(name, **{"embed_dim": 8, "depths": depths, **overrides})
+    return randomise(net).eval()
+
+
+def randomise(net: FocalNet) -> FocalNet:
+    """Gives every parameter a weight in the result: fresh layer scales of 1e-4 would hide bugs."""
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.3)
+        elif parameter.ndim == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            fan_in = parameter[0].numel()
+            nn.init.normal_(parameter, std=fan_in**-0.5)
+    return net
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference over the largest absolute value expected."""
+    assert actual.shape == expected.shape
+    actual, expected = actual.detach(), expected.detach()
+    return float((actual - expected).abs().max() / expected.abs().max())

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Parameters, multiply-accumulates and activation memory of a backbone, stage by stage."""
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from focalnet_det.analysis import BackboneCost
+    from focalnet_det.backbones import FocalNet
+
+EXAMPLES = """examples:
+  tools/analyze_model.py focalnet_tiny_lrf
+  tools/analyze_model.py focalnet_large_fl4 --size 800 1280 --json
+  tools/analyze_model.py --size 800 1280 \\
+      --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.py
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("variant", nargs="?", metavar="VARIANT", help="name of a backbone")
+    what.add_argument("--config-file", metavar="FILE", help=".py or .yaml; needs Detectron2")
+    parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace) -> tuple["FocalNet", dict[str, int]]:
+    """The backbone, and the parameters of each part of the detector around it if there is one."""
+    import torch
+
+    from focalnet_det import create_backbone
+    from focalnet_det.analysis import component_parameters
+    from focalnet_det.backbones import FocalNet
+
+    if args.config_file is None:
+        with torch.device("meta"):
+            return create_backbone(args.variant), {}
+    from focalnet_det.engine.experiment import load_config, read_experiment
+
+    model = read_experiment(load_config(args.config_file, [])).model()
+    for module in model.modules():
+        if isinstance(module, FocalNet):
+            return module, component_parameters(model)
+    raise ValueError(f"The model of {args.config_file} has no FocalNet backbone.")
+
+
+def print_json(cost: "BackboneCost", components: dict[str, int]) -> None:
+    totals = {name: getattr(cost, name) for name in ("parameters", "macs", "activation_bytes")}
+    print(json.dumps(dataclasses.asdict(cost) | totals | {"components": components}, indent=2))
+
+
+def print_table(cost: "BackboneCost", components: dict[str, int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    height, width = cost.size
+    table = Table(title=f"Backbone, {cost.batch_size} x {height} x {width}", show_footer=True)
+    table.add_column("part", footer="total")
+    table.add_column("output (H, W, C)", justify="right")
+    for title, total in (
+        ("parameters", f"{cost.parameters:,}"),
+        ("GMACs", f"{cost.macs / 1e9:.3f}"),
+        ("activations, MiB", f"{cost.activation_bytes / 2**20:.1f}"),
+    ):
+        table.add_column(title, footer=total, justify="right")
+    for part in cost.parts:
+        table.add_row(
+            part.name,
+            " x ".join(map(str, part.output_shape[1:])),
+            f"{part.parameters:,}",
+            f"{part.macs / 1e9:.3f}",
+            f"{part.activation_bytes / 2**20:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Counter: {cost.counter}. Activations: kept for the backward pass.")
+    for name, count in components.items():
+        console.print(f"Parameters of {name}: {count:,}")
+
+
+def main() -> None:
+    args = parse_args()
+    from focalnet_det.analysis import analyze_backbone
+
+    net, components = load(args)
+    cost = analyze_backbone(net, tuple(args.size), batch_size=args.batch_size)
+    (print_json if args.json else print_table)(cost, components)
+
+
+if __name__ == "__main__":
+    from focalnet_det.errors import one_line_errors
+
+    with one_line_errors():
+        main()

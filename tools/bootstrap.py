@@ -1,0 +1,241 @@
+"""Make an environment complete: what `make` runs before every target (standard library only).
+
+In `.venv`, which this file makes, everything is installed at the tested versions. In any other
+environment the torch, torchvision and numpy found there stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN_ENV = ROOT / ".venv"
+INPUTS = (
+    "setup.py",
+    "constraints.txt",
+    "pyproject.toml",
+    "tools/install_detectron2.py",
+    "tools/detectron2_patches.py",
+)
+GB = 10**9
+FREE_FOR_ENV = 8 * GB
+FREE_FOR_DOWNLOADS = 4 * GB  # pip keeps the wheels in the temporary folder while it works
+OLDEST_PYTHON = (3, 10)
+OLDEST_TORCH = (2, 4)
+KEPT = ("torch", "torchvision", "numpy")
+
+# Asked of the environment's own Python.
+PROBE = f"""
+import importlib.metadata as metadata, importlib.util, json, sys
+versions = {{}}
+for name in {KEPT!r}:
+    try:
+        versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+pip = importlib.util.find_spec("pip") is not None
+print(json.dumps({{"python": sys.version_info[:3], "pip": pip, "versions": versions}}))
+"""
+
+
+class SetupError(Exception):
+    """Something the user can act on; the text is the whole message."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What an environment holds; `versions` has the packages of KEPT that are installed."""
+
+    python: tuple[int, ...]
+    pip: bool
+    versions: dict[str, str]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def fingerprint() -> str:
+    """Hash of the files that say what is installed."""
+    digest = hashlib.sha256()
+    for name in INPUTS:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def stamp_of(env: Path) -> Path:
+    return env / (".ok" if env == OWN_ENV else ".focalnet_det.ok")
+
+
+def python_of(env: Path) -> Path:
+    return env / "bin" / "python"
+
+
+def is_complete(env: Path) -> bool:
+    """Whether an earlier run finished for the files as they are now and this checkout."""
+    stamp = stamp_of(env)
+    if not stamp.is_file() or not os.access(python_of(env), os.X_OK):
+        return False
+    return stamp.read_text() == stamp_text()
+
+
+def stamp_text() -> str:
+    # The checkout is part of it: the editable installation points there.
+    return f"{fingerprint()} {ROOT}\n"
+
+
+def probe(env: Path) -> Environment | None:
+    """Versions in an environment; None if its Python does not run."""
+    try:
+        done = subprocess.run(
+            [str(python_of(env)), "-c", PROBE], capture_output=True, text=True, cwd=env
+        )
+    except OSError:
+        return None
+    if done.returncode != 0:
+        return None
+    report = json.loads(done.stdout)
+    return Environment(tuple(report["python"]), report["pip"], report["versions"])
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SetupError(
+            f"{folder} has {free / GB:.1f} GB free, {what} needs about {needed // GB} GB; "
+            "free some space and run make again"
+        )
+
+
+def make_own_env() -> Environment:
+    """Create `.venv`, or keep the one that an earlier run began."""
+    found = probe(OWN_ENV)
+    if found is None or not found.pip:
+        if find_spec("venv") is None or find_spec("ensurepip") is None:
+            version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+            raise SetupError(
+                f"{sys.executable} cannot make virtual environments; on Debian and Ubuntu run "
+                f"`sudo apt install python{version}-venv`, then make again"
+            )
+        check_disk(ROOT, FREE_FOR_ENV, "the environment")
+        say(f"Making .venv with Python {sys.version.split()[0]} ...")
+        call([sys.executable, "-m", "venv", "--clear", str(OWN_ENV)])
+        found = probe(OWN_ENV)
+    elif "torch" not in found.versions:
+        check_disk(ROOT, FREE_FOR_ENV, "the environment")
+    if found is None:
+        raise SetupError(f"{python_of(OWN_ENV)} does not run; remove .venv and run make again")
+    return found
+
+
+def check_foreign_env(env: Path) -> Environment:
+    """What an environment of the user holds. Raises: SetupError if it cannot be used."""
+    found = probe(env)
+    if found is None:
+        raise SetupError(f"{python_of(env)} does not run; name another with `make ENV_DIR=...`")
+    torch = found.versions.get("torch", "")
+    if torch and version_tuple(torch) < OLDEST_TORCH:
+        raise SetupError(
+            f"{env} has torch {torch}, 2.4 or newer is needed; deactivate this environment "
+            "and make builds its own, .venv"
+        )
+    if not found.pip:
+        raise SetupError(f"{env} has no pip; run `{python_of(env)} -m ensurepip`")
+    say(f"Using {env} with its torch {torch or '(none yet)'} ...")
+    return found
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """'2.14.1+cu130' -> (2, 14)."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def call(command: list[str], env: dict[str, str] | None = None, quiet: bool = False) -> None:
+    """Run a command; a quiet one shows its output only if it fails."""
+    output = subprocess.PIPE if quiet else None
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=output, stderr=output, text=True)
+    if done.returncode != 0:
+        if quiet:
+            print(done.stdout + done.stderr, file=sys.stderr)
+        raise SetupError("the step above failed; solve that and run make again, it will resume")
+
+
+def pip_environment() -> dict[str, str]:
+    """Environment of pip, with a temporary folder that has room for its downloads."""
+    env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+    if shutil.disk_usage(tempfile.gettempdir()).free < FREE_FOR_DOWNLOADS:
+        folder = ROOT / ".cache" / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        env["TMPDIR"] = str(folder)
+    return env
+
+
+def install(env: Path, found: Environment) -> None:
+    """Install the package, what it needs and Detectron2 into an environment."""
+    if found.python < OLDEST_PYTHON:
+        version = ".".join(map(str, found.python))
+        raise SetupError(
+            f"{env} has Python {version}, 3.10 or newer is needed; "
+            + ("remove .venv" if env == OWN_ENV else "deactivate it")
+            + " and run make again"
+        )
+    python = str(python_of(env))
+    pip = [python, "-m", "pip", "install", "--quiet"]
+    with constraints(env, found) as file:
+        if env == OWN_ENV:
+            call([*pip, "--upgrade", "pip", "setuptools", "wheel"], pip_environment(), quiet=True)
+        if "torch" in found.versions:
+            say("Installing what is missing ...")
+        else:
+            say("Installing torch and the other requirements: 2 minutes or more, 5.8 GB ...")
+        call([*pip, "--constraint", file, "--editable", ".[test]"], pip_environment(), quiet=True)
+    call([python, "tools/install_detectron2.py"])
+
+
+@contextlib.contextmanager
+def constraints(env: Path, found: Environment) -> Iterator[str]:
+    """Name of a constraints file: the tested versions, or those the user already has."""
+    if env == OWN_ENV or "torch" not in found.versions:
+        yield str(ROOT / "constraints.txt")
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.writelines(f"{name}=={version}\n" for name, version in found.versions.items())
+        file.flush()
+        yield file.name
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("env", type=Path, help="folder of the environment, .venv to make one")
+    env = (ROOT / parser.parse_args(argv).env).absolute()
+    env = OWN_ENV if env.resolve() == OWN_ENV.resolve() else env
+    try:
+        if not is_complete(env):
+            stamp_of(env).unlink(missing_ok=True)
+            install(env, make_own_env() if env == OWN_ENV else check_foreign_env(env))
+            stamp_of(env).write_text(stamp_text())
+            say(f"{env} is ready.")
+    except (SetupError, OSError) as error:
+        print(f"make: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("make: interrupted; run make again to resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Trains or evaluates a detector from a config of either kind."""
+
+import argparse
+import sys
+
+EXAMPLES = """examples:
+  # the published recipe, on 8 GPUs, COCO under $DETECTRON2_DATASETS
+  tools/train_net.py --num-gpus 8 \\
+      --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.py \\
+      train.init_checkpoint=focalnet_tiny_srf.pth
+
+  # your own data in COCO format: class count and names come from the file
+  tools/train_net.py \\
+      --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py \\
+      --coco-json train.json --images train_images --val-json val.json --val-images val_images
+
+  # evaluate what a run has saved
+  tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=output/model_final.pth
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the initial weights")
+    parser.add_argument("--output", metavar="DIR", help="output folder, instead of the config's")
+    data = parser.add_argument_group("your own data, COCO format")
+    data.add_argument("--coco-json", metavar="FILE", help="training annotations")
+    data.add_argument("--images", metavar="DIR", help="training images")
+    data.add_argument("--val-json", metavar="FILE", help="validation annotations")
+    data.add_argument("--val-images", metavar="DIR", help="validation images (default: --images)")
+    scale = parser.add_argument_group("several GPUs")
+    scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
+    scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")
+    scale.add_argument("--num-machines", type=int, default=1, metavar="M")
+    scale.add_argument("--machine-rank", type=int, default=0, metavar="R")
+    scale.add_argument("--dist-url", default="auto", metavar="URL", help="of the first machine")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="overrides: key=value for a .py config, KEY VALUE for a .yaml config",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from focalnet_det.engine.main import RunArguments, launch_run
+
+    launch_run(RunArguments(**vars(args)))
+
+
+if __name__ == "__main__":
+    from focalnet_det.errors import one_line_errors
+
+    with one_line_errors():
+        main()
+    sys.exit(0)
