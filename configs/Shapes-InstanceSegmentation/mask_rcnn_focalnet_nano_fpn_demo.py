@@ -6,9 +6,11 @@ from ..common.optim import adamw
 from ..common.schedules import cosine
 from ..common.train import run_options
 
+# A core is used better by a process that loads its own data than by threads and loaders.
+_data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 4, "num_workers": 0}
+
 model = nano_mask_rcnn(num_classes=6)
-dataloader = small_instances(
-    "shapes_train", "shapes_val", short_sides=(192,), crop=192, test_size=192, batch_size=8
-)
-optimizer, schedule = adamw(lr=1e-3), cosine(iterations=700)
-train = run_options(eval_period=0, checkpoint_period=200, period_unit="iterations", seed=1)
+dataloader = small_instances("shapes_train", "shapes_val", **_data)
+optimizer, schedule = adamw(lr=8e-4, lr_factors={"box_head.fc": 0.1}), cosine(iterations=1300)
+train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
+train["checkpoint_period"] = 200

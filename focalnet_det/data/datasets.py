@@ -64,7 +64,9 @@ def read_class_names(json_file: Path) -> list[str]:
             f"{json_file} is not in COCO format: it lacks {', '.join(sorted(missing))}."
         )
     categories = content["categories"]
-    if not categories or not all({"id", "name"} <= set(category) for category in categories):
-        raise ValueError(f"{json_file} must list categories, each with an id and a name.")
+    if not categories:
+        raise ValueError(f"{json_file} lists no categories.")
+    if not all({"id", "name"} <= set(category) for category in categories):
+        raise ValueError(f"{json_file} has a category without id or name.")
     categories = sorted(categories, key=lambda category: category["id"])
     return [str(category["name"]) for category in categories]

@@ -181,7 +181,7 @@ def _fill(rng: Generator, scene: Scene, patch: Array) -> Array:
     texture = FILL_TEXTURES[rng.integers(len(FILL_TEXTURES))]
     height, width = patch.shape[:2]
     fill = texture(rng, height, width, scene.unit, palette)
-    if rng.uniform() < 0.08:
+    if rng.uniform() < 0.04:
         near = patch.mean(axis=(0, 1)) + rng.choice((-1, 1)) * rng.uniform(0.1, 0.16)
         fill = near + 0.35 * (fill - fill.mean(axis=(0, 1)))
     if rng.uniform() < 0.6:
@@ -224,7 +224,7 @@ def _choose_centre(rng: Generator, scene: Scene, anchors: list[Array], diameter:
 def try_shape(rng: Generator, scene: Scene, anchors: list[Array]) -> None:
     """Put one more shape on top, unless it or one below it would be hardly visible."""
     class_index = int(rng.integers(len(THING_CLASSES)))
-    diameter = scene.unit * (18 + 78 * rng.beta(1.2, 1.9))
+    diameter = scene.unit * (28 + 76 * rng.beta(1.2, 1.9))
     centre = _choose_centre(rng, scene, anchors, diameter)
     outline = random_outline(rng, THING_CLASSES[class_index], centre, diameter)
     box = _window(outline, max(2, round(8 * scene.unit)), scene.owner.shape)

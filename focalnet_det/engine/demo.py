@@ -8,6 +8,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..data.datasets import register_shapes
 from ..data.shapes import default_root, make_shapes
 from ..visualization.predictions import save_comparison
 from .experiment import load_config, read_experiment
@@ -53,14 +54,16 @@ def run_demo(output: str, overrides: list[str]) -> None:
 
 
 def cpu_processes() -> int:
-    """One process per core, up to four: small models use cores better so than with threads."""
+    """1, 2 or 4 processes, a core each: a small model uses cores better so than with threads."""
     if torch.cuda.is_available():
         return 0
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 4)
+    # The batch of 4 must be divisible by the number of processes.
+    return max(n for n in (1, 2, 4) if n <= max(os.cpu_count() or 1, 1))
 
 
 def draw(output: str, overrides: list[str]) -> Path:
     """Draws some validation images with what the run's last weights predict; returns the PNG."""
+    register_shapes()
     experiment = read_experiment(load_config(CONFIG, overrides))
     model = experiment.model().to(experiment.options.device).eval()
     DetectionCheckpointer(model).load(str(Path(output) / "model_final.pth"))

@@ -1,6 +1,6 @@
 """Optimizer parameter groups and learning-rate schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,26 +15,33 @@ from torch import nn
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, no_decay_names: Sequence[str] = ("norm",)
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    no_decay_names: Sequence[str] = ("norm",),
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: with weight decay, and exempt from it by name.
+    """Trainable parameters, grouped by learning rate and weight decay.
 
     Args:
         model: any module.
-        weight_decay: of the first group.
-        no_decay_names: a parameter with one of these in its full name is exempt. The published
-            recipes exempt ``norm`` alone, so biases and layer scales are decayed.
+        lr, weight_decay: of parameters that no rule names.
+        no_decay_names: a parameter with one of these in its full name is exempt from decay. The
+            published recipes exempt ``norm`` alone, so biases and layer scales are decayed.
+        lr_factors: {part of a name: factor}; the first that occurs in a parameter's full name
+            multiplies its rate.
     Source: microsoft/FocalNet:detection/configs (paramwise_cfg), as mmdet 2.11 reads it.
     """
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_exempt = any(part in name for part in no_decay_names)
-            (exempt if is_exempt else decayed).append(parameter)
+            factor = next((f for part, f in (lr_factors or {}).items() if part in name), 1.0)
+            decay = 0.0 if any(part in name for part in no_decay_names) else weight_decay
+            groups.setdefault((lr * factor, decay), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in sorted(groups.items(), key=lambda g: g[0], reverse=True)
     ]
 
 
@@ -45,9 +52,16 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.05,
     no_decay_names: Sequence[str] = ("norm",),
+    lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over :func:`parameter_groups`."""
-    groups = parameter_groups(model, weight_decay=weight_decay, no_decay_names=no_decay_names)
+    groups = parameter_groups(
+        model,
+        lr=lr,
+        weight_decay=weight_decay,
+        no_decay_names=no_decay_names,
+        lr_factors=lr_factors,
+    )
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
 
 

@@ -18,7 +18,7 @@ from focalnet_det.necks.fpn import build_fpn
 def names_of_groups(model: nn.Module, **options: object) -> tuple[set[str], set[str]]:
     """Names in the group with weight decay, and in the group without."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, weight_decay=0.05, **options)
+    groups = parameter_groups(model, lr=1e-3, weight_decay=0.05, **options)
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
     decayed, exempt = ([names[id(p)] for p in group["params"]] for group in groups)
     assert len(decayed) == len(set(decayed))
@@ -155,3 +155,12 @@ def test_length_in_iterations(epochs: float, per_epoch: int, expected: int) -> N
 def test_contradictions_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule(**fields)
+
+
+def test_lr_factors_multiply_the_rate_of_named_parameters() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+    groups = parameter_groups(model, lr=0.5, weight_decay=0.1, lr_factors={"a.w": 0.1, "a": 0.2})
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found[id(model["a"].weight)] == pytest.approx((0.05, 0.1))
+    assert found[id(model["a"].bias)] == pytest.approx((0.1, 0.1))
+    assert found[id(model["norm"].weight)] == (0.5, 0.0)

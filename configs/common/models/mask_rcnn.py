@@ -121,7 +121,7 @@ def _pooler(size):
 
 def nano_mask_rcnn(num_classes=80, **backbone):
     """A small one for machines without a GPU: narrow heads, GroupNorm, small objects."""
-    return mask_rcnn(
+    model = mask_rcnn(
         "focalnet_nano",
         num_classes=num_classes,
         channels=64,
@@ -133,3 +133,6 @@ def nano_mask_rcnn(num_classes=80, **backbone):
         proposals=250,
         **backbone,
     )
+    # Objects a quarter as large as COCO's at 800 px: half way to the level they would have there.
+    model.roi_heads.box_pooler.canonical_box_size = 112
+    return model
