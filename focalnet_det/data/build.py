@@ -62,7 +62,7 @@ def build_train_loader(
     Raises: ValueError if no image is left.
     """
     names = [datasets] if isinstance(datasets, str) else list(datasets)
-    dicts = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    dicts = dataset_records(names, filter_empty=filter_empty)
     mapper = DatasetMapper(
         is_train=True,
         augmentations=list(augmentations),
@@ -82,6 +82,20 @@ def build_train_loader(
     return TrainLoader(loader, num_images=len(dicts), batch_size=batch_size)
 
 
+def dataset_records(names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
+    """Records of registered data sets.
+
+    Raises: FileNotFoundError that says where the data should be.
+    """
+    try:
+        return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"Data set {', '.join(names)}: {error.filename} does not exist. Put the data there, or "
+            "set DETECTRON2_DATASETS to the folder that holds it; see datasets/README.md."
+        ) from error
+
+
 def build_test_loader(
     *,
     dataset: str,
@@ -91,7 +105,7 @@ def build_test_loader(
 ) -> Any:
     """Every image of a registered data set once, in order, one per batch."""
     return build_detection_test_loader(
-        get_detection_dataset_dicts(dataset, filter_empty=False),
+        dataset_records([dataset], filter_empty=False),
         mapper=DatasetMapper(
             is_train=False, augmentations=list(augmentations), image_format=image_format
         ),

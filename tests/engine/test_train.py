@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -190,6 +191,13 @@ def test_more_gpus_than_there_are_is_an_error() -> None:
 def test_eval_only_without_weights_is_an_error(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.init_checkpoint"):
         run(arguments(shapes, tmp_path, eval_only=True))
+
+
+def test_absent_data_set_says_where_it_should_be(tmp_path: Path) -> None:
+    absent = "dataloader.train.datasets=shapes_absent"
+    register_coco_instances("shapes_absent", {}, str(tmp_path / "a.json"), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"a\.json.*DETECTRON2_DATASETS"):
+        run(RunArguments(config_file=str(NANO), opts=[absent], output=str(tmp_path / "run")))
 
 
 def test_experiment_of_every_kind_has_the_same_parts() -> None:
