@@ -24,7 +24,8 @@ def quiet_libraries() -> None:
     """Hides the remarks in ``NOISE`` from this process."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    for name in ("torch.utils.cpp_extension", "detectron2.data.datasets.coco"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ def test_learns_eight_images(shapes: Path, tmp_path: Path) -> None:
     """The whole chain can overfit: evaluated on its own training images."""
     train = {"val_json": str(shapes / "annotations/instances_train.json")}
     train["val_images"] = str(shapes / "images/train")
-    opts = ("schedule.iterations=150", "dataloader.train.batch_size=4", "train.log_iterations=50")
+    opts = ("schedule.iterations=250", "dataloader.train.batch_size=4", "train.log_iterations=50")
     results = run(arguments(shapes, tmp_path, *opts, **train))
     metrics = results["instances_train_val"]
     assert metrics["bbox"]["AP50"] > 60
