@@ -6,7 +6,7 @@ from ..common.optim import adamw
 from ..common.schedules import cosine
 from ..common.train import run_options
 
-# A core is used better by a process that loads its own data than by threads and loaders.
+# The demo starts a process per core, so that none is left for loader processes.
 _data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 4, "num_workers": 0}
 
 model = nano_mask_rcnn(num_classes=6)

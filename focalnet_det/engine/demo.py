@@ -54,7 +54,7 @@ def run_demo(output: str, overrides: list[str]) -> None:
 
 
 def cpu_processes() -> int:
-    """1, 2 or 4 processes, a core each: a small model uses cores better so than with threads."""
+    """1, 2 or 4 processes, a core each; 0, meaning one process, where there is a GPU."""
     if torch.cuda.is_available():
         return 0
     # The batch of 4 must be divisible by the number of processes.
