@@ -13,6 +13,15 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # With ADAMW: parameters with one of these in their name are exempt from weight decay.
     cfg.SOLVER.NO_DECAY_NAMES = ("norm",)
+    # With ADAMW: factor on the rate of the backbone, and per block from the last to the stem.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # What the fields of the same names in focalnet_det.engine.experiment.TrainOptions say.
+    cfg.SOLVER.ACCUMULATION = 1
+    cfg.SOLVER.EMA_DECAY = 0.0
+    cfg.SOLVER.KEEP_CHECKPOINTS = 3
+    cfg.SOLVER.KEEP_BEST = ""
+    cfg.SOLVER.LOG_ITERATIONS = 20
     # Length in epochs of the training set, with decay at EPOCH_STEPS; 0 reads MAX_ITER and STEPS.
     cfg.SOLVER.EPOCHS = 0
     cfg.SOLVER.EPOCH_STEPS = ()
@@ -20,5 +29,8 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.PRECISION = "fp32"
     # A name in focalnet_det.data.augmentation.POLICIES.
     cfg.INPUT.POLICY = "resize"
+    # "detectron2", or "mmdet", with which the published results were made: MmdetRPN and
+    # MmdetROIHeads stand in for RPN and StandardROIHeads.
+    cfg.MODEL.CONVENTIONS = "detectron2"
     # Predictions per image that enter box and mask AP.
     cfg.TEST.MAX_DETS = 100

@@ -21,6 +21,7 @@ from torch import nn
 from focalnet_det.data import build as data_build
 from focalnet_det.engine import experiment as experiment_module
 from focalnet_det.engine.experiment import Experiment, load_config, read_experiment
+from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LEAVES = sorted(p for p in CONFIGS.glob("*/*.py") if p.parent.name != "common")
@@ -127,6 +128,72 @@ def groups(experiment: Experiment, model: nn.Module) -> list[tuple[Any, ...]]:
         )
         for group in optimizer.param_groups
     ]
+
+
+# The published Mask R-CNN zoo: parameters in the official layout, in millions; stochastic depth of
+# the last block; kernels per level. Source: microsoft/FocalNet:detection/configs/focalnet.
+ZOO = {
+    "focalnet_tiny_srf_fpn_1x": ("48.675", 0.1, (9, 11)),
+    "focalnet_tiny_srf_fpn_3x": ("48.675", 0.3, (9, 11)),
+    "focalnet_tiny_lrf_fpn_1x": ("49.426", 0.1, (9, 11, 13)),
+    "focalnet_tiny_lrf_fpn_3x": ("49.426", 0.3, (9, 11, 13)),
+    "focalnet_small_srf_fpn_1x": ("70.913", 0.2, (9, 11)),
+    "focalnet_small_srf_fpn_3x": ("70.913", 0.5, (9, 11)),
+    "focalnet_small_lrf_fpn_1x": ("72.448", 0.2, (9, 11, 13)),
+    "focalnet_small_lrf_fpn_3x": ("72.448", 0.5, (9, 11, 13)),
+    "focalnet_base_srf_fpn_1x": ("109.543", 0.3, (9, 11)),
+    "focalnet_base_srf_fpn_3x": ("109.543", 0.5, (9, 11)),
+    "focalnet_base_lrf_fpn_1x": ("111.589", 0.3, (9, 11, 13)),
+    "focalnet_base_lrf_fpn_3x": ("111.589", 0.5, (9, 11, 13)),
+    "focalnet_tiny_deeper_fpn_1x": ("46.013", 0.2, (9, 11, 13)),
+    "focalnet_small_deeper_fpn_1x": ("60.307", 0.2, (9, 11, 13)),
+    "focalnet_base_deeper_fpn_1x": ("107.713", 0.3, (9, 11, 13)),
+}
+SCHEDULES = {"1x": (12, (9, 11)), "3x": (36, (27, 33))}
+
+
+def test_zoo_is_complete() -> None:
+    found = {p.stem for p in LEAVES if re.search("_[0-9]+x$", p.stem)}
+    assert found == {f"mask_rcnn_{name}" for name in ZOO}
+
+
+@pytest.mark.parametrize("suffix", [".py", ".yaml"])
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_leaf_is_as_published(name: str, suffix: str) -> None:
+    millions, drop_path, kernels = ZOO[name]
+    path = RECIPE.with_name(f"mask_rcnn_{name}{suffix}")
+    recipe, reference = read(path), read(RECIPE)
+    model = without_memory(recipe.model)
+    assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.3f}" == millions
+    backbone = model.backbone.bottom_up
+    assert str(type(backbone).__name__) == "FocalNetBackbone"
+    blocks = [block for layer in backbone.layers for block in layer.blocks]
+    rates = [drop_path * i / (len(blocks) - 1) for i in range(len(blocks))]
+    assert [block.drop_path.rate for block in blocks] == pytest.approx(rates)
+    for block in blocks:
+        found = tuple(level[0].kernel_size[0] for level in block.modulation.focal_layers)
+        assert found == kernels
+    epochs, milestones = SCHEDULES[name[-2:]]
+    assert (recipe.schedule.epochs, tuple(recipe.schedule.milestones)) == (epochs, milestones)
+    assert recipe.schedule.warmup_iterations == 500
+    for rate, decay, exempt in [group_summary(g, model) for g in optimizer_groups(recipe, model)]:
+        assert rate == 1e-4
+        assert decay == (0.0 if exempt else 0.05)
+    assert train_loader_arguments(path, recipe) == train_loader_arguments(RECIPE, reference)
+    for option in ("precision", "clip_norm", "max_dets", "seed", "init_checkpoint"):
+        assert getattr(recipe.options, option) == getattr(reference.options, option), option
+
+
+def optimizer_groups(experiment: Experiment, model: nn.Module) -> list[dict[str, Any]]:
+    return list(experiment.optimizer(model).param_groups)
+
+
+def group_summary(group: dict[str, Any], model: nn.Module) -> tuple[float, float, bool]:
+    """Rate, decay, and whether the group holds exactly the parameters with norm in their name."""
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    exempt = {"norm" in by_id[id(parameter)] for parameter in group["params"]}
+    assert len(exempt) == 1
+    return group["lr"], group["weight_decay"], exempt.pop()
 
 
 # The published recipe of Mask R-CNN, FocalNet-T SRF, 1x, for both kinds of config.
@@ -243,7 +310,10 @@ def test_published_rpn(model: nn.Module) -> None:
     assert rpn.min_box_size == 0
     assert (rpn.batch_size_per_image, rpn.positive_fraction) == (256, 0.5)
     assert rpn.anchor_matcher.thresholds == [-math.inf, 0.3, 0.7, math.inf]
-    assert rpn.anchor_matcher.allow_low_quality_matches
+    assert type(rpn) is MmdetRPN
+    assert type(rpn.anchor_matcher) is MmdetMatcher
+    assert rpn.anchor_matcher.min_low_quality_iou == 0.3
+    assert type(rpn.box2box_transform) is MmdetBox2BoxTransform
     # Smooth L1 with beta 0 is L1.
     assert (rpn.box_reg_loss_type, rpn.smooth_l1_beta) == ("smooth_l1", 0)
     assert set(rpn.loss_weight.values()) == {1.0}
@@ -261,6 +331,7 @@ def test_published_roi_heads(model: nn.Module) -> None:
     assert (box.test_score_thresh, box.test_nms_thresh, box.test_topk_per_image) == (0.05, 0.5, 100)
     assert (box.box_reg_loss_type, box.smooth_l1_beta) == ("smooth_l1", 0)
     assert set(box.loss_weight.values()) <= {1.0}
+    assert type(box.box2box_transform) is MmdetBox2BoxTransform
     assert tuple(box.box2box_transform.weights) == (10, 10, 5, 5)
     assert [fc.out_features for fc in heads.box_head if isinstance(fc, nn.Linear)] == [1024, 1024]
     assert [c.kernel_size for c in heads.mask_head if isinstance(c, nn.Conv2d)] == [(3, 3)] * 4 + [

@@ -12,5 +12,5 @@ from ..common.train import run_options
 model = nano_mask_rcnn()
 _sizes = {"short_sides": (320, 352, 384, 416, 448), "crop": 256, "test_size": 384}
 dataloader = small_instances("coco_2017_train", "coco_2017_val", batch_size=4, **_sizes)
-optimizer, schedule = adamw(lr=1e-3, lr_factors={"box_head.fc": 0.1}), cosine(iterations=3000)
+optimizer, schedule = adamw(lr=1e-3), cosine(iterations=3000)
 train = run_options(eval_period=1000, checkpoint_period=500, period_unit="iterations")

@@ -5,6 +5,8 @@ from detectron2.config import LazyCall as L
 from focalnet_det.engine.solver import adamw as build_adamw
 
 
-def adamw(lr=1e-4, weight_decay=0.05, lr_factors=None):
+def adamw(lr=1e-4, weight_decay=0.05, lr_factors=None, layer_decay=1.0):
     """AdamW; parameters with `norm` in their name are exempt from decay, as published."""
-    return L(build_adamw)(lr=lr, weight_decay=weight_decay, lr_factors=lr_factors or {})
+    return L(build_adamw)(
+        lr=lr, weight_decay=weight_decay, lr_factors=lr_factors or {}, layer_decay=layer_decay
+    )

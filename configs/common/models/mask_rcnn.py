@@ -16,6 +16,7 @@ from detectron2.modeling.roi_heads import (
 )
 
 from focalnet_det.backbones.d2 import focalnet_backbone
+from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 from focalnet_det.necks.fpn import build_fpn
 
 LEVELS = ("p2", "p3", "p4", "p5")
@@ -32,6 +33,8 @@ def mask_rcnn(
     anchor_size=32,
     rois=512,
     proposals=1000,
+    detections=100,
+    conventions="mmdet",
     **backbone,
 ):
     """Mask R-CNN on a FocalNet variant; further arguments go to the backbone.
@@ -39,7 +42,12 @@ def mask_rcnn(
     anchor_size: side of the anchors on the finest level, pixels; each level doubles it.
     rois: sampled per image to train the heads.
     proposals: kept per image; twice as many enter NMS on each level in training.
+    detections: kept per image.
+    conventions: "mmdet", with which the published results were made, or "detectron2"; see
+        focalnet_det.heads.mmdet_conventions. The parameters are the same.
     """
+    if conventions not in ("mmdet", "detectron2"):
+        raise ValueError(f"Unknown conventions {conventions!r}. Known: detectron2, mmdet.")
     model = L(GeneralizedRCNN)(
         backbone=L(build_fpn)(
             bottom_up=L(focalnet_backbone)(variant=variant, **backbone),
@@ -52,8 +60,18 @@ def mask_rcnn(
         pixel_std=[58.395, 57.12, 57.375],
         input_format="RGB",
     )
-    model.roi_heads.box_predictor.test_topk_per_image = 100
+    model.roi_heads.box_predictor.test_topk_per_image = detections
+    if conventions == "mmdet":
+        _use_mmdet_conventions(model)
     return model
+
+
+def _use_mmdet_conventions(model):
+    rpn, predictor = model.proposal_generator, model.roi_heads.box_predictor
+    rpn._target_ = MmdetRPN
+    rpn.anchor_matcher = L(MmdetMatcher)(thresholds=[0.3, 0.7], labels=[0, -1, 1])
+    for part in (rpn, predictor):
+        part.box2box_transform._target_ = MmdetBox2BoxTransform
 
 
 def _rpn(channels, anchor_size, proposals):
@@ -119,20 +137,26 @@ def _pooler(size):
     )
 
 
-def nano_mask_rcnn(num_classes=80, **backbone):
-    """A small one for machines without a GPU: narrow heads, GroupNorm, small objects."""
-    model = mask_rcnn(
-        "focalnet_nano",
-        num_classes=num_classes,
-        channels=64,
-        norm="GN",
-        fc_dim=256,
-        mask_convs=2,
-        anchor_size=16,
-        rois=64,
-        proposals=250,
-        **backbone,
-    )
-    # Objects a quarter as large as COCO's at 800 px: half way to the level they would have there.
-    model.roi_heads.box_pooler.canonical_box_size = 112
+def nano_mask_rcnn(**changes):
+    """A small one for machines without a GPU: narrow heads, GroupNorm, small objects.
+
+    changes: other arguments of mask_rcnn, or of the backbone.
+    """
+    small = {
+        "channels": 64,
+        "norm": "GN",
+        "fc_dim": 256,
+        "mask_convs": 2,
+        "anchor_size": 16,
+        "rois": 64,
+        "proposals": 250,
+        "conventions": "detectron2",
+    }
+    model = mask_rcnn("focalnet_nano", **(small | changes))
+    heads = model.roi_heads
+    # Two normalised convolutions before one linear layer, boxes shared by the classes: these learn
+    # from few images. Objects are smaller than COCO's at 800 px, hence the levels by half the size.
+    heads.box_head.conv_dims, heads.box_head.conv_norm = [64, 64], "GN"
+    heads.box_predictor.cls_agnostic_bbox_reg = True
+    heads.box_pooler.canonical_box_size = 112
     return model

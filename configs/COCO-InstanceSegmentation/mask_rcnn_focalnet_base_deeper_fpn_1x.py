@@ -1,0 +1,14 @@
+"""Mask R-CNN, the deeper FocalNet-B, FPN, 1x: a published recipe, scores in the paper.
+
+tools/train_net.py --num-gpus 8 --config-file <this file> train.init_checkpoint=<ImageNet weights>
+"""
+
+from ..common.data.coco import coco_instances
+from ..common.models.mask_rcnn import mask_rcnn
+from ..common.optim import adamw
+from ..common.schedules import multistep
+from ..common.train import run_options
+
+model = mask_rcnn("focalnet_base_deeper", focal_windows=(9, 9, 9, 9), drop_path_rate=0.3)
+dataloader, schedule = coco_instances(), multistep("1x")
+optimizer, train = adamw(lr=1e-4, weight_decay=0.05), run_options(precision="fp16")

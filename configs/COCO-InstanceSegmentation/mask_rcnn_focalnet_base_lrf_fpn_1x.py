@@ -1,0 +1,14 @@
+"""Mask R-CNN, FocalNet-B LRF, FPN, 1x: published box AP 49.0, mask AP 43.5 on COCO val.
+
+tools/train_net.py --num-gpus 8 --config-file <this file> train.init_checkpoint=<ImageNet weights>
+"""
+
+from ..common.data.coco import coco_instances
+from ..common.models.mask_rcnn import mask_rcnn
+from ..common.optim import adamw
+from ..common.schedules import multistep
+from ..common.train import run_options
+
+model = mask_rcnn("focalnet_base_lrf", focal_windows=(9, 9, 9, 9), drop_path_rate=0.3)
+dataloader, schedule = coco_instances(), multistep("1x")
+optimizer, train = adamw(lr=1e-4, weight_decay=0.05), run_options(precision="fp16")

@@ -1,0 +1,1 @@
+"""Heads: what Detectron2 lacks."""
