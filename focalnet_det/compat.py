@@ -139,6 +139,28 @@ def allow_ddp_on_cpu() -> None:
     engine.create_ddp_model = create_ddp_model
 
 
+def create_local_process_group(processes_per_machine: int) -> None:
+    """Tell Detectron2 which processes share a machine, where it did not launch them itself.
+
+    To be called once in every process, after `torch.distributed` is initialised; ranks must be
+    consecutive on each machine, as torchrun numbers them.
+
+    Args:
+        processes_per_machine: the same on every machine.
+    """
+    comm: Any = importlib.import_module("detectron2.utils.comm")
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(processes_per_machine)
+        return
+    from torch import distributed
+
+    for first in range(0, distributed.get_world_size(), processes_per_machine):
+        ranks = list(range(first, first + processes_per_machine))
+        group = distributed.new_group(ranks)
+        if distributed.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
 def feature_shape(channels: int, stride: int) -> "ShapeSpec":
     """Shape of a feature map: a named tuple in v0.6, a dataclass in main."""
     from detectron2.layers import ShapeSpec

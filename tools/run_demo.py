@@ -14,11 +14,16 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", default="output/demo", metavar="DIR")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="draw the data anew, in place of a generated data set with other parameters",
+    )
     parser.add_argument("opts", nargs="*", help="key=value overrides of the demo's config")
     args = parser.parse_args()
     from focalnet_det.engine.demo import run_demo
 
-    run_demo(args.output, args.opts)
+    run_demo(args.output, args.opts, force=args.force)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,51 @@
 """Data loaders over Detectron2's, with the few options that the recipes need."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from detectron2.data import (
-    DatasetMapper,
+    MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
+from detectron2.utils import comm
+
+from .mappers import InstanceMapper
+from .stream import open_stream
 
 
 class TrainLoader:
     """An endless stream of training batches that knows how long an epoch is.
 
-    Attributes:
+    Args:
+        open_at: (seed, iteration) -> batches of this process from that iteration on.
         num_images: images in the training set, after those without annotations are left out.
         batch_size: images per iteration, over all processes.
+    Attributes:
+        seed, start: what the stream is opened with; set them before the first iteration.
+        file_issues: problems that were settled when the annotation files were read, by name.
     """
 
-    def __init__(self, loader: Any, *, num_images: int, batch_size: int) -> None:
-        self.loader = loader
+    def __init__(
+        self,
+        open_at: Callable[[int, int], Iterable[list[dict[str, Any]]]],
+        *,
+        num_images: int,
+        batch_size: int,
+    ) -> None:
+        self.open_at = open_at
         self.num_images = num_images
         self.batch_size = batch_size
+        self.seed = 0
+        self.start = 0
+        self.file_issues: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        return iter(self.loader)
+        # Opened at the first batch, not before: trainers ask for an iterator when they are built.
+        yield from self.open_at(self.seed, self.start)
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -59,27 +77,45 @@ def build_train_loader(
         image_format: channel order, "RGB" or "BGR".
         filter_empty: leave out images that have no annotation but crowds.
         aspect_ratio_grouping: batch upright images with upright ones, to save padding.
-    Raises: ValueError if no image is left.
+    Raises: ValueError if the processes cannot share the batch evenly, or masks are asked for and
+        there are none.
     """
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     dicts = dataset_records(names, filter_empty=filter_empty)
-    mapper = DatasetMapper(
+    if masks and not any("segmentation" in a for r in dicts for a in r.get("annotations", ())):
+        raise ValueError(f"No annotation of {', '.join(names)} has a mask; train a box detector.")
+    mapper = InstanceMapper(
         is_train=True,
-        augmentations=list(augmentations),
+        augmentations=augmentations,
         image_format=image_format,
-        use_instance_mask=masks,
-        instance_mask_format="bitmask",
-        use_keypoint=keypoints,
+        masks=masks,
+        keypoints=keypoints,
         recompute_boxes=masks,
     )
-    loader = build_detection_train_loader(
-        dicts,
-        mapper=mapper,
-        total_batch_size=batch_size,
-        num_workers=num_workers,
-        aspect_ratio_grouping=aspect_ratio_grouping,
-    )
-    return TrainLoader(loader, num_images=len(dicts), batch_size=batch_size)
+    processes = comm.get_world_size()
+    if batch_size % processes:
+        raise ValueError(
+            f"A batch of {batch_size} images cannot be split over {processes} processes."
+        )
+    wide = [int(aspect_ratio_grouping and r["width"] > r["height"]) for r in dicts]
+
+    def open_at(seed: int, start: int) -> Iterable[list[dict[str, Any]]]:
+        return open_stream(
+            dicts,
+            mapper,
+            groups=wide,
+            batch_size=batch_size // processes,
+            num_workers=num_workers,
+            seed=seed,
+            start=start,
+            rank=comm.get_rank(),
+            world_size=processes,
+        )
+
+    loader = TrainLoader(open_at, num_images=len(dicts), batch_size=batch_size)
+    for name in names:
+        loader.file_issues.update(MetadataCatalog.get(name).get("file_issues", {}))
+    return loader
 
 
 def dataset_records(names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
@@ -106,8 +142,8 @@ def build_test_loader(
     """Every image of a registered data set once, in order, one per batch."""
     return build_detection_test_loader(
         dataset_records([dataset], filter_empty=False),
-        mapper=DatasetMapper(
-            is_train=False, augmentations=list(augmentations), image_format=image_format
+        mapper=InstanceMapper(
+            is_train=False, augmentations=augmentations, image_format=image_format
         ),
         num_workers=num_workers,
     )

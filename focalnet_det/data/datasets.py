@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from .mappers import problems_of_file
 from .shapes import default_root
 
 # Evaluators, pictures and tables read these names, so they are worth more than an index.
@@ -38,17 +40,18 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path)
         raise ValueError(f"No such annotation file: {json_file}.")
     if not image_root.is_dir():
         raise ValueError(f"No such image folder: {image_root}.")
-    classes = read_class_names(json_file)
+    content = read_coco_file(json_file)
+    classes = class_names(json_file, content)
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     register_coco_instances(name, {}, str(json_file), str(image_root))
-    MetadataCatalog.get(name).thing_classes = classes
+    MetadataCatalog.get(name).set(thing_classes=classes, file_issues=problems_of_file(content))
     return classes
 
 
-def read_class_names(json_file: Path) -> list[str]:
-    """Class names of a COCO file in order of category id.
+def read_coco_file(json_file: Path) -> dict[str, Any]:
+    """Content of a COCO file.
 
     Raises: ValueError if the file is not JSON or lacks what COCO instances have.
     """
@@ -63,6 +66,14 @@ def read_class_names(json_file: Path) -> list[str]:
         raise ValueError(
             f"{json_file} is not in COCO format: it lacks {', '.join(sorted(missing))}."
         )
+    return cast(dict[str, Any], content)
+
+
+def class_names(json_file: Path, content: dict[str, Any]) -> list[str]:
+    """Class names of a COCO file in order of category id.
+
+    Raises: ValueError if there are none.
+    """
     categories = content["categories"]
     if not categories:
         raise ValueError(f"{json_file} lists no categories.")

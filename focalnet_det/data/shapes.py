@@ -35,7 +35,7 @@ __all__ = ["STUFF_CLASSES", "THING_CLASSES", "default_root", "make_shapes", "par
 logger = logging.getLogger(__name__)
 
 # Raise it whenever the same parameters would give other bytes.
-VERSION = 2
+VERSION = 3
 MIN_SIDE, MAX_SIDE = 64, 4096
 MARKER = "dataset.json"
 

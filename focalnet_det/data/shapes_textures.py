@@ -2,7 +2,7 @@
 
 Every texture is `f(rng, height, width, unit, palette) -> (height, width, 3)` float32, 0..1, where
 `unit` is the image's scale (1.0 for a short side of 192 px) and `palette` holds three RGB colours.
-A class is never tied to a colour: stuff classes differ by the kind of texture alone.
+Stuff classes differ by the kind of texture alone: none of them is tied to a colour.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ def random_palette(rng: Generator, saturation: tuple[float, float]) -> Array:
         (other, sat * rng.uniform(0.6, 1.0), rng.uniform(0.3, 1.0)),
     )
     colours = [colorsys.hsv_to_rgb(h % 1.0, s, float(v)) for h, s, v in hsv]
+    return np.asarray(colours, dtype=np.float32)
+
+
+def hue_palette(rng: Generator, hue: float) -> Array:
+    """Three strong colours of one hue (0..1, wrapping), (3, 3) RGB 0..1."""
+    sat, value = rng.uniform(0.65, 1.0), rng.uniform(0.45, 0.95)
+    away = value - rng.uniform(0.2, 0.4) if value > 0.65 else value + rng.uniform(0.2, 0.4)
+    hsv = ((sat, value), (sat, away), (0.5 * sat, min(1.0, away + 0.2)))
+    colours = [colorsys.hsv_to_rgb(hue % 1.0, s, float(v)) for s, v in hsv]
     return np.asarray(colours, dtype=np.float32)
 
 
@@ -177,9 +186,3 @@ def water(rng: Generator, height: int, width: int, unit: float, palette: Array) 
 
 
 STUFF_TEXTURES: dict[str, Texture] = {"sky": sky, "grass": grass, "brick": brick, "water": water}
-
-# Shapes are filled with anything, now and then with a stuff texture as a distractor.
-FILL_TEXTURES: tuple[Texture, ...] = (
-    *(stripes, checks, dots, speckle, gradient, plain) * 2,
-    *STUFF_TEXTURES.values(),
-)

@@ -21,12 +21,13 @@ CONFIG = (
 PICTURES = 6
 
 
-def run_demo(output: str, overrides: list[str]) -> None:
+def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
     """Generates the data, trains, evaluates on held-out images and draws some of them.
 
     Args:
         output: folder of the run; a finished run there is repeated, not continued.
         overrides: of the config, ``key=value``.
+        force: draw the data anew.
     """
     if not CONFIG.is_file():
         raise ValueError(f"The demo runs from a clone of the repository: {CONFIG} is missing.")
@@ -37,6 +38,7 @@ def run_demo(output: str, overrides: list[str]) -> None:
         size=(192, 192),
         seed=0,
         workers=os.cpu_count() or 1,
+        force=force,
     )
     print(f"Data: {root}, 1000 training and 150 validation images.", flush=True)
     launch_run(

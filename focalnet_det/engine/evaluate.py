@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
@@ -27,7 +28,9 @@ def evaluate(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
         folder = Path(experiment.options.output_dir) / "evaluation" / name
         logger.info("Evaluating on %s.", name)
         evaluator = build_evaluator(name, output_dir=folder, max_dets=experiment.options.max_dets)
-        result = inference_on_dataset(model, build_loader(), evaluator)
+        # A loader takes a number from the model's generator: the training must not notice.
+        with torch.random.fork_rng(devices=[]):
+            result = inference_on_dataset(model, build_loader(), evaluator)
         if comm.is_main_process():
             results[name] = result
     return results

@@ -17,7 +17,11 @@ from yaml import YAMLError
 from .. import add_focalnet_config
 from ..data.augmentation import POLICIES, evaluation_resize
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
+from ..heads.mmdet_conventions import MmdetROIHeads, MmdetRPN
 from .solver import Schedule, adamw
+
+# Detectron2's registered name: what stands in for it.
+MMDET_PARTS = {"RPN": MmdetRPN, "StandardROIHeads": MmdetROIHeads}
 
 
 @dataclass(kw_only=True)
@@ -29,11 +33,19 @@ class TrainOptions:
         init_checkpoint: weights to start from, "" for none.
         device: "auto" takes a GPU if there is one.
         precision: "fp32", "bf16" or "fp16", of autocast.
+        accumulation: parts that the batch is computed in, one after another, to save memory.
         clip_norm: largest gradient norm, 0 for no clipping.
+        clip_value: largest absolute value of a gradient's element, 0 for no clipping.
+        ema_decay: of the moving average of the weights, which is then what is evaluated and also
+            written as ``model_ema.pth``; 0 for none.
         eval_period, checkpoint_period: in ``period_unit``; 0 means at the end only.
         period_unit: "epochs" or "iterations".
         log_iterations: between two progress lines.
         keep_checkpoints: how many of the last checkpoints to keep.
+        keep_best: metric of the first test set, such as "segm/AP", by which the best model is kept
+            as ``model_best.pth``; "" for none.
+        profile: first and last iteration to profile, () for none.
+        wandb_project: of Weights & Biases, "" for none.
         max_dets: predictions per image that enter AP.
         seed: of everything random, negative for a different one each time.
         ddp: arguments of DistributedDataParallel.
@@ -43,12 +55,18 @@ class TrainOptions:
     init_checkpoint: str = ""
     device: str = "auto"
     precision: str = "fp32"
+    accumulation: int = 1
     clip_norm: float = 0.0
+    clip_value: float = 0.0
+    ema_decay: float = 0.0
     eval_period: float = 1.0
     checkpoint_period: float = 1.0
     period_unit: str = "epochs"
     log_iterations: int = 20
     keep_checkpoints: int = 3
+    keep_best: str = ""
+    profile: tuple[int, ...] = ()
+    wandb_project: str = ""
     max_dets: int = 100
     seed: int = -1
     ddp: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +81,13 @@ class TrainOptions:
             raise ValueError(f"Unknown precision {self.precision!r}. Known: bf16, fp16, fp32.")
         if self.period_unit not in ("epochs", "iterations"):
             raise ValueError(f"period_unit must be epochs or iterations, got {self.period_unit!r}.")
+        if self.accumulation < 1 or self.keep_checkpoints < 1:
+            raise ValueError(
+                "accumulation and keep_checkpoints must be 1 or more, got "
+                f"{self.accumulation} and {self.keep_checkpoints}."
+            )
+        if len(self.profile) not in (0, 2):
+            raise ValueError(f"profile must be () or (first, last), got {self.profile}.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -193,12 +218,15 @@ def from_yacs(cfg: CfgNode) -> Experiment:
                 lr=solver.BASE_LR,
                 weight_decay=solver.WEIGHT_DECAY,
                 no_decay_names=solver.NO_DECAY_NAMES,
+                lr_factors={"backbone.bottom_up": solver.BACKBONE_MULTIPLIER},
+                layer_decay=solver.LAYER_DECAY,
             )
         raise ValueError(f"Unknown SOLVER.OPTIMIZER {solver.OPTIMIZER!r}. Known: ADAMW, SGD.")
 
     def model() -> nn.Module:
         frozen = cfg.clone()
         frozen.MODEL.DEVICE = "cpu"  # the engine moves it
+        apply_conventions(frozen)
         return build_model(frozen)
 
     def test_loader(name: str) -> Callable[[], Any]:
@@ -221,6 +249,21 @@ def from_yacs(cfg: CfgNode) -> Experiment:
         options=yacs_options(cfg),
         config_text=cfg.dump(),
     )
+
+
+def apply_conventions(cfg: CfgNode) -> None:
+    """Names the parts that ``MODEL.CONVENTIONS`` asks for.
+
+    Raises: ValueError for an unknown value.
+    """
+    if cfg.MODEL.CONVENTIONS not in ("detectron2", "mmdet"):
+        raise ValueError(
+            f"Unknown MODEL.CONVENTIONS {cfg.MODEL.CONVENTIONS!r}. Known: detectron2, mmdet."
+        )
+    if cfg.MODEL.CONVENTIONS == "mmdet":
+        for node in (cfg.MODEL.PROPOSAL_GENERATOR, cfg.MODEL.ROI_HEADS):
+            if node.NAME in MMDET_PARTS:
+                node.NAME = MMDET_PARTS[node.NAME].__name__
 
 
 def yacs_schedule(solver: CfgNode) -> Schedule:
@@ -268,11 +311,8 @@ def yacs_train_loader(cfg: CfgNode) -> TrainLoader:
 def yacs_options(cfg: CfgNode) -> TrainOptions:
     """Run options of a yacs config; its periods are in iterations."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE == "value" and cfg.SOLVER.OPTIMIZER == "ADAMW":
-        raise ValueError(
-            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE value works with SOLVER.OPTIMIZER SGD only; "
-            "use norm or full_model."
-        )
+    # With SGD, Detectron2 builds the clipping into the optimizer.
+    limit = clip.CLIP_VALUE if clip.ENABLED and cfg.SOLVER.OPTIMIZER == "ADAMW" else 0.0
     precision = "fp16" if cfg.SOLVER.AMP.ENABLED else cfg.SOLVER.PRECISION
     return TrainOptions(
         output_dir=cfg.OUTPUT_DIR,
@@ -283,7 +323,13 @@ def yacs_options(cfg: CfgNode) -> TrainOptions:
         eval_period=cfg.TEST.EVAL_PERIOD,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         period_unit="iterations",
-        clip_norm=clip.CLIP_VALUE if clip.ENABLED and cfg.SOLVER.OPTIMIZER == "ADAMW" else 0.0,
+        accumulation=cfg.SOLVER.ACCUMULATION,
+        clip_norm=0.0 if clip.CLIP_TYPE == "value" else limit,
+        clip_value=limit if clip.CLIP_TYPE == "value" else 0.0,
+        ema_decay=cfg.SOLVER.EMA_DECAY,
+        keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
+        keep_best=cfg.SOLVER.KEEP_BEST,
+        log_iterations=cfg.SOLVER.LOG_ITERATIONS,
         max_dets=cfg.TEST.MAX_DETS,
         seed=cfg.SEED,
     )

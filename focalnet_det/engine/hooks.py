@@ -1,16 +1,14 @@
-"""Training hooks: the progress line and atomic checkpoints."""
+"""What a training reports while it runs."""
 
 import datetime
 import logging
-import os
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
 
 
@@ -77,32 +75,71 @@ def _peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, but a file is whole or absent, never torn."""
+class ProfilerHook(HookBase):
+    """Profiles a window of iterations with PyTorch's profiler, and leaves a trace and a table.
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """As in fvcore, by way of a temporary name.
+    Args:
+        folder: gets ``profile.json`` (for chrome://tracing or Perfetto) and ``profile.txt``.
+        first, last: iterations, counted from 0; both are in the window.
+    Raises: ValueError if the window is empty.
+    """
 
-        Raises: OSError with the path if the file cannot be written; earlier files stay as they are.
-        """
-        if not self.save_dir or not self.save_to_disk:
+    def __init__(self, folder: Path, first: int, last: int) -> None:
+        if not 0 <= first <= last:
+            raise ValueError(f"profile must be (first, last) iterations, got ({first}, {last}).")
+        self.folder, self.first, self.last = folder, first, last
+        self.profiler: torch.profiler.profile | None = None
+
+    def before_step(self) -> None:
+        """Starts at the first iteration of the window."""
+        if self.trainer.iter == self.first:
+            self.profiler = torch.profiler.profile(record_shapes=True)
+            self.profiler.start()
+
+    def after_step(self) -> None:
+        """Stops and writes after the last."""
+        if self.profiler is None or self.trainer.iter < min(self.last, self.trainer.max_iter - 1):
             return
-        data: dict[str, Any] = {"model": self.model.state_dict()}
-        for key, part in self.checkpointables.items():
-            data[key] = part.state_dict()
-        data.update(kwargs)
-        path = Path(self.save_dir) / f"{name}.pth"
-        temporary = path.with_suffix(".pth.tmp")
+        self.profiler.stop()
+        self.profiler.export_chrome_trace(str(self.folder / "profile.json"))
+        table = self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40)
+        (self.folder / "profile.txt").write_text(table)
+        self.profiler = None
+
+
+class WandbWriter(EventWriter):
+    """Sends every scalar to Weights & Biases; needs ``pip install wandb``.
+
+    Args:
+        project: of Weights & Biases.
+        folder: for its files.
+        config: text of the full config.
+    Raises: ImportError that says how to get wandb.
+    """
+
+    def __init__(self, project: str, folder: str, config: str) -> None:
         try:
-            with temporary.open("wb") as file:
-                torch.save(data, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(
-                f"Could not write the checkpoint {path}: {error}. Free some space and continue "
-                "with --resume; the checkpoints before it are untouched."
+            import wandb
+        except ImportError as error:
+            raise ImportError(
+                "train.wandb_project needs Weights & Biases: pip install wandb."
             ) from error
-        self.tag_last_checkpoint(path.name)
+        self.run = wandb.init(
+            project=project, dir=folder, config={"config": config}, resume="allow"
+        )
+        self.sent = -1
+
+    def write(self) -> None:
+        """Sends what is new since the last call."""
+        storage = get_event_storage()
+        rows: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in storage.latest().items():
+            if iteration > self.sent:
+                rows.setdefault(iteration, {})[name] = value
+        for iteration in sorted(rows):
+            self.run.log(rows[iteration], step=iteration)
+            self.sent = iteration
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.run.finish()

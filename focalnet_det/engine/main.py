@@ -1,7 +1,7 @@
 """What tools/train_net.py does: from command-line arguments to a finished run."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from detectron2.engine import launch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..checkpoint import load_initial_weights
+from ..compat import create_local_process_group
 from ..data.datasets import register_coco_json, register_shapes
 from .evaluate import evaluate
 from .experiment import Experiment, load_config, read_experiment
@@ -41,8 +42,13 @@ class RunArguments:
 def launch_run(args: RunArguments) -> None:
     """Runs in this process, or in one process per GPU, or in several processes on the CPU.
 
+    Under torchrun this process is one of those that it started, and nothing more is launched.
+
     Raises: ValueError if there are fewer GPUs than asked for.
     """
+    if torch.distributed.is_torchelastic_launched():
+        run_under_torchrun(args)
+        return
     found = torch.cuda.device_count()
     if args.num_gpus > max(found, 1):
         raise ValueError(
@@ -64,6 +70,33 @@ def launch_run(args: RunArguments) -> None:
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+def run_under_torchrun(args: RunArguments) -> None:
+    """Runs as the process that torchrun's environment variables describe.
+
+    After torchrun has restarted the processes, because one of them died, training continues from
+    the last checkpoint.
+
+    Raises: ValueError if processes are launched in two ways at once, or there are too few GPUs.
+    """
+    if args.num_gpus > 1 or args.num_cpus > 1 or args.num_machines > 1:
+        raise ValueError(
+            "torchrun starts the processes: leave out --num-gpus, --num-cpus and --num-machines."
+        )
+    local_rank, on_this_machine = (int(os.environ[k]) for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < on_this_machine:
+        raise ValueError(f"torchrun starts {on_this_machine} processes, PyTorch sees {gpus} GPUs.")
+    if gpus:
+        torch.cuda.set_device(local_rank)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    try:
+        create_local_process_group(on_this_machine)
+        run(replace(args, resume=args.resume or restarts > 0))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def run(args: RunArguments) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
@@ -13,6 +13,8 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+from ..backbones.focalnet import FocalNet, FocalNetStage
+
 
 def parameter_groups(
     model: nn.Module,
@@ -21,6 +23,7 @@ def parameter_groups(
     weight_decay: float,
     no_decay_names: Sequence[str] = ("norm",),
     lr_factors: Mapping[str, float] | None = None,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Trainable parameters, grouped by learning rate and weight decay.
 
@@ -31,18 +34,49 @@ def parameter_groups(
             published recipes exempt ``norm`` alone, so biases and layer scales are decayed.
         lr_factors: {part of a name: factor}; the first that occurs in a parameter's full name
             multiplies its rate.
+        layer_decay: factor on the rates of a focal network, per layer of :func:`layers_above`.
     Source: microsoft/FocalNet:detection/configs (paramwise_cfg), as mmdet 2.11 reads it.
     """
+    above = {
+        f"{prefix}.{name}".lstrip("."): count
+        for prefix, module in model.named_modules()
+        if isinstance(module, FocalNet)
+        for name, count in layers_above(module).items()
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = next((f for part, f in (lr_factors or {}).items() if part in name), 1.0)
+            factor *= layer_decay ** above.get(name, 0)
             decay = 0.0 if any(part in name for part in no_decay_names) else weight_decay
             groups.setdefault((lr * factor, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in sorted(groups.items(), key=lambda g: g[0], reverse=True)
     ]
+
+
+def layers_above(network: FocalNet) -> dict[str, int]:
+    """How many layers of a focal network a gradient passes on its way down to each parameter.
+
+    The last block and the output norms have 1; a downsampling counts with the block that follows
+    it; the stem has one more than the first block.
+
+    Source: arXiv:2003.10555, section 3.2 (layer-wise decay), as arXiv:2106.08254 has it for images.
+    """
+    depths = [len(cast(FocalNetStage, stage).blocks) for stage in network.layers]
+
+    def above(name: str) -> int:
+        parts = name.split(".")
+        if parts[0] == "patch_embed":
+            return sum(depths) + 1
+        if parts[0] != "layers":
+            return 1
+        stage = int(parts[1])
+        block = int(parts[3]) if parts[2] == "blocks" else depths[stage]
+        return sum(depths) - sum(depths[:stage]) - block
+
+    return {name: above(name) for name, _ in network.named_parameters()}
 
 
 def adamw(
@@ -53,6 +87,7 @@ def adamw(
     weight_decay: float = 0.05,
     no_decay_names: Sequence[str] = ("norm",),
     lr_factors: Mapping[str, float] | None = None,
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW over :func:`parameter_groups`."""
     groups = parameter_groups(
@@ -61,6 +96,7 @@ def adamw(
         weight_decay=weight_decay,
         no_decay_names=no_decay_names,
         lr_factors=lr_factors,
+        layer_decay=layer_decay,
     )
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
 

@@ -1,10 +1,12 @@
 """The training loop, the same for both kinds of config."""
 
 import contextlib
+import json
 import logging
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.engine import SimpleTrainer, hooks
@@ -12,13 +14,24 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
-from torch import nn
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from torch import Tensor, nn
 
 from ..checkpoint import load_initial_weights
+from ..data.build import TrainLoader
+from ..data.mappers import DATA_ISSUES
+from ..data.tally import DataTally
+from .checkpoints import (
+    AtomicCheckpointer,
+    CheckpointHook,
+    random_states,
+    restore_random_states,
+    write_atomically,
+)
+from .ema import averaged_model
 from .evaluate import evaluate
 from .experiment import Experiment, TrainOptions
-from .hooks import AtomicCheckpointer, ProgressLine
+from .hooks import ProfilerHook, ProgressLine, WandbWriter
 
 logger = logging.getLogger("focalnet_det")
 
@@ -26,17 +39,17 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer(SimpleTrainer):
-    """Detectron2's trainer with autocast on any device, clipping, and all its state in the file.
+    """Detectron2's trainer with autocast on any device, accumulation, clipping, averaged weights.
 
     Args:
         model, data_loader, optimizer: as in SimpleTrainer.
-        options: ``device``, ``precision`` and ``clip_norm`` are read.
+        options: ``device``, ``precision``, ``accumulation``, ``clip_*`` and ``ema_decay`` are read.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        data_loader: Any,
+        data_loader: TrainLoader,
         optimizer: torch.optim.Optimizer,
         options: TrainOptions,
     ) -> None:
@@ -44,44 +57,125 @@ class Trainer(SimpleTrainer):
         self.options = options
         device = options.device.split(":")[0]
         self.scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
+        # With DistributedDataParallel the parameters are those of the module inside.
+        self.inner = getattr(model, "module", model)
+        self.ema = averaged_model(self.inner, options.ema_decay) if options.ema_decay else None
+        self.tally = DataTally()
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of the forward pass."""
-        return autocast(self.options)
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The averaged weights where there are some, or else the model."""
+        return self.model if self.ema is None else self.ema.module
 
     def run_step(self) -> None:
         """One iteration: data, forward, backward, update, metrics."""
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with self.autocast():
-            losses = self.model(data)
-            total = sum(losses.values())
+        for example in data:
+            self.tally.add(example.pop(DATA_ISSUES, {}))
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        losses = self.accumulate_gradients(data)
         self._write_metrics(losses, data_time)
-        if self.options.clip_norm > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        self.clip_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(self.inner)
+
+    def accumulate_gradients(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Gradients of the mean over the parts of a batch; returns the losses' means.
+
+        Raises: ValueError if the batch cannot be split evenly.
+        """
+        parts = self.options.accumulation
+        size, rest = divmod(len(data), parts)
+        if rest:
+            raise ValueError(
+                f"A batch of {len(data)} images per process cannot be accumulated in {parts} parts."
+            )
+        means: dict[str, Tensor] = {}
+        for part in range(parts):
+            # Processes exchange gradients once an iteration.
+            last = part == parts - 1
+            with contextlib.nullcontext() if last else self.without_exchange():
+                with autocast(self.options):
+                    losses = self.model(data[part * size : (part + 1) * size])
+                    total = sum(losses.values()) / parts
+                self.scaler.scale(total).backward()
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0) + loss.detach() / parts
+        return means
+
+    def without_exchange(self) -> contextlib.AbstractContextManager[Any]:
+        """DistributedDataParallel's ``no_sync``, or nothing."""
+        no_sync = getattr(self.model, "no_sync", contextlib.nullcontext)
+        return cast(contextlib.AbstractContextManager[Any], no_sync())
+
+    def total_tally(self) -> DataTally:
+        """Of all processes, in the first one. To be called in all processes."""
+        total = DataTally()
+        for tally in comm.gather(self.tally):
+            total.merge(tally)
+        return total
+
+    def clip_gradients(self) -> None:
+        """Clips by value and by norm, as the options say, and records the norm."""
+        if not self.options.clip_norm and not self.options.clip_value:
+            return
+        self.scaler.unscale_(self.optimizer)
+        if self.options.clip_value:
+            nn.utils.clip_grad_value_(self.model.parameters(), self.options.clip_value)
+        if self.options.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+            self.storage.put_scalar("grad_norm", norm.item(), smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks, optimizer and scaler (v0.6 alone would forget the last two)."""
+        """All that decides how the training goes on. To be called in all processes."""
         state = TrainerBase.state_dict(self)
         state["optimizer"] = self.optimizer.state_dict()
         state["scaler"] = self.scaler.state_dict()
+        state["data_seed"] = self.data_loader.seed
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        state["tally"] = self.total_tally().state_dict()
+        state["random"] = comm.gather(random_states(self.options.device))
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse; a file without optimizer or scaler leaves those as they are."""
+        """The inverse, which also reads the states that Detectron2's own trainers save.
+
+        What a file does not hold stays as it is, and is named in a warning.
+        """
+        # DefaultTrainer keeps the state of its inner trainer under a name of its own.
+        state = {**state, **state.get("_trainer", {})}
         TrainerBase.load_state_dict(self, state)
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         else:
             logger.warning("The checkpoint holds no optimizer state: its moments start from zero.")
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
+        scaler = state.get("scaler") or state.get("grad_scaler")
+        if scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler)
+        self.data_loader.seed = state.get("data_seed", self.data_loader.seed)
+        self.data_loader.start = self.iter + 1
+        if self.ema is not None and "ema" in state:
+            self.ema.load_state_dict(state["ema"])
+        elif self.ema is not None:
+            logger.warning("The checkpoint holds no averaged weights: they start from its weights.")
+            self.ema = averaged_model(self.inner, self.options.ema_decay)
+        if "tally" in state and comm.is_main_process():
+            self.tally.load_state_dict(state["tally"])
+        states = state.get("random", [])
+        if len(states) == comm.get_world_size():
+            restore_random_states(states[comm.get_rank()], self.options.device)
+        else:
+            logger.warning(
+                "The checkpoint holds the random states of %d processes, this run has %d: they "
+                "start anew, so the losses will not be those of an uninterrupted run.",
+                len(states),
+                comm.get_world_size(),
+            )
 
 
 def autocast(options: TrainOptions) -> contextlib.AbstractContextManager[Any]:
@@ -102,49 +196,48 @@ def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
     """
     options = experiment.options
     loader = experiment.train_loader()
+    loader.seed = options.seed if options.seed >= 0 else comm.shared_random_seed()
     model = experiment.model().to(options.device)
     optimizer = experiment.optimizer(model)
     max_iter = experiment.schedule.max_iter(loader.iterations_per_epoch)
     describe(model, loader.num_images, loader.batch_size, max_iter, options)
-
     trainer = Trainer(create_ddp_model(model, **options.ddp), loader, optimizer, options)
     checkpointer = AtomicCheckpointer(
-        model,
-        options.output_dir,
-        save_to_disk=comm.is_main_process(),
-        trainer=trainer,
+        model, options.output_dir, save_to_disk=comm.is_main_process(), trainer=trainer
     )
-    multiplier = experiment.schedule.multiplier(loader.iterations_per_epoch)
+    save_period = options.to_iterations(options.checkpoint_period, loader.iterations_per_epoch)
+    saving = CheckpointHook(
+        checkpointer,
+        period=save_period or max_iter,
+        keep=options.keep_checkpoints,
+        best_metric=options.keep_best,
+    )
     results: dict[str, Any] = {}
 
-    def evaluate_now() -> None:
+    def evaluate_now() -> dict[str, Any]:
         results.clear()
         with autocast(options):
-            results.update(evaluate(experiment, trainer.model))
+            results.update(evaluate(experiment, trainer.evaluated_model))
+        first: dict[str, Any] = next(iter(results.values()), {})
+        saving.after_evaluation(trainer.evaluated_model, first)
+        # For the writers; a class that does not occur has no AP, and JSON no NaN.
+        return {
+            name: {
+                task: {m: v for m, v in metrics.items() if math.isfinite(v)}
+                for task, metrics in tasks.items()
+            }
+            for name, tasks in results.items()
+        }
 
+    multiplier = experiment.schedule.multiplier(loader.iterations_per_epoch)
     eval_period = options.to_iterations(options.eval_period, loader.iterations_per_epoch)
-    save_period = options.to_iterations(options.checkpoint_period, loader.iterations_per_epoch)
-    writers = [
-        ProgressLine(max_iter, loader.batch_size),
-        JSONWriter(str(Path(options.output_dir) / "metrics.json")),
-        TensorboardXWriter(options.output_dir),
-    ]
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=LRMultiplier(optimizer, multiplier, max_iter)),
-            hooks.PeriodicCheckpointer(
-                checkpointer,
-                save_period or max_iter,
-                max_iter=max_iter,
-                max_to_keep=options.keep_checkpoints,
-            )
-            if comm.is_main_process()
-            else None,
+            ProfilerHook(Path(options.output_dir), *options.profile) if options.profile else None,
+            saving,
             hooks.EvalHook(eval_period, evaluate_now),
-            hooks.PeriodicWriter(writers, period=options.log_iterations)
-            if comm.is_main_process()
-            else None,
         ]
     )
     start = 0
@@ -158,8 +251,55 @@ def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
         logger.info("Nothing left to train: %d of %d iterations are done.", start, max_iter)
         evaluate_now()
         return results
+    if comm.is_main_process():
+        writers = build_writers(experiment, max_iter, loader.batch_size, start)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_iterations)])
+    if start == 0 and comm.is_main_process():
+        trainer.tally.add(loader.file_issues)
     trainer.train(start, max_iter)
+    logger.info("%s", trainer.total_tally().table())
+    if trainer.ema is not None and comm.is_main_process():
+        path = Path(options.output_dir) / "model_ema.pth"
+        write_atomically(path, {"model": trainer.ema.module.state_dict()})
+        logger.info("Averaged weights: %s", path)
     return results
+
+
+def build_writers(
+    experiment: Experiment, max_iter: int, batch_size: int, start: int
+) -> list[EventWriter]:
+    """Progress line, JSON lines, TensorBoard and, if asked, Weights & Biases.
+
+    What an interrupted run wrote after its last checkpoint is taken out of the JSON lines.
+    """
+    options = experiment.options
+    lines = Path(options.output_dir) / "metrics.json"
+    if lines.exists():
+        drop_lines_from(lines, start)
+    writers: list[EventWriter] = [
+        ProgressLine(max_iter, batch_size),
+        JSONWriter(str(lines)),
+        TensorboardXWriter(options.output_dir, purge_step=start),
+    ]
+    if options.wandb_project:
+        writers.append(
+            WandbWriter(options.wandb_project, options.output_dir, experiment.config_text)
+        )
+    return writers
+
+
+def drop_lines_from(path: Path, iteration: int) -> None:
+    """Takes the lines of this iteration and later ones out of a file of JSON lines."""
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["iteration"] < iteration:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # a line that was cut off
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
 
 
 def describe(

@@ -15,8 +15,9 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from focalnet_det.engine.checkpoints import AtomicCheckpointer
 from focalnet_det.engine.experiment import load_config, read_experiment
-from focalnet_det.engine.hooks import AtomicCheckpointer, ProgressLine
+from focalnet_det.engine.hooks import ProgressLine
 from focalnet_det.engine.main import RunArguments, launch_run, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -62,8 +63,9 @@ def test_run_leaves_its_record_and_evaluation_repeats(shapes: Path, tmp_path: Pa
     assert {"AP", "AP50", "AP-star"} <= set(metrics["segm"])
 
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [0, 1, 2]
-    assert all(math.isfinite(line["total_loss"]) and line["lr"] >= 0 for line in lines)
+    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
+    assert all(math.isfinite(line["total_loss"]) and line["lr"] >= 0 for line in lines[:3])
+    assert lines[3]["instances_val_val/segm/AP"] == pytest.approx(metrics["segm"]["AP"])
     assert list((tmp_path / "a").glob("events.out.tfevents.*"))
     assert "shapes" not in (tmp_path / "a/environment.txt").read_text()[:20]
     on_disk = json.loads(
@@ -97,7 +99,7 @@ def test_resume_continues_iteration_optimizer_and_schedule(shapes: Path, tmp_pat
     # Cosine without warmup: after the last of 4 updates the factor is (1 + cos(pi)) / 2.
     assert last["trainer"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
     iterations = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.json").open()]
-    assert iterations == [0, 1, 2, 3, 2, 3]
+    assert iterations == [0, 1, 2, 3, 4]  # the last line holds the evaluation
 
 
 def test_yaml_config_trains_own_data(shapes: Path, tmp_path: Path) -> None:

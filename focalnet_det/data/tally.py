@@ -1,0 +1,194 @@
+"""What is done about each problem of images and labels, and how often each was met."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+UNREADABLE_IMAGE = "unreadable image"
+MISSING_IMAGE = "missing image file"
+SIZE_DIFFERS = "size differs from annotation file"
+EXIF_ROTATED = "image rotated by EXIF"
+TRANSPARENT = "transparent image"
+DEEPER_THAN_8_BITS = "image of more than 8 bits"
+OTHER_COLOURS = "image not in RGB"
+NO_ANNOTATION = "image without annotation"
+UNLISTED_IMAGE = "annotation of an unlisted image"
+CROWD = "crowd"
+MALFORMED_BOX = "malformed box"
+BOX_OUTSIDE = "box outside the image"
+EMPTY_BOX = "box without area"
+NO_MASK = "annotation without mask"
+MALFORMED_MASK = "malformed mask"
+MALFORMED_PART = "malformed part of a mask"
+EMPTY_MASK = "empty mask"
+CATEGORY_GAPS = "category ids with gaps"
+UNKNOWN_CATEGORY = "unknown category id"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done about one problem.
+
+    Attributes:
+        training: repaired (used after a correction), dropped (the annotation is left out), skipped
+            (another image is drawn instead), kept (used as it is) or stopped (the run ends with an
+            error).
+        evaluation: the same. "kept" for annotations: the evaluator reads the file itself.
+        explanation: one or two sentences, Markdown.
+    """
+
+    training: str
+    evaluation: str
+    explanation: str
+
+
+POLICIES: dict[str, Policy] = {
+    UNREADABLE_IMAGE: Policy(
+        "skipped",
+        "stopped",
+        "Empty, truncated, of no format that Pillow can decode, or of more pixels than Pillow "
+        "allows. What a truncated file still holds is not used. An evaluation that left images out "
+        "would not be comparable.",
+    ),
+    MISSING_IMAGE: Policy(
+        "stopped",
+        "stopped",
+        "A wrong folder, most often; so are files that may not be read.",
+    ),
+    SIZE_DIFFERS: Policy(
+        "skipped",
+        "stopped",
+        "`width` and `height` of the annotation file are those of another picture, so its boxes "
+        "and masks are too. They must be those of the upright image (next row), as in COCO.",
+    ),
+    EXIF_ROTATED: Policy(
+        "repaired",
+        "repaired",
+        "The image is turned upright. Annotations are taken to be in pixels of the upright image.",
+    ),
+    TRANSPARENT: Policy(
+        "repaired",
+        "repaired",
+        "Laid on white, as browsers and printed pages show it. Ignoring transparency instead would "
+        "uncover colours that nobody has seen.",
+    ),
+    DEEPER_THAN_8_BITS: Policy(
+        "repaired",
+        "repaired",
+        "Integers of 16 or 32 bits are divided by 257, so that 65535 becomes 255; floats are "
+        "scaled from the smallest of 0..1, 0..255 and 0..65535 that holds them. Integers are not "
+        "stretched to the values that occur, so 12-bit data comes out dark. Values outside "
+        "0..65535, and NaN, make the image unreadable. Colour of 16 bits is cut to its high bytes "
+        "by Pillow itself, and not counted.",
+    ),
+    OTHER_COLOURS: Policy(
+        "repaired",
+        "repaired",
+        "Grey, black and white, palette, CMYK, YCbCr, HSV and Lab are converted, and an alpha "
+        "channel that hides nothing is removed. Colour profiles are not applied.",
+    ),
+    NO_ANNOTATION: Policy(
+        "kept",
+        "kept",
+        "Trained on as background. Images that have no annotation but crowds in the file are left "
+        "out before training, unless `filter_empty=False`; they are not counted.",
+    ),
+    UNLISTED_IMAGE: Policy(
+        "dropped", "dropped", "Its `image_id` is not among `images` of the annotation file."
+    ),
+    CROWD: Policy(
+        "dropped",
+        "kept",
+        "`iscrowd: 1` outlines a group, not an object. Evaluation ignores detections inside it.",
+    ),
+    MALFORMED_BOX: Policy("dropped", "kept", "Missing, or not four finite numbers."),
+    BOX_OUTSIDE: Policy(
+        "repaired", "kept", "Clipped to the image. Less than 0.01 px is rounding, and not counted."
+    ),
+    EMPTY_BOX: Policy(
+        "dropped", "kept", "No width or no height is left inside the image, whatever its mask."
+    ),
+    NO_MASK: Policy("dropped", "kept", "Only where masks are trained."),
+    MALFORMED_MASK: Policy(
+        "dropped",
+        "kept",
+        "Polygons of an odd number of coordinates, of less than three points, or with points "
+        "further from the image than its longer side; RLE of another size than the image, or whose "
+        "runs do not fill it.",
+    ),
+    MALFORMED_PART: Policy(
+        "repaired",
+        "kept",
+        "Some polygons of a mask are malformed: they are left out, and the others are used.",
+    ),
+    EMPTY_MASK: Policy("dropped", "kept", "No pixel of the image belongs to it."),
+    CATEGORY_GAPS: Policy(
+        "repaired",
+        "repaired",
+        "Classes are numbered in order of id, and results are written with the ids of the file. "
+        "Not counted.",
+    ),
+    UNKNOWN_CATEGORY: Policy(
+        "stopped", "stopped", "A `category_id` that is not among `categories` of the file."
+    ),
+}
+
+
+class DataTally:
+    """How often each problem was met, over a run.
+
+    An image that is shown ten times counts ten times, and so do its annotations.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, issues: Mapping[str, int]) -> None:
+        """Adds counts by problem.
+
+        Raises: KeyError if a problem has no row in ``POLICIES``; nothing is added then.
+        """
+        unknown = sorted(set(issues) - set(POLICIES))
+        if unknown:
+            raise KeyError(
+                f"No policy for {', '.join(map(repr, unknown))}. Known: {', '.join(POLICIES)}."
+            )
+        self.counts.update(issues)
+
+    def merge(self, other: "DataTally") -> None:
+        """Adds the counts of another tally, such as that of another process."""
+        self.add(other.counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replaces the counts.
+
+        Raises: KeyError as ``add`` does; the counts stay as they were then.
+        """
+        loaded = DataTally()
+        loaded.add(state["counts"])
+        self.counts = loaded.counts
+
+    def table(self) -> str:
+        """Problem, what was done about it in training, and times met; only what was met."""
+        met = [(name, POLICIES[name].training, self.counts[name]) for name in POLICIES]
+        rows = [(name, action, str(count)) for name, action, count in met if count]
+        if not rows:
+            return "Images and labels: no problem was met."
+        rows = [("images and labels", "policy", "times met"), *rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {action:<{widths[1]}}  {count:>{widths[2]}}"
+            for name, action, count in rows
+        )
+
+
+def policy_table() -> str:
+    """``POLICIES`` as a Markdown table: the one of datasets/README.md."""
+    lines = ["| problem | in training | in evaluation | |", "|---|---|---|---|"]
+    for name, policy in POLICIES.items():
+        lines.append(f"| {name} | {policy.training} | {policy.evaluation} | {policy.explanation} |")
+    return "\n".join(lines)

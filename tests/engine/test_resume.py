@@ -1,0 +1,288 @@
+"""Nothing is lost when a training dies: killed and resumed equals never interrupted."""
+
+import copy
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
+
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from torch import nn
+
+from focalnet_det.data.build import TrainLoader
+from focalnet_det.data.mappers import DATA_ISSUES, SkippedImage
+from focalnet_det.data.stream import DrawnImages, DrawSampler
+from focalnet_det.data.tally import CROWD, UNREADABLE_IMAGE
+from focalnet_det.engine.experiment import TrainOptions
+from focalnet_det.engine.train import Trainer, drop_lines_from
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"
+ITERATIONS = 10
+KILLS = int(os.environ.get("SOAK_KILLS", "1"))
+OPTIONS = {
+    "py": [
+        *(f"schedule.iterations={ITERATIONS}", "train.checkpoint_period=2", "train.seed=5"),
+        *("train.accumulation=2", "train.ema_decay=0.9", "train.log_iterations=1"),
+        *("dataloader.train.batch_size=2", "dataloader.train.num_workers=2"),
+        *("dataloader.train.augmentations.short_sides=[80,96]", "train.device=cpu"),
+        *("dataloader.train.augmentations.crop=64", "model.backbone.bottom_up.drop_path_rate=0.5"),
+    ],
+    "yaml": [
+        *("SOLVER.EPOCHS=0", f"SOLVER.MAX_ITER={ITERATIONS}", "SOLVER.CHECKPOINT_PERIOD=2"),
+        *("SEED=5", "SOLVER.ACCUMULATION=2", "SOLVER.EMA_DECAY=0.9", "SOLVER.PRECISION=fp32"),
+        "SOLVER.LOG_ITERATIONS=1",
+        *("SOLVER.IMS_PER_BATCH=2", "DATALOADER.NUM_WORKERS=0", "SOLVER.STEPS=(6,)"),
+        *("MODEL.FOCALNET.VARIANT=focalnet_nano", "MODEL.FOCALNET.DROP_PATH_RATE=0.5"),
+        *("MODEL.FPN.OUT_CHANNELS=16", "MODEL.ROI_BOX_HEAD.FC_DIM=32", "MODEL.DEVICE=cpu"),
+        *("MODEL.ROI_MASK_HEAD.CONV_DIM=16", "INPUT.MIN_SIZE_TRAIN=(64,80)", "TEST.EVAL_PERIOD=0"),
+        "INPUT.POLICY=resize",
+    ],
+}
+CONFIG = {
+    "py": CONFIGS / "mask_rcnn_focalnet_nano_fpn_small.py",
+    "yaml": CONFIGS / "mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml",
+}
+
+
+def start(kind: str, shapes: Path, output: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--resume"]
+    command += ["--config-file", str(CONFIG[kind]), "--output", str(output)]
+    command += ["--coco-json", str(shapes / "annotations/instances_train.json")]
+    command += ["--images", str(shapes / "images/train"), *OPTIONS[kind]]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def iterations_done(output: Path) -> int:
+    path = output / "metrics.json"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def losses(output: Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.json").open()]
+    assert [line["iteration"] for line in lines] == list(range(ITERATIONS))
+    return {
+        line["iteration"]: {k: v for k, v in line.items() if "loss" in k or k == "lr"}
+        for line in lines
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["py", "yaml"])
+def test_killed_and_resumed_equals_uninterrupted(kind: str, shapes: Path, tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    finish(start(kind, shapes, whole))
+    chance = random.Random()
+    for _ in range(KILLS):
+        process = start(kind, shapes, torn)
+        # The first checkpoint is there after 2 iterations; a run is all but finished after 9.
+        target = max(3, (iterations_done(torn) + chance.randint(1, 4)) % ITERATIONS)
+        while process.poll() is None and iterations_done(torn) < target:
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert "Resuming at iteration" in finish(start(kind, shapes, torn))
+    assert losses(torn) == losses(whole)
+    states = [torch.load(d / "model_final.pth", weights_only=True) for d in (torn, whole)]
+    equal_deeply(states[0], states[1])
+    averaged = [torch.load(d / "model_ema.pth", weights_only=True) for d in (torn, whole)]
+    equal_deeply(averaged[0], averaged[1])
+    names = sorted(p.name for p in torn.glob("model_*"))
+    assert names == sorted(p.name for p in whole.glob("model_*"))
+
+
+def equal_deeply(first: Any, second: Any, where: str = "") -> None:
+    """Bit-equal tensors and equal everything else."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            equal_deeply(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            equal_deeply(*pair, f"{where}/{i}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+# The stream of training images.
+
+
+def draws(batches: int, **options: Any) -> list[list[tuple[int, int]]]:
+    stream = iter(DrawSampler(**{"groups": [0] * 7, "batch_size": 2, "seed": 3, **options}))
+    return [next(stream) for _ in range(batches)]
+
+
+def test_stream_is_detectron2s() -> None:
+    theirs = iter(TrainingSampler(7, seed=3))
+    ours = [index for batch in draws(20) for _, index in batch]
+    assert ours == [next(theirs) for _ in range(40)]
+
+
+@pytest.mark.parametrize("groups", [[0] * 7, [0, 1, 0, 1, 1, 0, 1]])
+def test_stream_started_late_is_the_rest_of_it(groups: list[int]) -> None:
+    assert draws(30, groups=groups)[11:] == draws(19, groups=groups, start=11)
+
+
+def test_processes_share_the_stream() -> None:
+    whole = draws(6, batch_size=4)
+    parts = [draws(6, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert sorted(first + second) == batch
+
+
+def test_batches_hold_one_group() -> None:
+    groups = [0, 1, 0, 1, 1, 0, 1]
+    for batch in draws(30, groups=groups, batch_size=3):
+        assert len({groups[index] for _, index in batch}) == 1
+
+
+def test_augmentation_depends_on_the_draw_alone() -> None:
+    import numpy as np
+
+    def mapper(record: dict[str, int]) -> dict[str, float]:
+        numbers = {"a": np.random.rand(), "b": random.random(), "c": torch.rand(1).item()}
+        return {**record, **numbers}
+
+    images = DrawnImages([{"id": i} for i in range(3)], mapper, seed=1)
+    before = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()
+    first = images[(10, 1)]
+    assert images[(11, 1)] != first != images[(10, 2)]
+    assert images[(10, 1)] == first
+    after = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()
+    assert (before[0] == after[0]).all()
+    assert before[1] == after[1]
+    assert torch.equal(before[2], after[2])
+    other = DrawnImages([{"id": i} for i in range(3)], mapper, seed=2)
+    assert other[(10, 1)] != first
+
+
+def test_a_skipped_image_is_replaced_and_counted() -> None:
+    def mapper(record: dict[str, int]) -> dict[str, Any]:
+        if record["id"] != 1:
+            raise SkippedImage(UNREADABLE_IMAGE, f"image {record['id']} is torn")
+        return {"id": 1, DATA_ISSUES: {CROWD: 2}}
+
+    images = DrawnImages([{"id": i} for i in range(4)], mapper, seed=0)
+    assert images[(0, 1)] == {"id": 1, DATA_ISSUES: {CROWD: 2}}
+    found = images[(0, 2)]
+    assert found["id"] == 1
+    assert found[DATA_ISSUES][CROWD] == 2
+    assert found[DATA_ISSUES][UNREADABLE_IMAGE] >= 1
+    assert images[(0, 2)] == found
+    none = DrawnImages([{"id": 0}], mapper, seed=0)
+    with pytest.raises(ValueError, match=r"50 training images in a row.*image 0 is torn"):
+        none[(0, 0)]
+
+
+def test_problems_are_counted_over_a_run() -> None:
+    counted = trainer()
+    counted.data_loader.open_at = lambda seed, first: [[{DATA_ISSUES: {CROWD: 2}}, {}]] * 9
+    with pytest.raises(KeyError):  # these examples have no image, but they were counted before
+        counted.train(0, 1)
+    assert counted.total_tally().counts == {CROWD: 2}
+    again = trainer()
+    again.load_state_dict(counted.state_dict())
+    assert again.total_tally().counts == {CROWD: 2}
+
+
+# What is read from other trainers' files.
+
+
+class Loss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, data: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pixels = torch.stack([example["image"] for example in data])
+        return {"loss": (self.weight * pixels).sum(dim=1).mean()}
+
+
+def trainer(precision: str = "fp32", **options: Any) -> Trainer:
+    model = Loss()
+    data = [[{"image": torch.tensor(x)} for x in ([1.0, 2.0], [3.0, 4.0])]] * 10
+    loader = TrainLoader(lambda seed, first: data[first:], num_images=2, batch_size=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    settings = TrainOptions(device="cpu", precision=precision, **options)
+    return Trainer(model, loader, optimizer, settings)
+
+
+def test_reads_the_states_of_detectron2s_trainers(caplog: pytest.LogCaptureFixture) -> None:
+    data = [[{"image": torch.ones(2)}]] * 5
+    for kind in (SimpleTrainer, AMPTrainer):
+        model = Loss()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        arguments = (model, data, optimizer)
+        if kind is AMPTrainer:
+            scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+            arguments = (*arguments, scaler)
+        theirs = kind(*arguments)
+        model(data[0])["loss"].backward()
+        optimizer.step()
+        theirs.iter = 6
+        state = {"optimizer": optimizer.state_dict(), **theirs.state_dict()}
+        for nested in (state, {"iteration": 6, "_trainer": state}):
+            ours = trainer("fp16" if kind is AMPTrainer else "fp32")
+            ours.load_state_dict(nested)
+            assert (ours.iter, ours.data_loader.start) == (6, 7)
+            (moments,) = ours.optimizer.state.values()
+            torch.testing.assert_close(moments["exp_avg"], torch.full((2,), 0.1))
+            if kind is AMPTrainer:
+                assert ours.scaler.get_scale() == 64
+    assert "random states of 0 processes" in caplog.text
+
+
+def test_a_file_without_optimizer_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer(ema_decay=0.5).load_state_dict({"iteration": 3})
+    assert "no optimizer state" in caplog.text
+    assert "no averaged weights" in caplog.text
+
+
+def test_state_goes_round() -> None:
+    first, second = trainer(ema_decay=0.9), trainer(ema_decay=0.9)
+    first.train(0, 3)
+    second.model.load_state_dict(first.model.state_dict())
+    # A copy, as from a file: load_state_dict takes tensors over as they are.
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    first.train(3, 6)
+    state, weights = first.state_dict(), first.model.state_dict()
+    second.train(3, 6)
+    equal_deeply(second.state_dict(), state)
+    equal_deeply(second.model.state_dict(), weights)
+
+
+def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}\n{"iteration": 2}\n{"itera')
+    drop_lines_from(path, 2)
+    assert path.read_text() == '{"iteration": 0}\n{"iteration": 1}\n'
