@@ -9,12 +9,13 @@ ENV_DIR := $(or $(if $(ACTIVE),$(shell $(HAS_TORCH) 2>/dev/null && echo "$(ACTIV
 PY := "$(ENV_DIR)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast gpu-test lint clean
+.PHONY: help install demo test test-fast soak gpu-test lint clean
 
 help:
 	@echo "make demo       train, evaluate and draw on the generated data set"
 	@echo "make test       every check and test (no GPU needed)"
 	@echo "make test-fast  the tests that take seconds"
+	@echo "make soak       kills and resumes two trainings 30 times each"
 	@echo "make gpu-test   the tests that need a GPU"
 	@echo "make lint       ruff and mypy"
 	@echo "make install    only the installation, into $(ENV_DIR); the others do it themselves"
@@ -44,6 +45,9 @@ test: lint
 
 test-fast: install
 	$(PY) -m pytest -n 2 -m "not slow"
+
+soak: install
+	SOAK_KILLS=30 OMP_NUM_THREADS=1 $(PY) -m pytest -k killed_and_resumed
 
 gpu-test: install
 	$(PY) -m pytest -m gpu

@@ -17,6 +17,7 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.LAYER_DECAY = 1.0
     # What the fields of the same names in focalnet_det.engine.experiment.TrainOptions say.
+    cfg.SOLVER.RECIPE_BATCH = 0
     cfg.SOLVER.ACCUMULATION = 1
     cfg.SOLVER.EMA_DECAY = 0.0
     cfg.SOLVER.KEEP_CHECKPOINTS = 3

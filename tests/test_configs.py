@@ -180,6 +180,7 @@ def test_zoo_leaf_is_as_published(name: str, suffix: str) -> None:
         assert rate == 1e-4
         assert decay == (0.0 if exempt else 0.05)
     assert train_loader_arguments(path, recipe) == train_loader_arguments(RECIPE, reference)
+    assert recipe.options.recipe_batch == 16
     for option in ("precision", "clip_norm", "max_dets", "seed", "init_checkpoint"):
         assert getattr(recipe.options, option) == getattr(reference.options, option), option
 

@@ -11,4 +11,5 @@ from ..common.train import run_options
 
 model = mask_rcnn("focalnet_tiny_srf", focal_windows=(9, 9, 9, 9), drop_path_rate=0.1)
 dataloader, schedule = coco_instances(), multistep("1x")
-optimizer, train = adamw(lr=1e-4, weight_decay=0.05), run_options(precision="fp16")
+optimizer = adamw(lr=1e-4, weight_decay=0.05)
+train = run_options(precision="fp16", recipe_batch=16)

@@ -8,6 +8,7 @@ def run_options(**changes):
         "init_checkpoint": "",
         "device": "auto",
         "precision": "fp32",
+        "recipe_batch": 0,
         "accumulation": 1,
         "clip_norm": 0.0,
         "clip_value": 0.0,

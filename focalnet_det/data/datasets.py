@@ -46,7 +46,11 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path)
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     register_coco_instances(name, {}, str(json_file), str(image_root))
-    MetadataCatalog.get(name).set(thing_classes=classes, file_issues=problems_of_file(content))
+    MetadataCatalog.get(name).set(
+        thing_classes=classes,
+        file_issues=problems_of_file(content),
+        num_annotated_images=len({annotation["image_id"] for annotation in content["annotations"]}),
+    )
     return classes
 
 

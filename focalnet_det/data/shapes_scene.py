@@ -30,7 +30,7 @@ from focalnet_det.data.shapes_textures import (
 # left, top, right, bottom in whole pixels; right and bottom are excluded.
 Box = tuple[int, int, int, int]
 
-MIN_VISIBLE_SHARE = 0.5
+MIN_VISIBLE_SHARE = 0.6
 MIN_VISIBLE_PIXELS = 30
 SUPERSAMPLING = 4
 
@@ -218,7 +218,7 @@ def _choose_centre(rng: Generator, scene: Scene, anchors: list[Array], diameter:
 def try_shape(rng: Generator, scene: Scene, anchors: list[Array]) -> None:
     """Put one more shape on top, unless it or one below it would be hardly visible."""
     class_index = int(rng.integers(len(THING_CLASSES)))
-    diameter = scene.unit * (28 + 76 * rng.beta(1.2, 1.9))
+    diameter = scene.unit * (40 + 72 * rng.beta(1.2, 1.9))
     centre = _choose_centre(rng, scene, anchors, diameter)
     outline = random_outline(rng, THING_CLASSES[class_index], centre, diameter)
     box = _window(outline, max(2, round(8 * scene.unit)), scene.owner.shape)

@@ -33,6 +33,7 @@ class TrainOptions:
         init_checkpoint: weights to start from, "" for none.
         device: "auto" takes a GPU if there is one.
         precision: "fp32", "bf16" or "fp16", of autocast.
+        recipe_batch: images per iteration that the learning rate was chosen for, 0 for unknown.
         accumulation: parts that the batch is computed in, one after another, to save memory.
         clip_norm: largest gradient norm, 0 for no clipping.
         clip_value: largest absolute value of a gradient's element, 0 for no clipping.
@@ -55,6 +56,7 @@ class TrainOptions:
     init_checkpoint: str = ""
     device: str = "auto"
     precision: str = "fp32"
+    recipe_batch: int = 0
     accumulation: int = 1
     clip_norm: float = 0.0
     clip_value: float = 0.0
@@ -323,6 +325,7 @@ def yacs_options(cfg: CfgNode) -> TrainOptions:
         eval_period=cfg.TEST.EVAL_PERIOD,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         period_unit="iterations",
+        recipe_batch=cfg.SOLVER.RECIPE_BATCH,
         accumulation=cfg.SOLVER.ACCUMULATION,
         clip_norm=0.0 if clip.CLIP_TYPE == "value" else limit,
         clip_value=limit if clip.CLIP_TYPE == "value" else 0.0,

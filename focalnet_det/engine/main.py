@@ -2,19 +2,19 @@
 
 import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..checkpoint import load_initial_weights
 from ..compat import create_local_process_group
-from ..data.datasets import register_coco_json, register_shapes
+from ..data.datasets import register_shapes
 from .evaluate import evaluate
 from .experiment import Experiment, load_config, read_experiment
+from .own_data import use_coco_json
 from .run import start_run
 from .train import autocast, train
 
@@ -91,7 +91,15 @@ def run_under_torchrun(args: RunArguments) -> None:
     if gpus:
         torch.cuda.set_device(local_rank)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    # torchrun may keep its store over a restart: without a prefix of their own, the new processes
+    # would find the addresses of the dead ones there.
+    store, rank, world_size = next(torch.distributed.rendezvous("env://"))
+    torch.distributed.init_process_group(
+        "nccl" if gpus else "gloo",
+        store=torch.distributed.PrefixStore(f"restart_{restarts}", store),
+        rank=rank,
+        world_size=world_size,
+    )
     try:
         create_local_process_group(on_this_machine)
         run(replace(args, resume=args.resume or restarts > 0))
@@ -104,7 +112,12 @@ def run(args: RunArguments) -> dict[str, Any]:
     register_shapes()
     cfg = load_config(args.config_file, args.opts)
     if args.coco_json or args.val_json:
-        use_coco_json(cfg, args)
+        use_coco_json(
+            cfg,
+            train=(args.coco_json, args.images),
+            val=(args.val_json, args.val_images),
+            overrides=args.opts,
+        )
     if args.output:
         set_output(cfg, args.output)
     experiment = read_experiment(cfg)
@@ -129,52 +142,6 @@ def run_evaluation(experiment: Experiment) -> dict[str, Any]:
     load_initial_weights(model, options.init_checkpoint, new_classes=False)
     with autocast(options):
         return evaluate(experiment, model.to(options.device))
-
-
-def use_coco_json(cfg: CfgNode | DictConfig, args: RunArguments) -> None:
-    """Points a config at COCO-format files; the class count comes from the training file.
-
-    Raises: ValueError if an option is missing, a file is not as it should be, or the validation
-        file has other classes than the training file.
-    """
-    train_json, train_images = args.coco_json or args.val_json, args.images or args.val_images
-    if not train_json or not train_images:
-        raise ValueError("--coco-json FILE needs --images DIR (and --val-json needs one of both).")
-    train_name = f"{Path(train_json).stem}_train"
-    classes = register_coco_json(train_name, train_json, train_images)
-    val_name = None
-    if args.val_json:
-        val_name = f"{Path(args.val_json).stem}_val"
-        val_classes = register_coco_json(val_name, args.val_json, args.val_images or train_images)
-        if val_classes != classes:
-            raise ValueError(
-                f"{args.val_json} has other categories than {train_json}: "
-                f"{sorted(set(val_classes) ^ set(classes)) or 'another order'}."
-            )
-    if isinstance(cfg, CfgNode):
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train_name,), (val_name,) if val_name else ()
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
-        return
-    cfg.dataloader.train.datasets = train_name
-    if val_name:
-        for loader in cfg.dataloader.test[:1]:
-            loader.dataset = val_name
-    cfg.dataloader.test = cfg.dataloader.test[:1] if val_name else []
-    set_num_classes(cfg.model, len(classes))
-
-
-def set_num_classes(node: Any, count: int) -> None:
-    """Sets every ``num_classes`` of a LazyConfig model that is not a reference to another."""
-    if isinstance(node, DictConfig):
-        for key in node:
-            if key == "num_classes":
-                if not OmegaConf.is_interpolation(node, key):
-                    node[key] = count
-            else:
-                set_num_classes(node[key], count)
-    elif isinstance(node, ListConfig):
-        for item in node:
-            set_num_classes(item, count)
 
 
 def set_output(cfg: CfgNode | DictConfig, folder: str) -> None:

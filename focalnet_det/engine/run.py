@@ -1,6 +1,7 @@
 """Start of a run: folders, logs, seeds, the record of what was run."""
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from .experiment import Experiment
 def start_run(experiment: Experiment) -> Path:
     """Prepares the output folder and the logs of this process, and seeds it.
 
-    The folder gets ``config.yaml`` (the full config), ``environment.txt`` (versions) and
-    ``log.txt``.
+    The folder gets ``config.yaml`` (the full config), ``environment.txt`` (command, git state,
+    versions) and ``log.txt``.
 
     Returns: the output folder.
     Raises: OSError if the folder cannot be written.
@@ -30,7 +31,8 @@ def start_run(experiment: Experiment) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(experiment.config_text)
         command = " ".join(sys.argv)
-        (folder / "environment.txt").write_text(f"{command}\n\n{collect_env_info()}\n")
+        text = f"{command}\n\n{git_state()}\n{collect_env_info()}\n"
+        (folder / "environment.txt").write_text(text)
     comm.synchronize()
     for name in ("fvcore", "detectron2", "focalnet_det"):
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
@@ -42,3 +44,18 @@ def start_run(experiment: Experiment) -> Path:
     seed_all_rng(None if options.seed < 0 else options.seed + comm.get_rank())
     torch.backends.cudnn.benchmark = False
     return folder
+
+
+def git_state(folder: Path = Path(__file__).parent) -> str:
+    """Commit and changed files of the checkout that a folder is in, or that there is none."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.rstrip()
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--short")
+    except (OSError, subprocess.CalledProcessError):
+        return "git: not a checkout, or git is not installed."
+    return f"git: {commit}" + (f", with changes:\n{changes}" if changes else ", unchanged.")

@@ -316,3 +316,11 @@ def describe(
         options.precision,
         options.device,
     )
+    if options.recipe_batch not in (0, batch_size):
+        logger.warning(
+            "The recipe's batch is %d, this run's %d: by the linear rule the learning rate would "
+            "be multiplied by %g. It is not, unless you do so.",
+            options.recipe_batch,
+            batch_size,
+            batch_size / options.recipe_batch,
+        )

@@ -7,11 +7,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from detectron2.data import Metadata, detection_utils
+from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import pyplot as plt
 from torch import nn
+
+from ..data.reading import read_image
 
 # Every picture is at least this many pixels high, so that labels on small images can be read.
 MIN_HEIGHT = 420
@@ -101,7 +103,7 @@ def save_comparison(
 
 def read_rgb(record: dict[str, Any]) -> np.ndarray:
     """The image of a record, (H, W, 3) uint8 RGB."""
-    return detection_utils.read_image(record["file_name"], format="RGB")
+    return read_image(record["file_name"], "RGB")
 
 
 def _drawer(image: np.ndarray, metadata: Metadata) -> Visualizer:

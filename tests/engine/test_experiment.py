@@ -14,7 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from focalnet_det.engine.experiment import TrainOptions, load_config, read_experiment
-from focalnet_det.engine.main import RunArguments, set_num_classes, set_output, use_coco_json
+from focalnet_det.engine.main import RunArguments, set_output
+from focalnet_det.engine.own_data import set_num_classes, use_coco_json
 from focalnet_det.errors import one_line_errors
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -201,6 +202,15 @@ def test_set_output() -> None:
         assert read_experiment(cfg).options.output_dir == "elsewhere"
 
 
+def use_own_data(cfg: object, args: RunArguments) -> None:
+    use_coco_json(
+        cfg,
+        train=(args.coco_json, args.images),
+        val=(args.val_json, args.val_images),
+        overrides=args.opts,
+    )
+
+
 def test_set_num_classes_reaches_nested_calls_and_keeps_references() -> None:
     cfg = OmegaConf.create(
         {
@@ -255,7 +265,7 @@ def arguments(config: Path, **fields: Any) -> RunArguments:
 def test_coco_files_into_a_lazy_config(tmp_path: Path) -> None:
     train, val = coco_file(tmp_path, "mine.json"), coco_file(tmp_path, "theirs.json")
     cfg = load_config(LAZY, [])
-    use_coco_json(cfg, arguments(LAZY, coco_json=train, images=tmp_path, val_json=val))
+    use_own_data(cfg, arguments(LAZY, coco_json=train, images=tmp_path, val_json=val))
     name = cfg.dataloader.train.datasets
     # Contiguous classes in the order of the ids in the file: 3, 7, 90.
     records = DatasetCatalog.get(name)
@@ -280,7 +290,7 @@ def test_coco_files_into_a_lazy_config(tmp_path: Path) -> None:
 def test_coco_files_into_a_yacs_config(tmp_path: Path) -> None:
     train = coco_file(tmp_path, "mine.json", CATEGORIES[:2])
     cfg = load_config(YACS, [])
-    use_coco_json(cfg, arguments(YACS, coco_json=train, images=tmp_path))
+    use_own_data(cfg, arguments(YACS, coco_json=train, images=tmp_path))
     assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES) == (2, 2)
     assert cfg.DATASETS.TEST == ()
     assert len(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])) == 1
@@ -288,7 +298,7 @@ def test_coco_files_into_a_yacs_config(tmp_path: Path) -> None:
 
 def test_without_validation_file_nothing_is_evaluated(tmp_path: Path) -> None:
     cfg = load_config(LAZY, [])
-    use_coco_json(cfg, arguments(LAZY, coco_json=coco_file(tmp_path, "a.json"), images=tmp_path))
+    use_own_data(cfg, arguments(LAZY, coco_json=coco_file(tmp_path, "a.json"), images=tmp_path))
     assert read_experiment(cfg).test_loaders == {}
 
 
@@ -296,7 +306,7 @@ def test_the_same_file_name_again_replaces_the_data_set(tmp_path: Path) -> None:
     for categories in (CATEGORIES, CATEGORIES[:1]):
         cfg = load_config(LAZY, [])
         path = coco_file(tmp_path, "again.json", categories)
-        use_coco_json(cfg, arguments(LAZY, coco_json=path, images=tmp_path))
+        use_own_data(cfg, arguments(LAZY, coco_json=path, images=tmp_path))
         records = DatasetCatalog.get(cfg.dataloader.train.datasets)
         assert len(records[0]["annotations"]) == len(categories)
         assert cfg.model.roi_heads.num_classes == len(categories)
@@ -342,4 +352,4 @@ def test_bad_coco_files(config: Path, fields: dict[str, str], message: str, tmp_
     cfg = load_config(config, [])
     paths = {key: tmp_path / value for key, value in fields.items()}
     with pytest.raises(ValueError, match=message):
-        use_coco_json(cfg, arguments(config, **paths))
+        use_own_data(cfg, arguments(config, **paths))

@@ -146,7 +146,7 @@ def nano_mask_rcnn(**changes):
         "channels": 64,
         "norm": "GN",
         "fc_dim": 256,
-        "mask_convs": 2,
+        "mask_convs": 1,
         "anchor_size": 16,
         "rois": 64,
         "proposals": 250,

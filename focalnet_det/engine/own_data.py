@@ -1,0 +1,150 @@
+"""One's own data in COCO format: points a config at it, and fits the length of training to it."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ..data.datasets import register_coco_json
+
+logger = logging.getLogger("focalnet_det")
+
+# From random or ImageNet weights, a small data set wants to be seen often, a large one need not be.
+EPOCHS = 60
+FEWEST_ITERATIONS = 1000
+MOST_ITERATIONS = 90_000
+FEWEST_EPOCHS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Batch and length of a training, and the reason in words."""
+
+    batch_size: int
+    iterations: int
+    reason: str
+
+
+def plan(num_images: int, batch_size: int) -> Plan:
+    """Batch and length for a data set of some size.
+
+    The batch is at most the data set. 60 epochs, but at least 1,000 iterations; and at most
+    90,000, unless these are fewer than 12 epochs.
+
+    Args:
+        num_images: with annotations, in the training set.
+        batch_size: of the config.
+    """
+    batch = min(batch_size, max(1, num_images))
+    per_epoch = max(1, math.ceil(num_images / batch))
+    most = max(MOST_ITERATIONS, FEWEST_EPOCHS * per_epoch)
+    iterations = min(max(EPOCHS * per_epoch, FEWEST_ITERATIONS), most)
+    reason = (
+        f"{num_images} training images in batches of {batch}: {iterations} iterations, "
+        f"{iterations / per_epoch:.0f} passes over the data"
+    )
+    if batch < batch_size:
+        reason += f"; the config's batch of {batch_size} is larger than the data set"
+    return Plan(batch_size=batch, iterations=iterations, reason=reason)
+
+
+def use_coco_json(
+    cfg: CfgNode | DictConfig,
+    *,
+    train: tuple[str | None, str | None],
+    val: tuple[str | None, str | None],
+    overrides: list[str],
+) -> None:
+    """Points a config at COCO-format files; the class count comes from the training file.
+
+    Length, batch and, with the batch, learning rate are fitted to the data, unless the overrides
+    set a length.
+
+    Args:
+        train, val: annotation file and image folder, or None; without a validation file nothing is
+            evaluated, and without a training file (to evaluate) the validation file stands for it.
+        overrides: those that the config has been given.
+    Raises: ValueError if an option is missing, a file is not as it should be, or the validation
+        file has other classes than the training file.
+    """
+    train_json, train_images = train[0] or val[0], train[1] or val[1]
+    if not train_json or not train_images:
+        raise ValueError("--coco-json FILE needs --images DIR (and --val-json needs one of both).")
+    train_name = f"{Path(train_json).stem}_train"
+    classes = register_coco_json(train_name, train_json, train_images)
+    val_name = None
+    if val[0]:
+        val_name = f"{Path(val[0]).stem}_val"
+        val_classes = register_coco_json(val_name, val[0], val[1] or train_images)
+        if val_classes != classes:
+            raise ValueError(
+                f"{val[0]} has other categories than {train_json}: "
+                f"{sorted(set(val_classes) ^ set(classes)) or 'another order'}."
+            )
+    num_images = MetadataCatalog.get(train_name).num_annotated_images
+    if isinstance(cfg, CfgNode):
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train_name,), (val_name,) if val_name else ()
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
+        if not any(key.startswith(("SOLVER.EPOCHS", "SOLVER.MAX_ITER")) for key in overrides):
+            fit_yacs(cfg.SOLVER, num_images)
+        return
+    cfg.dataloader.train.datasets = train_name
+    if val_name:
+        for loader in cfg.dataloader.test[:1]:
+            loader.dataset = val_name
+    cfg.dataloader.test = cfg.dataloader.test[:1] if val_name else []
+    set_num_classes(cfg.model, len(classes))
+    if not any(key.startswith(("schedule.iterations", "schedule.epochs")) for key in overrides):
+        fit_lazy(cfg, num_images)
+
+
+def fit_lazy(cfg: DictConfig, num_images: int) -> None:
+    """Sets batch, rate and schedule of a LazyConfig by :func:`plan`, and says why."""
+    loader, schedule = cfg.dataloader.train, cfg.schedule
+    found = plan(num_images, loader.batch_size)
+    cfg.optimizer.lr *= found.batch_size / loader.batch_size
+    loader.batch_size = found.batch_size
+    if schedule.get("milestones"):
+        length = schedule.epochs or schedule.iterations
+        schedule.milestones = [round(m / length * found.iterations) for m in schedule.milestones]
+    schedule.epochs, schedule.iterations = None, found.iterations
+    schedule.warmup_iterations = min(schedule.warmup_iterations, found.iterations // 10)
+    say(found, cfg.optimizer.lr, "schedule.iterations=N")
+
+
+def fit_yacs(solver: CfgNode, num_images: int) -> None:
+    """Sets batch, rate and schedule of a yacs config by :func:`plan`, and says why."""
+    found = plan(num_images, solver.IMS_PER_BATCH)
+    solver.BASE_LR *= found.batch_size / solver.IMS_PER_BATCH
+    solver.IMS_PER_BATCH = found.batch_size
+    length, steps = (
+        (solver.EPOCHS, solver.EPOCH_STEPS) if solver.EPOCHS else (solver.MAX_ITER, solver.STEPS)
+    )
+    solver.STEPS = tuple(round(step / length * found.iterations) for step in steps)
+    solver.EPOCHS, solver.MAX_ITER = 0, found.iterations
+    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, found.iterations // 10)
+    say(found, solver.BASE_LR, "SOLVER.EPOCHS 0 SOLVER.MAX_ITER N")
+
+
+def say(found: Plan, lr: float, override: str) -> None:
+    """Prints a plan, and how to have it otherwise."""
+    logger.info("%s; learning rate %g. For another length: %s.", found.reason, lr, override)
+
+
+def set_num_classes(node: Any, count: int) -> None:
+    """Sets every ``num_classes`` of a LazyConfig model that is not a reference to another."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key == "num_classes":
+                if not OmegaConf.is_interpolation(node, key):
+                    node[key] = count
+            else:
+                set_num_classes(node[key], count)
+    elif isinstance(node, ListConfig):
+        for item in node:
+            set_num_classes(item, count)
