@@ -95,7 +95,7 @@ def _triangle(_rng: Generator) -> Outline:
 
 def _star(rng: Generator) -> Outline:
     points = 1.2 * _arc(10)
-    points[1::2] *= rng.uniform(0.4, 0.5)
+    points[1::2] *= rng.uniform(0.5, 0.6)
     return Outline(points)
 
 
@@ -104,7 +104,7 @@ def _ring(rng: Generator) -> Outline:
 
 
 def _cross(rng: Generator) -> Outline:
-    arm = rng.uniform(0.26, 0.36)
+    arm = rng.uniform(0.32, 0.42)
     quarter = np.array([(1, -arm), (1, arm), (arm, arm)], dtype=np.float32)
     turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]
     parts = [quarter @ np.array([(c, s), (-s, c)], dtype=np.float32) for c, s in turns]
@@ -228,7 +228,7 @@ def try_shape(rng: Generator, scene: Scene, anchors: list[Array]) -> None:
     alpha = coverage(outline, box)
     mask = alpha > 0.5
     owner = scene.owner[top:bottom, left:right]
-    needed = max(MIN_VISIBLE_PIXELS, 0.5 * outline.area)
+    needed = max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * outline.area)
     if np.count_nonzero(mask) < needed or not _leaves_enough(scene, owner, mask):
         return
     _paint(rng, scene, class_index, alpha, box)

@@ -22,8 +22,8 @@ from focalnet_det.data import shapes, shapes_export
 from focalnet_det.data.shapes import STUFF_CLASSES, THING_CLASSES, make_shapes, parse_size
 from focalnet_det.data.shapes_scene import FIRST_OBJECT, Outline, coverage, draw_scene
 
-# Seed 10 holds a crowd in both splits and unlabelled pixels in train.
-PARAMETERS: dict[str, Any] = {"train": 24, "val": 6, "size": (160, 128), "seed": 10}
+# Seed 4 holds a crowd in both splits and unlabelled pixels in train.
+PARAMETERS: dict[str, Any] = {"train": 24, "val": 6, "size": (160, 128), "seed": 4}
 TINY: dict[str, Any] = {"train": 2, "val": 1, "size": (64, 64), "seed": 0, "workers": 1}
 SPLITS = ("train", "val")
 
