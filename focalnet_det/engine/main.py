@@ -8,6 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch
 from omegaconf import DictConfig
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from ..checkpoint import load_initial_weights
 from ..compat import create_local_process_group
@@ -93,10 +95,10 @@ def run_under_torchrun(args: RunArguments) -> None:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     # torchrun may keep its store over a restart: without a prefix of their own, the new processes
     # would find the addresses of the dead ones there.
-    store, rank, world_size = next(torch.distributed.rendezvous("env://"))
+    store, rank, world_size = next(rendezvous("env://"))
     torch.distributed.init_process_group(
         "nccl" if gpus else "gloo",
-        store=torch.distributed.PrefixStore(f"restart_{restarts}", store),
+        store=PrefixStore(f"restart_{restarts}", store),
         rank=rank,
         world_size=world_size,
     )
