@@ -278,7 +278,8 @@ def build_writers(
         drop_lines_from(lines, start)
     writers: list[EventWriter] = [
         ProgressLine(max_iter, batch_size),
-        JSONWriter(str(lines)),
+        # Values as they are: a median over the past would begin anew after a resumption.
+        JSONWriter(str(lines), window_size=1),
         TensorboardXWriter(options.output_dir, purge_step=start),
     ]
     if options.wandb_project:

@@ -263,7 +263,11 @@ def detector(num_classes: int) -> nn.Module:
 
     cfg = load_config(
         CONFIGS / "Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py",
-        [f"model.roi_heads.num_classes={num_classes}", "model.backbone.bottom_up.embed_dim=8"],
+        [
+            f"model.roi_heads.num_classes={num_classes}",
+            "model.roi_heads.box_predictor.cls_agnostic_bbox_reg=false",
+            "model.backbone.bottom_up.embed_dim=8",
+        ],
     )
     return instantiate(cfg.model)
 
