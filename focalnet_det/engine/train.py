@@ -64,8 +64,8 @@ class Trainer(SimpleTrainer):
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The averaged weights where there are some, or else the model."""
-        return self.model if self.ema is None else self.ema.module
+        """The averaged weights where there are some, or else the model, without its DDP wrapper."""
+        return self.inner if self.ema is None else self.ema.module
 
     def run_step(self) -> None:
         """One iteration: data, forward, backward, update, metrics."""

@@ -168,6 +168,17 @@ def test_layer_decay() -> None:
     assert found == {0.5**k for k in range(1, 8)}
 
 
+def test_backbone_multiplier_of_a_lazy_config() -> None:
+    keys = ["+optimizer.lr_factors.bottom_up=0.1", "optimizer.layer_decay=0.5"]
+    experiment = read_experiment(load_config(NANO, keys))
+    model = experiment.model()
+    by_id = {id(p): n for n, p in model.named_parameters()}
+    groups = experiment.optimizer(model).param_groups
+    rates = {by_id[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert rates["backbone.fpn_output2.weight"] == 1e-3
+    assert rates["backbone.bottom_up.norm1.weight"] == pytest.approx(0.5e-4)
+
+
 def test_backbone_multiplier_and_layer_decay_of_a_yaml_config() -> None:
     yaml = NANO.with_name("mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml")
     keys = ["MODEL.FOCALNET.VARIANT=focalnet_nano", "MODEL.DEVICE=cpu"]
