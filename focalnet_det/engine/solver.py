@@ -98,7 +98,7 @@ def adamw(
         lr_factors=lr_factors,
         layer_decay=layer_decay,
     )
-    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
