@@ -4,12 +4,13 @@ hotcoco computes the scores; they are those of pycocotools to the last bit, exce
 pycocotools never counts a match with annotation id 0 (COCO's ids start above it).
 """
 
+import itertools
 import json
 import logging
 import math
 import os
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,36 +103,88 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 self._records[image_id] = self._to_records(image_id, output["instances"])
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}."""
+        """Metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}.
+
+        Each rank matches its own predictions; the main rank receives the matches, and the
+        predictions themselves one rank at a time, to write them.
+        """
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
-        by_image, held_tasks = self._gather()
-        if self._distributed and not comm.is_main_process():
-            return results
-        if not by_image:
+        seen, tasks = self._of_all_ranks()
+        if not seen:
             logger.warning("No image was processed: nothing to evaluate.")
             return results
-        records = [record for image_id in sorted(by_image) for record in by_image[image_id]]
         if self._output_dir is not None:
-            lines = (json.dumps(record, allow_nan=False) for record in records)
-            path = self._output_dir / "coco_instances_results.json"
-            _write_atomically(path, "[\n" + ",\n".join(lines) + "\n]\n")
+            self._write_predictions(self._output_dir / "coco_instances_results.json")
         if not self._truth.has_annotations:
             logger.info("The data set has no annotations: predictions are not scored.")
             return results
-        for task in self._tasks or [task for task in TASK_FIELDS if task in held_tasks]:
-            results[task] = self._score(task, records)
-        self._report(results)
+        for task in tasks:
+            parts = self._in_turn(self._match(task, self._records).to_bytes())
+            if self._is_main:
+                unseen = self._match(task, {i: [] for i in self._truth.images if i not in seen})
+                matches = (hotcoco.StreamingEval.from_bytes(part) for part in parts)
+                results[task] = self._score(hotcoco.StreamingEval.merge([unseen, *matches]))
+            else:
+                deque(parts, maxlen=0)
+        if self._is_main:
+            self._report(results)
         return results
 
-    def _gather(self) -> tuple[dict[int, list[Record]], set[str]]:
-        """Predictions of all ranks and the tasks they hold; empty but on the main rank."""
+    @property
+    def _is_main(self) -> bool:
+        return not self._distributed or comm.is_main_process()
+
+    def _of_all_ranks(self) -> tuple[set[int], list[str]]:
+        """Ids of the processed images and the tasks to score, the same on every rank."""
+        own = (set(self._records), self._held_tasks)
+        parts = comm.all_gather(own) if self._distributed else [own]
+        held = set().union(*(part for _, part in parts))
+        tasks = self._tasks or [task for task in TASK_FIELDS if task in held]
+        return set().union(*(part for part, _ in parts)), list(tasks)
+
+    def _in_turn(self, own: Any) -> Iterator[Any]:
+        """What each rank brings, one after the other; None on all but the main rank.
+
+        All ranks have to exhaust it.
+        """
         if not self._distributed:
-            return self._records, self._held_tasks
-        comm.synchronize()
-        parts = comm.gather((self._records, self._held_tasks), dst=0)
-        # Samplers may pad with repeated images: as dict keys, each counts once.
-        by_image = {image_id: r for records, _ in parts for image_id, r in records.items()}
-        return by_image, {task for _, held in parts for task in held}
+            yield own
+            return
+        for rank in range(comm.get_world_size()):
+            parts = comm.gather(own if comm.get_rank() == rank else None, dst=0)
+            yield parts[rank] if comm.is_main_process() else None
+
+    def _write_predictions(self, path: Path) -> None:
+        """All predictions as COCO results, by rank and then by image; written by the main rank."""
+        written: set[int] = set()
+
+        def lines() -> Iterator[str]:
+            for part in self._in_turn(self._records):
+                # Samplers may pad with repeated images: each counts once.
+                for image_id in sorted(set(part or ()) - written):
+                    written.add(image_id)
+                    for record in part[image_id]:
+                        yield json.dumps(record, allow_nan=False)
+
+        if self._is_main:
+            _write_atomically(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
+        else:
+            deque(lines(), maxlen=0)
+
+    def _match(self, task: str, records: Mapping[int, list[Record]]) -> Any:
+        """Predictions of some images matched to their ground truth."""
+        params = hotcoco.Params(task)
+        params.max_dets = self._limits
+        matches = hotcoco.StreamingEval(self._truth.category_records, task, params=params)
+        # COCO takes an instance's area from its box if there is one; mask AP needs the mask's.
+        keys = ("image_id", "category_id", "score", TASK_FIELDS[task][1])
+        for image_id, predictions in records.items():
+            matches.update(
+                [self._truth.images[image_id]],
+                self._truth.annotations[image_id],
+                [{key: record[key] for key in keys} for record in predictions],
+            )
+        return matches
 
     def _to_records(self, image_id: int, instances: Instances) -> list[Record]:
         """COCO results of one image, on CPU."""
@@ -161,13 +214,8 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 record["segmentation"] = _encode(mask)
         return records
 
-    def _score(self, task: str, records: list[Record]) -> dict[str, float]:
-        # COCO takes an instance's area from its box if there is one; mask AP needs the mask's.
-        keys = ("image_id", "category_id", "score", TASK_FIELDS[task][1])
-        predictions = self._truth.api.load_res([{k: r[k] for k in keys} for r in records])
-        scorer = hotcoco.COCOeval(self._truth.api, predictions, task)
-        scorer.params.maxDets = self._limits
-        scorer.evaluate()
+    def _score(self, matches: Any) -> dict[str, float]:
+        scorer = matches.finalize()
         scorer.accumulate()
         assert scorer.eval is not None
         precision, recall = scorer.eval["precision"], scorer.eval["recall"]
@@ -189,26 +237,27 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 for task, metrics in results.items()
             }
             text = json.dumps(finite, indent=2, allow_nan=False)
-            _write_atomically(self._output_dir / "coco_metrics.json", text + "\n")
+            _write_atomically(self._output_dir / "coco_metrics.json", [text, "\n"])
 
 
 @dataclass(frozen=True)
 class _GroundTruth:
-    """Ground truth indexed by hotcoco, with what is needed to check predictions."""
+    """Ground truth by image, with what is needed to check predictions."""
 
     path: Path
-    api: Any
-    sizes: Mapping[int, tuple[int | None, int | None]]  # image id -> height, width
+    images: Mapping[int, Record]  # by id, with height and width where the file has them
+    annotations: Mapping[int, list[Record]]  # by image id
+    category_records: list[Record]
     categories: Mapping[int, str]  # in order of id
     instance_counts: Mapping[int, int]
     has_annotations: bool
     without_mask: int | None  # id of one annotation without segmentation
 
     def known_image(self, image_id: Any) -> int:
-        if image_id in self.sizes:
+        if image_id in self.images:
             return int(image_id)
         raise ValueError(
-            f"Image id {image_id!r} is not in {self.path} ({len(self.sizes)} images): "
+            f"Image id {image_id!r} is not in {self.path} ({len(self.images)} images): "
             "evaluate on the data set that was loaded."
         )
 
@@ -229,31 +278,36 @@ class _GroundTruth:
 
     def check_masks(self, image_id: int, masks: Tensor) -> None:
         self.check_has_masks()
-        size = tuple(masks.shape[1:])
-        if len(masks) and size != self.sizes[image_id] and None not in self.sizes[image_id]:
+        image, size = self.images[image_id], tuple(masks.shape[1:])
+        expected = (image.get("height"), image.get("width"))
+        if len(masks) and size != expected and None not in expected:
             raise ValueError(
                 f"Masks of image {image_id} are {size} (height, width), but {self.path} says "
-                f"{self.sizes[image_id]}: resize predictions to the original image."
+                f"{expected}: resize predictions to the original image."
             )
 
 
 def _load_ground_truth(path: Path) -> _GroundTruth:
     """Read COCO instance annotations; ValueError if they name unknown images or categories."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in data["images"]}
+    images = {image["id"]: image for image in data["images"]}
     categories = {c["id"]: c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])}
     annotations = data.get("annotations", [])
     for annotation in annotations:
         at = f"Annotation {annotation['id']} in {path}"
         if "area" not in annotation:
             raise ValueError(f"{at} has no area: AP by size needs it.")
-        for key, known in (("image_id", sizes), ("category_id", categories)):
+        for key, known in (("image_id", images), ("category_id", categories)):
             if annotation[key] not in known:
                 raise ValueError(f"{at} has an undefined {key}, {annotation[key]!r}.")
+    by_image: dict[int, list[Record]] = {image_id: [] for image_id in images}
+    for annotation in annotations:
+        by_image[annotation["image_id"]].append(annotation)
     return _GroundTruth(
         path=path,
-        api=hotcoco.COCO(data),
-        sizes=sizes,
+        images=images,
+        annotations=by_image,
+        category_records=data["categories"],
         categories=categories,
         instance_counts=Counter(a["category_id"] for a in annotations if not a.get("iscrowd")),
         has_annotations="annotations" in data,
@@ -333,8 +387,15 @@ def _summarize(
     return metrics
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _separated(lines: Iterable[str]) -> Iterator[str]:
+    """The elements of a JSON list, a line each."""
+    for index, line in enumerate(lines):
+        yield (",\n" if index else "\n") + line
+
+
+def _write_atomically(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
     temporary.replace(path)
