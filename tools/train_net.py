@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 EXAMPLES = """examples:
   # the published recipe, on 8 GPUs, COCO under $DETECTRON2_DATASETS
@@ -28,11 +29,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the initial weights")
     parser.add_argument("--output", metavar="DIR", help="output folder, instead of the config's")
-    data = parser.add_argument_group("your own data, COCO format")
-    data.add_argument("--coco-json", metavar="FILE", help="training annotations")
-    data.add_argument("--images", metavar="DIR", help="training images")
-    data.add_argument("--val-json", metavar="FILE", help="validation annotations")
-    data.add_argument("--val-images", metavar="DIR", help="validation images (default: --images)")
+    data = parser.add_argument_group("your own data, COCO format (repeatable)")
+    several: dict[str, Any] = {"action": "append", "default": []}
+    data.add_argument("--coco-json", metavar="FILE", help="training annotations", **several)
+    data.add_argument("--images", metavar="DIR", help="training images", **several)
+    data.add_argument("--val-json", metavar="FILE", help="validation annotations", **several)
+    data.add_argument("--val-images", metavar="DIR", help="default: those of --images", **several)
     scale = parser.add_argument_group("several GPUs")
     scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
     scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")

@@ -1,6 +1,7 @@
 """What tools/train_net.py does: from command-line arguments to a finished run."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..compat import create_local_process_group
 from ..data.datasets import register_shapes
 from .evaluate import evaluate
 from .experiment import Experiment, load_config, read_experiment
-from .own_data import use_coco_json
+from .own_data import coco_files, use_coco_json
 from .run import start_run
 from .train import autocast, train
 
@@ -30,10 +31,10 @@ class RunArguments:
     resume: bool = False
     eval_only: bool = False
     output: str | None = None
-    coco_json: str | None = None
-    images: str | None = None
-    val_json: str | None = None
-    val_images: str | None = None
+    coco_json: Sequence[str] = ()
+    images: Sequence[str] = ()
+    val_json: Sequence[str] = ()
+    val_images: Sequence[str] = ()
     num_gpus: int = 1
     num_cpus: int = 0
     num_machines: int = 1
@@ -116,8 +117,8 @@ def run(args: RunArguments) -> dict[str, Any]:
     if args.coco_json or args.val_json:
         use_coco_json(
             cfg,
-            train=(args.coco_json, args.images),
-            val=(args.val_json, args.val_images),
+            train=coco_files("coco-json", args.coco_json, args.images, ()),
+            val=coco_files("val-json", args.val_json, args.val_images, args.images),
             overrides=args.opts,
         )
     if args.output:

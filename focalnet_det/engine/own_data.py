@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,51 +54,90 @@ def plan(num_images: int, batch_size: int) -> Plan:
     return Plan(batch_size=batch, iterations=iterations, reason=reason)
 
 
-def use_coco_json(
-    cfg: CfgNode | DictConfig,
-    *,
-    train: tuple[str | None, str | None],
-    val: tuple[str | None, str | None],
-    overrides: list[str],
+@dataclass(frozen=True, kw_only=True)
+class CocoFiles:
+    """Annotation files in COCO format, and the folder of each one's images."""
+
+    annotations: Sequence[str] = ()
+    images: Sequence[str] = ()
+
+    def register(self, split: str) -> tuple[list[str], list[str]]:
+        """Registers each file under its stem and the name of the split.
+
+        Returns: the registered names, and the class names.
+        Raises: ValueError if a file is not as it should be or has other classes than the first.
+        """
+        names: list[str] = []
+        classes: list[str] = []
+        for annotations, images in zip(self.annotations, self.images, strict=True):
+            name = f"{Path(annotations).stem}_{split}"
+            if name in names:
+                name += f"_{len(names) + 1}"
+            found = register_coco_json(name, annotations, images)
+            check_same_classes(found, classes or found, annotations, self.annotations[0])
+            names.append(name)
+            classes = found
+        return names, classes
+
+
+def coco_files(
+    option: str, annotations: Sequence[str], images: Sequence[str], default_images: Sequence[str]
+) -> CocoFiles:
+    """Pairs the values of two options of the command line.
+
+    Raises: ValueError if there are not as many folders as files.
+    """
+    images = images or (default_images if annotations else ())
+    if len(annotations) != len(images):
+        raise ValueError(
+            f"Each --{option} FILE needs --images DIR: "
+            f"{len(annotations)} files, {len(images)} folders."
+        )
+    return CocoFiles(annotations=annotations, images=images)
+
+
+def check_same_classes(
+    classes: Sequence[str], expected: Sequence[str], file: str, expected_file: str
 ) -> None:
-    """Points a config at COCO-format files; the class count comes from the training file.
+    """Raises: ValueError if the classes of two files are not the same, in the same order."""
+    if list(classes) != list(expected):
+        raise ValueError(
+            f"{file} has other categories than {expected_file}: "
+            f"{sorted(set(classes) ^ set(expected)) or 'another order'}."
+        )
+
+
+def use_coco_json(
+    cfg: CfgNode | DictConfig, *, train: CocoFiles, val: CocoFiles, overrides: list[str]
+) -> None:
+    """Points a config at COCO-format files; the class count comes from the training files.
 
     Length, batch and, with the batch, learning rate are fitted to the data, unless the overrides
     set a length.
 
     Args:
-        train, val: annotation file and image folder, or None; without a validation file nothing is
-            evaluated, and without a training file (to evaluate) the validation file stands for it.
+        train, val: what to train and to evaluate on; without training files (to evaluate), the
+            validation files stand for them.
         overrides: those that the config has been given.
-    Raises: ValueError if an option is missing, a file is not as it should be, or the validation
-        file has other classes than the training file.
+    Raises: ValueError if a file is not as it should be, or the validation files have other
+        classes than the training files.
     """
-    train_json, train_images = train[0] or val[0], train[1] or val[1]
-    if not train_json or not train_images:
-        raise ValueError("--coco-json FILE needs --images DIR (and --val-json needs one of both).")
-    train_name = f"{Path(train_json).stem}_train"
-    classes = register_coco_json(train_name, train_json, train_images)
-    val_name = None
-    if val[0]:
-        val_name = f"{Path(val[0]).stem}_val"
-        val_classes = register_coco_json(val_name, val[0], val[1] or train_images)
-        if val_classes != classes:
-            raise ValueError(
-                f"{val[0]} has other categories than {train_json}: "
-                f"{sorted(set(val_classes) ^ set(classes)) or 'another order'}."
-            )
-    num_images = MetadataCatalog.get(train_name).num_annotated_images
+    train = train if train.annotations else val
+    train_names, classes = train.register("train")
+    val_names, val_classes = val.register("val")
+    if val_names:
+        check_same_classes(val_classes, classes, val.annotations[0], train.annotations[0])
+    num_images = sum(MetadataCatalog.get(name).num_annotated_images for name in train_names)
     if isinstance(cfg, CfgNode):
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train_name,), (val_name,) if val_name else ()
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train_names), tuple(val_names)
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
         if not any(key.startswith(("SOLVER.EPOCHS", "SOLVER.MAX_ITER")) for key in overrides):
             fit_yacs(cfg.SOLVER, num_images)
         return
-    cfg.dataloader.train.datasets = train_name
-    if val_name:
-        for loader in cfg.dataloader.test[:1]:
-            loader.dataset = val_name
-    cfg.dataloader.test = cfg.dataloader.test[:1] if val_name else []
+    cfg.dataloader.train.datasets = train_names
+    # Every set is evaluated as the config's first one would be.
+    loaders = cfg.dataloader.test[:1]
+    cfg.dataloader.test = [{**loader, "dataset": n} for loader in loaders for n in val_names]
     set_num_classes(cfg.model, len(classes))
     if not any(key.startswith(("schedule.iterations", "schedule.epochs")) for key in overrides):
         fit_lazy(cfg, num_images)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from focalnet_det.engine.experiment import TrainOptions, load_config, read_experiment
 from focalnet_det.engine.main import RunArguments, set_output
-from focalnet_det.engine.own_data import set_num_classes, use_coco_json
+from focalnet_det.engine.own_data import coco_files, set_num_classes, use_coco_json
 from focalnet_det.errors import one_line_errors
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -205,8 +205,8 @@ def test_set_output() -> None:
 def use_own_data(cfg: object, args: RunArguments) -> None:
     use_coco_json(
         cfg,
-        train=(args.coco_json, args.images),
-        val=(args.val_json, args.val_images),
+        train=coco_files("coco-json", args.coco_json, args.images, ()),
+        val=coco_files("val-json", args.val_json, args.val_images, args.images),
         overrides=args.opts,
     )
 
@@ -259,14 +259,14 @@ def coco_file(folder: Path, name: str, categories: list[dict[str, Any]] = CATEGO
 
 
 def arguments(config: Path, **fields: Any) -> RunArguments:
-    return RunArguments(config_file=str(config), **{k: str(v) for k, v in fields.items()})
+    return RunArguments(config_file=str(config), **{k: [str(v)] for k, v in fields.items()})
 
 
 def test_coco_files_into_a_lazy_config(tmp_path: Path) -> None:
     train, val = coco_file(tmp_path, "mine.json"), coco_file(tmp_path, "theirs.json")
     cfg = load_config(LAZY, [])
     use_own_data(cfg, arguments(LAZY, coco_json=train, images=tmp_path, val_json=val))
-    name = cfg.dataloader.train.datasets
+    (name,) = cfg.dataloader.train.datasets
     # Contiguous classes in the order of the ids in the file: 3, 7, 90.
     records = DatasetCatalog.get(name)
     assert [a["category_id"] for a in records[0]["annotations"]] == [2, 0, 1]
@@ -296,6 +296,22 @@ def test_coco_files_into_a_yacs_config(tmp_path: Path) -> None:
     assert len(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])) == 1
 
 
+@pytest.mark.parametrize("config", [LAZY, YACS])
+def test_several_files_of_one_name_are_several_data_sets(config: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    args = arguments(config)
+    args.coco_json = args.val_json = [str(coco_file(folder, "i.json")) for folder in folders]
+    args.images = [str(folder) for folder in folders]
+    cfg = load_config(config, [])
+    use_own_data(cfg, args)
+    names = cfg.dataloader.train.datasets if config == LAZY else cfg.DATASETS.TRAIN
+    files = [DatasetCatalog.get(name)[0]["file_name"] for name in names]
+    assert files == [str(folder / "1.png") for folder in folders]
+    assert list(read_experiment(cfg).test_loaders) == ["i_val", "i_val_2"]
+
+
 def test_without_validation_file_nothing_is_evaluated(tmp_path: Path) -> None:
     cfg = load_config(LAZY, [])
     use_own_data(cfg, arguments(LAZY, coco_json=coco_file(tmp_path, "a.json"), images=tmp_path))
@@ -307,7 +323,7 @@ def test_the_same_file_name_again_replaces_the_data_set(tmp_path: Path) -> None:
         cfg = load_config(LAZY, [])
         path = coco_file(tmp_path, "again.json", categories)
         use_own_data(cfg, arguments(LAZY, coco_json=path, images=tmp_path))
-        records = DatasetCatalog.get(cfg.dataloader.train.datasets)
+        records = DatasetCatalog.get(cfg.dataloader.train.datasets[0])
         assert len(records[0]["annotations"]) == len(categories)
         assert cfg.model.roi_heads.num_classes == len(categories)
 

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 from focalnet_det.engine.experiment import load_config, read_experiment
-from focalnet_det.engine.own_data import plan, use_coco_json
+from focalnet_det.engine.own_data import CocoFiles, plan, use_coco_json
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/COCO-InstanceSegmentation"
 SMALL = CONFIGS / "mask_rcnn_focalnet_nano_fpn_small.py"
@@ -52,9 +52,9 @@ def test_published_recipe_on_few_images(
     suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = load_config(PUBLISHED.with_suffix(suffix), [])
-    train = (str(data(tmp_path, images=9)), str(tmp_path))
+    train = CocoFiles(annotations=[str(data(tmp_path, images=9))], images=[str(tmp_path)])
     with caplog.at_level("INFO"):
-        use_coco_json(cfg, train=train, val=(None, None), overrides=[])
+        use_coco_json(cfg, train=train, val=CocoFiles(), overrides=[])
     experiment = read_experiment(cfg)
     schedule = experiment.schedule
     # 8 annotated images: a batch of 8 for 16, half the rate, the drops at 9/12 and 11/12.
@@ -71,6 +71,6 @@ def test_published_recipe_on_few_images(
 def test_a_length_that_was_given_stays(tmp_path: Path) -> None:
     overrides = ["schedule.iterations=77"]
     cfg = load_config(SMALL, overrides)
-    train = (str(data(tmp_path, images=3)), str(tmp_path))
-    use_coco_json(cfg, train=train, val=(None, None), overrides=overrides)
+    train = CocoFiles(annotations=[str(data(tmp_path, images=3))], images=[str(tmp_path)])
+    use_coco_json(cfg, train=train, val=CocoFiles(), overrides=overrides)
     assert (cfg.schedule.iterations, cfg.dataloader.train.batch_size) == (77, 4)

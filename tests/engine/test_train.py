@@ -44,10 +44,10 @@ def arguments(shapes: Path, output: Path, *opts: str, **changes: object) -> RunA
         "config_file": str(NANO),
         "opts": [*SMALL, *opts],
         "output": str(output),
-        "coco_json": str(shapes / "annotations/instances_train.json"),
-        "images": str(shapes / "images/train"),
-        "val_json": str(shapes / "annotations/instances_val.json"),
-        "val_images": str(shapes / "images/val"),
+        "coco_json": [str(shapes / "annotations/instances_train.json")],
+        "images": [str(shapes / "images/train")],
+        "val_json": [str(shapes / "annotations/instances_val.json")],
+        "val_images": [str(shapes / "images/val")],
     }
     return RunArguments(**(fields | changes))
 
@@ -119,15 +119,15 @@ def test_yaml_config_trains_own_data(shapes: Path, tmp_path: Path) -> None:
 
 def test_bf16_on_cpu_and_clipping(shapes: Path, tmp_path: Path) -> None:
     opts = ("schedule.iterations=1", "train.precision=bf16", "train.clip_norm=0.1")
-    run(arguments(shapes, tmp_path, *opts, val_json=None, val_images=None))
+    run(arguments(shapes, tmp_path, *opts, val_json=[], val_images=[]))
     assert all(torch.isfinite(v).all() for v in checkpoint(tmp_path)["model"].values())
 
 
 @pytest.mark.slow
 def test_learns_eight_images(shapes: Path, tmp_path: Path) -> None:
     """The whole chain can overfit: evaluated on its own training images."""
-    train = {"val_json": str(shapes / "annotations/instances_train.json")}
-    train["val_images"] = str(shapes / "images/train")
+    train = {"val_json": [str(shapes / "annotations/instances_train.json")]}
+    train["val_images"] = [str(shapes / "images/train")]
     opts = ("schedule.iterations=250", "dataloader.train.batch_size=4", "train.log_iterations=50")
     results = run(arguments(shapes, tmp_path, *opts, **train))
     metrics = results["instances_train_val"]
@@ -143,10 +143,10 @@ def test_evaluates_real_coco_images(shared_data: Path, tmp_path: Path) -> None:
         config_file=str(NANO),
         opts=[*SMALL, "schedule.iterations=1"],
         output=str(tmp_path),
-        coco_json=str(root / "annotations/instances_train2017.json"),
-        images=str(root / "images/train2017"),
-        val_json=str(root / "annotations/instances_val2017.json"),
-        val_images=str(root / "images/val2017"),
+        coco_json=[str(root / "annotations/instances_train2017.json")],
+        images=[str(root / "images/train2017")],
+        val_json=[str(root / "annotations/instances_val2017.json")],
+        val_images=[str(root / "images/val2017")],
     )
     metrics = run(args)["instances_val2017_val"]
     assert sum(name.startswith("AP-") for name in metrics["bbox"]) == 80
