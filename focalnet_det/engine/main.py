@@ -66,13 +66,24 @@ def launch_run(args: RunArguments) -> None:
     # What Detectron2 says while a child process imports it; the parent has heard it already.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     launch(
-        run,
+        run_launched,
         max(args.num_gpus, args.num_cpus),
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+def run_launched(args: RunArguments) -> None:
+    """Runs as a process that Detectron2's ``launch`` has started, or as the only one."""
+    try:
+        run(args)
+    finally:
+        if torch.distributed.is_initialized():
+            # Detectron2 leaves the group to the exit of the process, where gloo's threads, if they
+            # still run, abort it.
+            torch.distributed.destroy_process_group()
 
 
 def run_under_torchrun(args: RunArguments) -> None:

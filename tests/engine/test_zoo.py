@@ -1,0 +1,120 @@
+"""Every recipe trains and evaluates; and two processes train what one does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
+
+from focalnet_det.engine.main import RunArguments, run
+from focalnet_det.engine.train import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES = sorted(p for p in (ROOT / "configs").glob("*/*") if p.parent.name != "common")
+NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
+# A thin network with the recipe's kernels, thin box heads and small images; the rest is as it is.
+THIN = {
+    ".py": [
+        *("model.backbone.bottom_up.embed_dim=8", "model.backbone.bottom_up.depths=[1,1,1,1]"),
+        *("dataloader.train.batch_size=2", "dataloader.train.num_workers=0"),
+        *("dataloader.train.augmentations.short_sides=[96]", "schedule.epochs=null"),
+        *("dataloader.test.0.augmentations.short_side=96", "dataloader.test.0.num_workers=0"),
+        *("schedule.iterations=1", "train.device=cpu", "train.precision=fp32"),
+        *("model.roi_heads.box_head.fc_dims=[16,16]", "model.roi_heads.batch_size_per_image=32"),
+        "model.roi_heads.box_predictor.input_shape.channels=16",
+        "model.roi_heads.box_predictor.test_topk_per_image=5",
+    ],
+    ".yaml": [
+        *("MODEL.FOCALNET.EMBED_DIM=8", "MODEL.FOCALNET.DEPTHS=(1,1,1,1)", "MODEL.DEVICE=cpu"),
+        *("SOLVER.IMS_PER_BATCH=2", "SOLVER.EPOCHS=0", "SOLVER.MAX_ITER=1"),
+        *("INPUT.MIN_SIZE_TRAIN=(96,)", "INPUT.MIN_SIZE_TEST=96", "DATALOADER.NUM_WORKERS=0"),
+        *("MODEL.ROI_BOX_HEAD.FC_DIM=16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=32"),
+        *("SOLVER.PRECISION=fp32", "TEST.DETECTIONS_PER_IMAGE=5"),
+    ],
+}
+
+
+def data(shapes: Path) -> dict[str, list[str]]:
+    return {
+        "coco_json": [str(shapes / "annotations/instances_train.json")],
+        "images": [str(shapes / "images/train")],
+        "val_json": [str(shapes / "annotations/instances_val.json")],
+        "val_images": [str(shapes / "images/val")],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LEAVES, ids=[f"{p.parent.name}/{p.name}" for p in LEAVES])
+def test_recipe_trains_a_step_and_evaluates(path: Path, shapes: Path, tmp_path: Path) -> None:
+    opts = list(THIN[path.suffix])
+    results = run(
+        RunArguments(config_file=str(path), opts=opts, output=str(tmp_path), **data(shapes))
+    )
+    metrics = results["instances_val_val"]
+    assert set(metrics) == {"bbox", "segm"}
+    assert all(0 <= values["AP"] <= 100 for values in metrics.values())
+    trained, scored = (json.loads(line) for line in (tmp_path / "metrics.json").open())
+    assert 0 < trained["total_loss"] < 100
+    assert scored["instances_val_val/segm/AP"] == metrics["segm"]["AP"]
+    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    shutil.rmtree(tmp_path)  # checkpoints of every recipe would fill a small disk
+
+
+# All anchors and proposals enter the losses, so that none is drawn by lot.
+WITHOUT_LOTS = [
+    *("model.proposal_generator.batch_size_per_image=5000", "schedule.iterations=5"),
+    *("model.roi_heads.batch_size_per_image=1000", "model.roi_heads.positive_fraction=0.5"),
+    *("dataloader.train.batch_size=4", "dataloader.train.num_workers=0", "train.seed=2"),
+    *("dataloader.train.augmentations.short_sides=[64,96]", "train.device=cpu"),
+    *("dataloader.train.augmentations.crop=64", "dataloader.test.0.augmentations.short_side=96"),
+    *("dataloader.test.0.num_workers=0", "train.log_iterations=1", "schedule.warmup_iterations=0"),
+    *("optimizer.lr=0.0003",),
+]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_as_one(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process averages its losses over its images: one process does it in two parts."""
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--num-cpus", "2"]
+    command += ["--config-file", str(NANO), "--output", str(tmp_path / "two")]
+    for option, (value,) in data(shapes).items():
+        command += [f"--{option.replace('_', '-')}", value]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, *WITHOUT_LOTS], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    in_parts = Trainer.accumulate_gradients
+
+    def as_two_processes_share_it(self: Trainer, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return in_parts(self, batch[0::2] + batch[1::2])
+
+    monkeypatch.setattr(Trainer, "accumulate_gradients", as_two_processes_share_it)
+    opts = [*WITHOUT_LOTS, "train.accumulation=2"]
+    run(
+        RunArguments(
+            config_file=str(NANO), opts=opts, output=str(tmp_path / "one"), **data(shapes)
+        )
+    )
+
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.json").open()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 6
+    for single, double in zip(one[:5], two[:5], strict=True):
+        for name in (key for key in single if "loss" in key or key == "lr"):
+            assert double[name] == pytest.approx(single[name], rel=1e-4), name
+    assert two[5] == pytest.approx(one[5], rel=1e-2)
