@@ -35,3 +35,5 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CONVENTIONS = "detectron2"
     # Predictions per image that enter box and mask AP.
     cfg.TEST.MAX_DETS = 100
+    # Test images that are drawn at the end.
+    cfg.TEST.PICTURES = 6

@@ -22,6 +22,7 @@ def run_options(**changes):
         "profile": (),
         "wandb_project": "",
         "max_dets": 100,
+        "pictures": 6,
         "seed": -1,
         "ddp": {},
     }

@@ -5,20 +5,14 @@ import os
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.datasets import register_shapes
 from ..data.shapes import default_root, make_shapes
-from ..visualization.predictions import save_comparison
-from .experiment import load_config, read_experiment
 from .main import RunArguments, launch_run
 
 CONFIG = (
     Path(__file__).parents[2]
     / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
 )
-PICTURES = 6
 
 
 def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
@@ -46,12 +40,11 @@ def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
             config_file=str(CONFIG), opts=overrides, output=output, num_cpus=cpu_processes()
         )
     )
-    picture = draw(output, overrides)
     metrics = json.loads((Path(output) / "evaluation/shapes_val/coco_metrics.json").read_text())
     print(
         f"\nHeld-out images: box AP {metrics['bbox']['AP']:.1f}, mask AP "
         f"{metrics['segm']['AP']:.1f}.\n"
-        f"Pictures: {picture}\nWeights, logs and tables: {output}"
+        f"Pictures: {output}/predictions.png\nWeights, logs and tables: {output}"
     )
 
 
@@ -61,26 +54,3 @@ def cpu_processes() -> int:
         return 0
     # The batch of 4 must be divisible by the number of processes.
     return max(n for n in (1, 2, 4) if n <= max(os.cpu_count() or 1, 1))
-
-
-def draw(output: str, overrides: list[str]) -> Path:
-    """Draws some validation images with what the run's last weights predict; returns the PNG."""
-    register_shapes()
-    experiment = read_experiment(load_config(CONFIG, overrides))
-    model = experiment.model().to(experiment.options.device).eval()
-    DetectionCheckpointer(model).load(str(Path(output) / "model_final.pth"))
-    records = DatasetCatalog.get("shapes_val")
-    step = len(records) // PICTURES
-    chosen = set(range(0, step * PICTURES, step))
-    loader = experiment.test_loaders["shapes_val"]()
-    inputs = [batch[0] for i, batch in enumerate(loader) if i in chosen]
-    path = Path(output) / "predictions.png"
-    with torch.inference_mode():
-        save_comparison(
-            model,
-            [records[i] for i in sorted(chosen)],
-            inputs,
-            MetadataCatalog.get("shapes_val"),
-            path,
-        )
-    return path

@@ -48,6 +48,7 @@ class TrainOptions:
         profile: first and last iteration to profile, () for none.
         wandb_project: of Weights & Biases, "" for none.
         max_dets: predictions per image that enter AP.
+        pictures: test images to draw at the end, with the truth and what the model finds.
         seed: of everything random, negative for a different one each time.
         ddp: arguments of DistributedDataParallel.
     """
@@ -70,6 +71,7 @@ class TrainOptions:
     profile: tuple[int, ...] = ()
     wandb_project: str = ""
     max_dets: int = 100
+    pictures: int = 6
     seed: int = -1
     ddp: dict[str, Any] = field(default_factory=dict)
 
@@ -334,6 +336,7 @@ def yacs_options(cfg: CfgNode) -> TrainOptions:
         keep_best=cfg.SOLVER.KEEP_BEST,
         log_iterations=cfg.SOLVER.LOG_ITERATIONS,
         max_dets=cfg.TEST.MAX_DETS,
+        pictures=cfg.TEST.PICTURES,
         seed=cfg.SEED,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch
+from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -18,6 +19,7 @@ from ..data.datasets import register_shapes
 from .evaluate import evaluate
 from .experiment import Experiment, load_config, read_experiment
 from .own_data import coco_files, use_coco_json
+from .pictures import save_predictions
 from .run import start_run
 from .train import autocast, train
 
@@ -154,8 +156,12 @@ def run_evaluation(experiment: Experiment) -> dict[str, Any]:
         )
     model = experiment.model()
     load_initial_weights(model, options.init_checkpoint, new_classes=False)
+    model.to(options.device)
     with autocast(options):
-        return evaluate(experiment, model.to(options.device))
+        results = evaluate(experiment, model)
+    if comm.is_main_process():
+        save_predictions(experiment, model)
+    return results
 
 
 def set_output(cfg: CfgNode | DictConfig, folder: str) -> None:

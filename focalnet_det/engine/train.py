@@ -32,6 +32,7 @@ from .ema import averaged_model
 from .evaluate import evaluate
 from .experiment import Experiment, TrainOptions
 from .hooks import ProfilerHook, ProgressLine, WandbWriter
+from .pictures import save_predictions
 
 logger = logging.getLogger("focalnet_det")
 
@@ -258,6 +259,8 @@ def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
         trainer.tally.add(loader.file_issues)
     trainer.train(start, max_iter)
     logger.info("%s", trainer.total_tally().table())
+    if comm.is_main_process():
+        save_predictions(experiment, trainer.evaluated_model)
     if trainer.ema is not None and comm.is_main_process():
         path = Path(options.output_dir) / "model_ema.pth"
         write_atomically(path, {"model": trainer.ema.module.state_dict()})

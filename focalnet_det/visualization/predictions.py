@@ -8,11 +8,11 @@ import matplotlib
 import numpy as np
 import torch
 from detectron2.data import Metadata
-from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import pyplot as plt
 from torch import nn
 
+from ..data.mappers import clean_annotations
 from ..data.reading import read_image
 
 # Every picture is at least this many pixels high, so that labels on small images can be read.
@@ -26,17 +26,19 @@ def class_colors(count: int) -> list[tuple[float, float, float]]:
 
 
 def draw_ground_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """The annotations of a Detectron2 data set record on its image; crowds are left out.
+    """The annotations of a Detectron2 data set record on its image, as training would have them.
 
     Returns: (H, W, 3) uint8 RGB.
     """
-    visible = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in visible]
+    image = read_rgb(record)
+    annotations = record.get("annotations", [])
+    masks = any(a.get("segmentation") for a in annotations)
+    visible, _ = clean_annotations(annotations, (image.shape[0], image.shape[1]), masks=masks)
     classes = [a["category_id"] for a in visible]
-    drawer = _drawer(read_rgb(record), metadata)
+    drawer = _drawer(image, metadata)
     drawer.overlay_instances(
-        boxes=boxes or None,
-        masks=[a["segmentation"] for a in visible] if visible else None,
+        boxes=[a["bbox"] for a in visible] or None,
+        masks=[a["segmentation"] for a in visible] if visible and masks else None,
         labels=[metadata.thing_classes[c] for c in classes],
         assigned_colors=_colors(classes, metadata),
     )

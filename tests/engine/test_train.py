@@ -13,6 +13,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.events import EventStorage
+from PIL import Image
 from torch import nn
 
 from focalnet_det.engine.checkpoints import AtomicCheckpointer
@@ -73,8 +74,14 @@ def test_run_leaves_its_record_and_evaluation_repeats(shapes: Path, tmp_path: Pa
     )
     assert on_disk["segm"]["AP"] == pytest.approx(metrics["segm"]["AP"])
 
+    # Four validation images of 96 px, three panels each.
+    with Image.open(tmp_path / "a/predictions.png") as picture:
+        assert picture.height > picture.width > 500
+
     weights = f"train.init_checkpoint={tmp_path / 'a/model_final.pth'}"
-    again = run(arguments(shapes, tmp_path / "b", weights, eval_only=True))
+    again = run(arguments(shapes, tmp_path / "b", weights, "train.pictures=2", eval_only=True))
+    with Image.open(tmp_path / "b/predictions.png") as picture:
+        assert picture.height < picture.width
     for task, values in metrics.items():
         assert again["instances_val_val"][task] == pytest.approx(values, nan_ok=True)
 
@@ -120,6 +127,7 @@ def test_yaml_config_trains_own_data(shapes: Path, tmp_path: Path) -> None:
 def test_bf16_on_cpu_and_clipping(shapes: Path, tmp_path: Path) -> None:
     opts = ("schedule.iterations=1", "train.precision=bf16", "train.clip_norm=0.1")
     run(arguments(shapes, tmp_path, *opts, val_json=[], val_images=[]))
+    assert not (tmp_path / "predictions.png").exists()
     assert all(torch.isfinite(v).all() for v in checkpoint(tmp_path)["model"].values())
 
 

@@ -104,9 +104,7 @@ def test_two_processes_train_and_score_as_one(
     monkeypatch.setattr(Trainer, "accumulate_gradients", as_two_processes_share_it)
     opts = [*WITHOUT_LOTS, "train.accumulation=2"]
     run(
-        RunArguments(
-            config_file=str(NANO), opts=opts, output=str(tmp_path / "one"), **data(shapes)
-        )
+        RunArguments(config_file=str(NANO), opts=opts, output=str(tmp_path / "one"), **data(shapes))
     )
 
     one, two = (
