@@ -1,0 +1,48 @@
+"""Pictures that a run leaves: what the model finds in some test images, beside the truth."""
+
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+
+from ..visualization.predictions import save_comparison
+from .experiment import Experiment
+
+logger = logging.getLogger("focalnet_det")
+
+
+def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
+    """Draws images spread evenly over the first test set, into ``predictions.png``.
+
+    Args:
+        experiment: says how many images, and where to.
+        model: in any mode; it is put back into it.
+    Returns: the path, or None if there is nothing to draw.
+    """
+    options = experiment.options
+    name = next(iter(experiment.test_loaders), None)
+    if name is None or MetadataCatalog.get(name).get("evaluator_type") != "coco":
+        return None
+    records = DatasetCatalog.get(name)
+    count = min(options.pictures, len(records))
+    if count == 0:
+        return None
+    chosen = range(0, len(records) - len(records) % count, len(records) // count)
+    # The set behind the loader: the loader itself would give each process its share alone.
+    mapped = experiment.test_loaders[name]().dataset
+    path = Path(options.output_dir) / "predictions.png"
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        save_comparison(
+            model,
+            [records[i] for i in chosen],
+            [mapped[i] for i in chosen],
+            MetadataCatalog.get(name),
+            path,
+        )
+    model.train(was_training)
+    logger.info("Pictures: %s", path)
+    return path
