@@ -21,7 +21,9 @@ from ..layers import (
     layer_scale_parameter,
     valid_mask,
 )
-from ..ops import aggregate_contexts
+from ..ops import aggregate_contexts, dispatch
+from ..ops.kernels import inference, training
+from ..ops.kernels.parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from .freezing import freeze, keep_frozen_in_eval
 
 
@@ -87,6 +89,17 @@ class FocalModulation(nn.Module):
             x = self.ln(x)
         return self.proj_drop(self.proj(x))
 
+    def weights(self) -> ModulationWeights:
+        """Parameters as plain tensors, for the fused paths."""
+        return ModulationWeights(
+            f=_affine(self.f),
+            h=Affine(self.h.weight.flatten(1), _bias(self.h)),
+            proj=_affine(self.proj),
+            ln=None if self.ln is None else _affine(self.ln),
+            kernels=list(self.focal_layers.parameters()),
+            normalize=self.normalize_modulator,
+        )
+
 
 class FocalNetBlock(nn.Module):
     """Focal modulation and MLP, each with a residual connection, pre- or post-normalised.
@@ -108,9 +121,11 @@ class FocalNetBlock(nn.Module):
         normalize_modulator: bool,
         drop_rate: float,
         drop_path_rate: float,
+        lean_training: bool = False,
     ) -> None:
         super().__init__()
         self.post_norm = post_norm
+        self.lean_training = lean_training
         self.norm1 = nn.LayerNorm(dim)
         self.modulation = FocalModulation(
             dim,
@@ -128,17 +143,84 @@ class FocalNetBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
+        if dispatch.choose_path(x, exact=self._is_plain) != "reference":
+            return self._fused(x, valid)
         if self.post_norm:
             x = self.add_branch(x, self.norm1(self.modulation(x, valid)), self.gamma_1)
             return self.add_branch(x, self.norm2(self.mlp(x)), self.gamma_2)
         x = self.add_branch(x, self.modulation(self.norm1(x), valid), self.gamma_1)
         return self.add_branch(x, self.mlp(self.norm2(x)), self.gamma_2)
 
+    def _fused(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """The same through ``ops/kernels``."""
+        weights = self.weights()
+        dtype, stored = dispatch.compute_dtype(x)
+        mask = None if valid is None else channels_last(valid).to(dtype)
+        if not self.training and not self._needs_gradient(x):
+            return inference.block(x, weights, mask, dtype)
+        options = training.Options(dtype, stored, self.lean_training)
+        before = None if self.post_norm else weights.norm1
+        branch = training.modulation(x, before, weights.modulation, mask, options)
+        branch = self.modulation.proj_drop(branch)
+        x = self.add_branch(x, self.norm1(branch) if self.post_norm else branch, self.gamma_1)
+        if self.training and self.mlp.drop.p > 0:
+            branch = self.mlp(x if self.post_norm else self.norm2(x))
+        else:
+            before = None if self.post_norm else weights.norm2
+            branch = training.mlp(x, before, weights.mlp, options)
+        return self.add_branch(x, self.norm2(branch) if self.post_norm else branch, self.gamma_2)
+
+    def weights(self) -> BlockWeights:
+        """Parameters as plain tensors, for the fused paths."""
+        return BlockWeights(
+            norm1=_affine(self.norm1),
+            modulation=self.modulation.weights(),
+            gamma_1=self.gamma_1,
+            norm2=_affine(self.norm2),
+            mlp=MlpWeights(_affine(self.mlp.fc1), _affine(self.mlp.fc2)),
+            gamma_2=self.gamma_2,
+            post_norm=self.post_norm,
+        )
+
+    def _needs_gradient(self, x: Tensor) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        return x.requires_grad or any(p.requires_grad for p in self.parameters())
+
+    def _is_plain(self) -> bool:
+        """Whether the layers do what the fused functions compute from their parameters alone."""
+        return all(
+            type(module) in PLAIN_LAYERS
+            and not module._forward_hooks
+            and not module._forward_pre_hooks
+            and not module._backward_hooks
+            and not module._backward_pre_hooks
+            for child in self.children()
+            for module in child.modules()
+        )
+
     def add_branch(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """Residual sum with layer scale and stochastic depth."""
         if scale is not None:
             branch = scale * branch
         return x + self.drop_path(branch)
+
+
+# Others may compute something else from the same parameters: adapters, quantised layers.
+PLAIN_LAYERS = frozenset(
+    {
+        nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.GELU, nn.Sequential, nn.ModuleList,
+        DropPath, Mlp, FocalModulation,
+    }
+)  # fmt: skip
+
+
+def _affine(layer: nn.Linear | nn.LayerNorm) -> Affine:
+    return Affine(layer.weight, _bias(layer), getattr(layer, "eps", 0.0))
+
+
+def _bias(layer: nn.Linear | nn.LayerNorm | nn.Conv2d) -> Tensor:
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 class FocalNetStage(nn.Module):
@@ -189,6 +271,8 @@ class FocalNet(nn.Module):
             their downsampling). Frozen parts stay in eval mode. Output norms are never frozen:
             no published file holds them.
         activation_checkpointing: recompute each block in the backward pass to save memory.
+        lean_training: keep the inputs of modulations and MLPs alone for the backward pass, on the
+            fused paths (docs/performance.md); slower than without, faster than checkpointing.
         valid_context: take ``image_sizes`` in :meth:`forward`, and make the features of an image
             independent of batch padding. Published numbers were made without it.
         patch_size: stride of the stem.
@@ -219,6 +303,7 @@ class FocalNet(nn.Module):
         output_norm: bool = True,
         frozen_stages: int | None = None,
         activation_checkpointing: bool = False,
+        lean_training: bool = False,
         valid_context: bool = False,
         patch_size: int = 4,
         stem_padding: int = 2,
@@ -261,6 +346,7 @@ class FocalNet(nn.Module):
                     normalize_modulator=normalize_modulator,
                     drop_rate=drop_rate,
                     drop_path_rate=rate,
+                    lean_training=lean_training,
                 )
                 for rate in rates[first : first + depths[i]]
             ]

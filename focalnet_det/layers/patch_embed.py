@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from ..ops import dispatch
 from .norm import channels_last
 
 
@@ -81,4 +83,16 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, ceil(H / stride), ceil(W / stride), dim)."""
-        return self.norm(channels_last(self.proj(pad_to_multiple(x, self.stride))))
+        return self.norm(channels_last(self._project(pad_to_multiple(x, self.stride))))
+
+    def _project(self, x: Tensor) -> Tensor:
+        if not dispatch.emulates(x):
+            return self.proj(x)
+        dtype, stored = dispatch.compute_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            out = functional_call(
+                self.proj,
+                {name: value.to(dtype) for name, value in self.proj.named_parameters()},
+                x.to(dtype),
+            )
+        return out.to(stored)

@@ -1,0 +1,115 @@
+"""Which implementation of a block runs: by device, type and availability, or by order.
+
+``FOCALNET_DET_OPS`` forces a path: ``reference`` (the readable one), ``torch`` (fused, plain
+PyTorch), ``native`` or ``triton``. Unset, the fastest one runs that can.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+VARIABLE = "FOCALNET_DET_OPS"
+# Fastest first; there are no kernels of the first two yet.
+PATHS = ("triton", "native", "torch", "reference")
+
+logger = logging.getLogger(__name__)
+
+
+def forced_path() -> str | None:
+    """The path that the environment asks for, None without one.
+
+    Raises: ValueError for an unknown one.
+    """
+    path = os.environ.get(VARIABLE) or None
+    if path is not None and path not in PATHS:
+        raise ValueError(f"{VARIABLE}={path}: must be one of {', '.join(sorted(PATHS))}.")
+    return path
+
+
+def choose_path(x: Tensor, *, exact: Callable[[], bool] = lambda: True) -> str:
+    """The path for a block that gets ``x``; says so in the log once for each reason.
+
+    Args:
+        x: (N, H, W, C), input of the block.
+        exact: whether the block's layers are the plain ones that the fused functions stand for.
+    Raises: ValueError for an unknown path in the environment.
+    """
+    forced = forced_path()
+    if forced == "reference":
+        return forced
+    if recording():
+        # Compilers and exporters fuse by themselves, and want operators that they know.
+        return "reference"
+    obstacle = _obstacle(x, exact)
+    if obstacle:
+        _report("reference", obstacle)
+        return "reference"
+    if forced is None and x.device.type != "cpu":
+        _report("reference", f"there are no kernels for {x.device.type} yet")
+        return "reference"
+    reason = {
+        "native": "there is no native kernel",
+        "triton": "there are no Triton kernels yet",
+    }.get(forced or "", f"{VARIABLE} is {forced or 'unset'}")
+    _report("torch", reason)
+    return "torch"
+
+
+def recording() -> bool:
+    """Whether a graph is being recorded, by tracing, compilation or export."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def compute_dtype(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Types in which to compute, and in which to return results and keep activations.
+
+    The latter follows autocast and ``x``. The former is float32 on CPUs without bfloat16
+    arithmetic, where oneDNN emulates it at a tenth of the speed.
+    """
+    device = x.device.type
+    stored = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if device == "cpu" and stored in (torch.bfloat16, torch.float16) and not _fast(stored):
+        return torch.float32, stored
+    return stored, stored
+
+
+def emulates(x: Tensor) -> bool:
+    """Whether a stock layer would emulate the type in which it is to compute, slowly.
+
+    Never with the reference forced or while a graph is recorded.
+    """
+    if x.device.type != "cpu" or forced_path() == "reference" or recording():
+        return False
+    dtype, stored = compute_dtype(x)
+    return dtype != stored
+
+
+@functools.cache
+def _fast(dtype: torch.dtype) -> bool:
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    names = {
+        torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
+        torch.float16: ("amx_fp16", "avx512_fp16"),
+    }
+    return any(cpu.get(name) for name in names.get(dtype, ()))
+
+
+def _obstacle(x: Tensor, exact: Callable[[], bool]) -> str:
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{x.dtype} is computed by the reference alone"
+    if x.numel() == 0:
+        return "the batch is empty"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is active"
+    if not exact():
+        return "a block has hooks or layers of another class"
+    return ""
+
+
+@functools.cache
+def _report(path: str, reason: str) -> None:
+    logger.info("Focal modulation runs on the %s path: %s.", path, reason)

@@ -1,0 +1,367 @@
+"""The two branches of a block with backward passes of their own, which keep little.
+
+A stock block keeps 21 to 23 tensors as large as its input for the backward pass. Here the
+modulation keeps its input, the query, the projected context and the levels before their GELU; the
+MLP its input and the hidden layer before its GELU. Norms, GELUs, sums and ``h`` are recomputed,
+which costs a small part of what reading and writing the rest would. With ``lean`` everything but
+the inputs is recomputed.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .depthwise import depthwise, depthwise_input_gradient, depthwise_weight_gradient
+from .parameters import Affine, MlpWeights, ModulationWeights
+from .tiles import rows, tiles
+
+aten = torch.ops.aten
+
+
+class Options(NamedTuple):
+    """How a branch is computed in training.
+
+    Attributes:
+        dtype: in which to compute.
+        stored: in which to return the result and to keep what the backward pass needs.
+        lean: keep the input alone.
+    """
+
+    dtype: torch.dtype
+    stored: torch.dtype
+    lean: bool
+
+
+def modulation(
+    x: Tensor,
+    norm: Affine | None,
+    weights: ModulationWeights,
+    valid: Tensor | None,
+    options: Options,
+) -> Tensor:
+    """Focal modulation of a map, with the norm before it if there is one.
+
+    Args:
+        x: (N, H, W, C).
+        norm: applied to ``x``, or None.
+        weights: of the modulation.
+        valid: (N, H, W, 1), see :func:`focalnet_det.ops.aggregate_contexts`.
+        options: see the class.
+    Returns: (N, H, W, C), in the type that is stored. It can be differentiated once.
+    """
+    settings = (*options, weights.normalize, _eps(norm), _eps(weights.ln))
+    tensors = [
+        *_pair(norm), *_pair(weights.f), *_pair(weights.h), *_pair(weights.proj),
+        *_pair(weights.ln), *weights.kernels,
+    ]  # fmt: skip
+    return _Modulation.apply(x, valid, settings, *tensors)
+
+
+def mlp(x: Tensor, norm: Affine | None, weights: MlpWeights, options: Options) -> Tensor:
+    """Linear, GELU, linear, with the norm before them if there is one; see :func:`modulation`."""
+    settings = (*options, _eps(norm))
+    tensors = [*_pair(norm), *_pair(weights.fc1), *_pair(weights.fc2)]
+    return _Mlp.apply(x, settings, *tensors)
+
+
+def _without_autocast(function: Any) -> Any:
+    """Types are chosen by the caller; autocast would turn every linear into its own."""
+
+    @functools.wraps(function)
+    def run(ctx: Any, x: Tensor, *arguments: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(ctx, x, *arguments)
+
+    return run
+
+
+class _Modulation(torch.autograd.Function):
+    @staticmethod
+    @_without_autocast
+    def forward(
+        ctx: Any, x: Tensor, valid: Tensor | None, options: tuple, *tensors: Tensor | None
+    ) -> Tensor:
+        _, stored, lean, *_ = options
+        run = _Run(x, valid, options, tensors)
+        run.project()
+        run.contextualise()
+        out = torch.empty_like(run.flat, dtype=stored)
+        norm = run.norm(run.weights.ln)
+        for tile in tiles(run.flat):
+            product = run.query[tile] * run.modulator(run.aggregate(tile))
+            if norm is not None:
+                product = norm(product)
+            out[tile] = _linear(product, run.weights.proj)
+        kept = [] if lean else [run.query, run.context, *run.levels]
+        ctx.options, ctx.count, ctx.dtypes = options, len(tensors), [_dtype(t) for t in tensors]
+        ctx.save_for_backward(x, valid, *tensors, *(tensor.to(stored) for tensor in kept))
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    @_without_autocast
+    def backward(ctx: Any, gradient: Tensor) -> tuple:  # type: ignore[override]
+        x, valid, *rest = ctx.saved_tensors
+        tensors, kept = rest[: ctx.count], rest[ctx.count :]
+        run = _Run(x, valid, ctx.options, tensors)
+        run.project(kept=[tensor.to(run.dtype) for tensor in kept])
+        run.contextualise()
+        by_x, by_tensors = run.backward(gradient)
+        return by_x, None, None, *_cast(by_tensors, ctx.dtypes)
+
+
+class _Run:
+    """One evaluation of the modulation: the intermediate results, and the backward pass."""
+
+    def __init__(self, x: Tensor, valid: Tensor | None, options: tuple, tensors: Any) -> None:
+        self.dtype, _, _, normalize, self.eps, ln_eps = options
+        self.out_dtype, self.shape = x.dtype, x.shape
+        cast: list[Any] = [None if t is None else t.to(self.dtype) for t in tensors]
+        self.norm1 = _affine(cast[0], cast[1], self.eps)
+        self.weights = ModulationWeights(
+            f=Affine(cast[2], cast[3]),
+            h=Affine(cast[4], cast[5]),
+            proj=Affine(cast[6], cast[7]),
+            ln=_affine(cast[8], cast[9], ln_eps),
+            kernels=cast[10:],
+            normalize=normalize,
+        )
+        n, h, w, c = x.shape
+        self.x = x.to(self.dtype).contiguous()
+        self.flat = self.x.view(n, h * w, c)
+        self.valid = None if valid is None else valid.to(self.dtype)
+        self.area = h * w if self.valid is None else self.valid.sum((1, 2))
+
+    def project(self, kept: list[Tensor] | None = None) -> None:
+        """Query, context and gates of all pixels; ``kept`` are those of an earlier evaluation."""
+        c = self.shape[-1]
+        normed, *self.statistics = _norm_forward(self.flat, self.norm1)
+        self.normed = normed
+        weight, bias = self.weights.f.weight, self.weights.f.bias
+        self.gates = F.linear(normed, weight[2 * c :], bias[2 * c :]) / self.weights.divisor
+        if kept:
+            self.query, self.context, *self.levels = kept
+            return
+        self.query = F.linear(normed, weight[:c], bias[:c])
+        self.context = F.linear(normed, weight[c : 2 * c], bias[c : 2 * c]).view(self.shape)
+        if self.valid is not None:
+            self.context *= self.valid
+        self.levels = []
+
+    def contextualise(self) -> None:
+        """Levels before their GELU, (N, H, W, C), if not kept, and after; the global context."""
+        kept, self.contexts = bool(self.levels), [self.context]
+        for level, kernel in enumerate(self.weights.kernels):
+            if not kept:
+                self.levels.append(depthwise(self.contexts[-1], kernel))
+            context = F.gelu(self.levels[level])
+            if self.valid is not None:
+                context *= self.valid
+            self.contexts.append(context)
+        self.mean = self.contexts[-1].sum((1, 2)) / self.area
+        self.shared = F.gelu(self.mean)[:, None]
+
+    def aggregate(self, tile: tuple) -> Tensor:
+        """Gated sum of all contexts of a tile."""
+        gates = self.gates[tile]
+        total = gates[..., -1:] * self.shared[tile[0]]
+        for level, context in enumerate(self.contexts[1:]):
+            total += context.view_as(self.flat)[tile] * gates[..., level : level + 1]
+        return total
+
+    def modulator(self, aggregated: Tensor) -> Tensor:
+        return _linear(aggregated, self.weights.h)
+
+    def norm(self, norm: Affine | None) -> Any:
+        if norm is None:
+            return None
+        return lambda x: F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+    def backward(self, gradient: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients by ``x`` and by the tensors that :func:`modulation` lists."""
+        weights, c = self.weights, self.shape[-1]
+        gradient = gradient.to(self.dtype).contiguous().view_as(self.flat)
+        by_f = torch.zeros_like(weights.f.weight), torch.zeros_like(weights.f.bias)
+        by_h = torch.zeros_like(weights.h.weight), torch.zeros_like(weights.h.bias)
+        by_proj = torch.zeros_like(weights.proj.weight), torch.zeros_like(weights.proj.bias)
+        by_ln = [None] * 2 if weights.ln is None else [torch.zeros_like(t) for t in weights.ln[:2]]
+        by_context = torch.empty_like(self.flat)  # the aggregated one
+        by_normed = torch.empty_like(self.flat)
+        by_gates = torch.empty_like(self.gates)
+
+        for tile in tiles(self.flat):
+            aggregated, query = self.aggregate(tile), self.query[tile]
+            modulator = self.modulator(aggregated)
+            product = query * modulator
+            normed, *statistics = _norm_forward(product, weights.ln)
+            by_product = _linear_backward(gradient[tile], normed, weights.proj.weight, by_proj)
+            by_product = _norm_backward(by_product, product, weights.ln, statistics, by_ln)
+            by_query = by_product * modulator
+            by_normed[tile] = _linear_backward(
+                by_query, self.normed[tile], weights.f.weight[:c], [t[:c] for t in by_f]
+            )
+            by_modulator = by_product.mul_(query)
+            by_tile = _linear_backward(by_modulator, aggregated, weights.h.weight, by_h)
+            by_context[tile] = by_tile
+            for level, context in enumerate(self.contexts[1:]):
+                by_gates[tile][..., level] = (by_tile * context.view_as(self.flat)[tile]).sum(-1)
+            by_gates[tile][..., -1] = (by_tile @ self.shared[tile[0]].mT).squeeze(-1)
+
+        by_projected, by_kernels = self._levels_backward(by_context)
+        by_gates /= weights.divisor
+        by_part = [t[c : 2 * c] for t in by_f], [t[2 * c :] for t in by_f]
+        parts = weights.f.weight[c : 2 * c], weights.f.weight[2 * c :]
+        by_normed += _linear_backward(by_projected, self.normed, parts[0], by_part[0])
+        by_normed += _linear_backward(by_gates, self.normed, parts[1], by_part[1])
+        by_norm = (
+            [None] * 2 if self.norm1 is None else [torch.zeros_like(t) for t in self.norm1[:2]]
+        )
+        by_x = _norm_backward(by_normed, self.flat, self.norm1, self.statistics, by_norm)
+        return (
+            by_x.view(self.shape).to(self.out_dtype),
+            [*by_norm, *by_f, *by_h, *by_proj, *by_ln, *by_kernels],
+        )
+
+    def _levels_backward(self, by_aggregated: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Gradients by the projected context and by the depthwise kernels."""
+        weights, count = self.weights, len(self.weights.kernels)
+        by_shared = self.gates[..., -1:].mT @ by_aggregated
+        by_mean = aten.gelu_backward(by_shared[:, 0], self.mean) / self.area
+        by_next = by_mean[:, None, None].expand(self.shape)
+        by_kernels: list[Tensor] = []
+        for level in range(count - 1, -1, -1):
+            by_level = torch.empty_like(self.x)
+            flat, after = by_level.view_as(self.flat), by_next.reshape(self.flat.shape)
+            before = self.levels[level].view_as(self.flat)
+            for tile in tiles(self.flat):
+                by_tile = by_aggregated[tile] * self.gates[tile][..., level : level + 1]
+                by_tile += after[tile]
+                if self.valid is not None:
+                    by_tile *= self.valid.view(*self.flat.shape[:2], 1)[tile]
+                aten.gelu_backward.grad_input(by_tile, before[tile], grad_input=flat[tile])
+            kernel = weights.kernels[level]
+            by_kernels.insert(
+                0, depthwise_weight_gradient(self.contexts[level], by_level, kernel.shape[-1])
+            )
+            by_next = depthwise_input_gradient(by_level, kernel)
+        if self.valid is not None:
+            by_next = by_next * self.valid
+        return by_next.reshape(self.flat.shape), by_kernels
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    @_without_autocast
+    def forward(ctx: Any, x: Tensor, options: tuple, *tensors: Tensor | None) -> Tensor:
+        dtype, stored, lean, eps = options
+        norm, fc1, fc2 = _mlp_weights(tensors, dtype, eps)
+        flat = x.contiguous().view(1, -1, x.shape[-1])
+        out = torch.empty_like(flat, dtype=stored)
+        kept = None
+        if not lean:
+            kept = torch.empty(*flat.shape[:2], len(fc1.weight), dtype=stored, device=x.device)
+        for tile in tiles(flat):
+            normed, *_ = _norm_forward(flat[tile].to(dtype), norm)
+            hidden = _linear(normed, fc1)
+            if kept is not None:
+                kept[tile] = hidden
+            out[tile] = _linear(aten.gelu.out(hidden, out=hidden), fc2)
+        ctx.options, ctx.dtypes = options, [_dtype(t) for t in tensors]
+        ctx.save_for_backward(x, kept, *tensors)
+        return out.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    @_without_autocast
+    def backward(ctx: Any, gradient: Tensor) -> tuple:  # type: ignore[override]
+        x, kept, *tensors = ctx.saved_tensors
+        dtype, _, _, eps = ctx.options
+        norm, fc1, fc2 = _mlp_weights(tensors, dtype, eps)
+        flat = x.contiguous().view(1, -1, x.shape[-1])
+        gradient = gradient.contiguous().view_as(flat)
+        by_x = torch.empty_like(flat)
+        by_norm = [None] * 2 if norm is None else [torch.zeros_like(t) for t in norm[:2]]
+        by_fc1 = torch.zeros_like(fc1.weight), torch.zeros_like(fc1.bias)
+        by_fc2 = torch.zeros_like(fc2.weight), torch.zeros_like(fc2.bias)
+        for tile in tiles(flat):
+            before = flat[tile].to(dtype)
+            normed, *statistics = _norm_forward(before, norm)
+            hidden = _linear(normed, fc1) if kept is None else kept[tile].to(dtype)
+            by_hidden = _linear_backward(
+                gradient[tile].to(dtype), F.gelu(hidden), fc2.weight, by_fc2
+            )
+            aten.gelu_backward.grad_input(by_hidden, hidden, grad_input=by_hidden)
+            by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1)
+            by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
+        return by_x.view(x.shape), None, *_cast([*by_norm, *by_fc1, *by_fc2], ctx.dtypes)
+
+
+def _mlp_weights(
+    tensors: Any, dtype: torch.dtype, eps: float
+) -> tuple[Affine | None, Affine, Affine]:
+    cast: list[Any] = [None if t is None else t.to(dtype) for t in tensors]
+    return _affine(cast[0], cast[1], eps), Affine(cast[2], cast[3]), Affine(cast[4], cast[5])
+
+
+def _linear(x: Tensor, weights: Affine) -> Tensor:
+    return F.linear(x, weights.weight, weights.bias)
+
+
+def _linear_backward(gradient: Tensor, x: Tensor, weight: Tensor, sums: Any) -> Tensor:
+    """Gradient by ``x``; those by weight and bias are added to ``sums``."""
+    flat = rows(gradient)
+    sums[0].addmm_(flat.mT, x.reshape(-1, x.shape[-1]))
+    sums[1].add_(flat.sum(0))
+    return gradient @ weight
+
+
+def _norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
+    """Normed values, mean and inverse deviation; ``x`` and nothing without a norm."""
+    if norm is None:
+        return (x,)
+    result: tuple[Tensor, ...] = aten.native_layer_norm(
+        x, x.shape[-1:], norm.weight, norm.bias, norm.eps
+    )
+    return result
+
+
+def _norm_backward(
+    gradient: Tensor, x: Tensor, norm: Affine | None, statistics: Any, sums: Any
+) -> Tensor:
+    """Gradient by ``x``; those by weight and bias are added to ``sums``."""
+    if norm is None:
+        return gradient
+    by_x, by_weight, by_bias = aten.native_layer_norm_backward(
+        gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
+    )
+    sums[0].add_(by_weight)
+    sums[1].add_(by_bias)
+    result: Tensor = by_x
+    return result
+
+
+def _pair(layer: Affine | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if layer is None else (layer.weight, layer.bias)
+
+
+def _affine(weight: Tensor | None, bias: Tensor | None, eps: float) -> Affine | None:
+    return None if weight is None or bias is None else Affine(weight, bias, eps)
+
+
+def _eps(norm: Affine | None) -> float:
+    return 0.0 if norm is None else norm.eps
+
+
+def _dtype(tensor: Tensor | None) -> torch.dtype | None:
+    return None if tensor is None else tensor.dtype
+
+
+def _cast(gradients: list, dtypes: list) -> list[Tensor | None]:
+    return [
+        None if gradient is None else gradient.to(dtype)
+        for gradient, dtype in zip(gradients, dtypes, strict=True)
+    ]
