@@ -25,8 +25,8 @@ def tiles(x: Tensor) -> Iterator[Tile]:
 
 
 def rows(x: Tensor) -> Tensor:
-    """(N, P, C) -> (N * P, C), a view."""
-    return x.view(-1, x.shape[-1])
+    """(N, P, C) -> (N * P, C), a view where the memory allows it, as in every tile."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def global_context(total: Tensor, area: Tensor | int) -> Tensor:
