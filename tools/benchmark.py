@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Speed and memory of FocalNet-T beside other backbones: interleaved runs in one process."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from focalnet_det.analysis.peers import Contender
+    from focalnet_det.analysis.speed import Timing
+    from focalnet_det.backbones import FocalNet
+
+EXAMPLES = """examples:
+  tools/benchmark.py --size 800 1216
+  tools/benchmark.py --training --size 512 512 --kernels 9 11 13 --dtype bfloat16
+  tools/benchmark.py --peers timm swin convnext resnet --size 224 224 --batch-size 8 --json out.json
+"""
+OTHERS = {
+    "swin": "swin_tiny_patch4_window7_224",
+    "convnext": "convnext_tiny",
+    "resnet": "resnet50",
+}
+PEERS = ("timm", "transformers", *OTHERS)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kernels", type=int, nargs="+", default=[3, 5], metavar="K")
+    parser.add_argument("--training", action="store_true", help="training steps, not inference")
+    parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peers", nargs="*", default=["timm"], choices=PEERS, metavar="PEER",
+                        help=f"some of {', '.join(PEERS)}")  # fmt: skip
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="of all rows, ours and these")
+    parser.add_argument("--compile", action="store_true", help="peers through torch.compile too")
+    parser.add_argument("--repeats", type=int, default=5, metavar="R")
+    parser.add_argument("--threads", type=int, metavar="T", help="of PyTorch, on CPUs")
+    parser.add_argument("--roofline", action="store_true", help="our stages against the machine")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times")
+    return parser.parse_args()
+
+
+def contenders(args: argparse.Namespace) -> list["Contender"]:
+    """Ours first, then our reference path, then the peers that are installed."""
+    import copy
+
+    from focalnet_det.analysis import peers
+
+    levels, window = len(args.kernels), args.kernels[0]
+    if args.kernels != list(range(window, window + 2 * levels, 2)):
+        raise ValueError("Kernels grow by 2 from level to level, such as 9 11 13.")
+    ours = peers.focalnet(levels, window)
+    builders: dict[str, Callable[[], tuple[Any, Any]]] = {
+        "timm": lambda: peers.timm_focalnet(ours, levels, window),
+        "transformers": lambda: peers.transformers_focalnet(ours, levels, window),
+    }
+    for short, name in OTHERS.items():
+        builders[short] = lambda name=name: peers.timm_backbone(name, tuple(args.size))
+    result = [
+        own_setting(copy.deepcopy(ours), args, *setting)
+        for setting in (
+            ("ours", None, False),
+            ("ours, lean", None, True),
+            ("ours, reference", "reference", False),
+        )
+        if args.training or setting[0] != "ours, lean"
+    ]
+    for peer in args.peers:
+        try:
+            result += peer_settings(peer, builders[peer], args)
+        except ImportError as error:
+            print(f"left out: {peer} ({error})")
+    return result
+
+
+def own_setting(
+    net: "FocalNet", args: argparse.Namespace, name: str, path: str | None, lean: bool
+) -> "Contender":
+    import torch
+
+    from focalnet_det.analysis.peers import Contender
+    from focalnet_det.backbones.focalnet import FocalNetBlock
+
+    net.to(args.device, getattr(torch, args.dtype))
+    for module in net.modules():
+        if isinstance(module, FocalNetBlock):
+            module.lean_training = lean
+    return Contender(name, net, lambda x: list(net(x).values()), path=path, equal=True)
+
+
+def peer_settings(
+    name: str, build: "Callable[[], tuple[Any, Any]]", args: argparse.Namespace
+) -> list["Contender"]:
+    """A peer as it is, in channels-last order, and compiled if that is asked for."""
+    import torch
+
+    from focalnet_det.analysis.peers import Contender
+
+    result = []
+    for setting in ("", ", channels last", *([", compiled"] if args.compile else [])):
+        module, features = build()
+        module.to(args.device, getattr(torch, args.dtype))
+        if setting:
+            module.to(memory_format=torch.channels_last)
+        run = torch.compile(features) if setting == ", compiled" else features
+        result.append(
+            Contender(name + setting, module, run, bool(setting), equal=name not in OTHERS)
+        )
+    return result
+
+
+def machine(device: "torch.device") -> str:
+    import platform
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
+
+
+def print_table(timings: list["Timing"], args: argparse.Namespace, where: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    kind = "training step" if args.training else "inference"
+    height, width = args.size
+    title = f"{kind}, {args.batch_size} x {height} x {width}, {args.dtype}, kernels {args.kernels}"
+    table = Table(title=title, caption=where)
+    for column in ("network", "ms", "spread, ms", "images/s", "ours is faster by", "kept, MiB",
+                   "difference"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for timing in timings:
+        ratio, low, high = timings[0].ratio(timing)
+        table.add_row(
+            timing.name,
+            f"{timing.median * 1e3:.0f}",
+            f"{min(timing.seconds) * 1e3:.0f}-{max(timing.seconds) * 1e3:.0f}",
+            f"{args.batch_size / timing.median:.2f}",
+            f"{ratio:.2f} ({low:.2f}-{high:.2f})",
+            "" if timing.saved_bytes is None else f"{timing.saved_bytes / 2**20:.0f}",
+            "" if timing.difference is None else f"{timing.difference:.0e}",
+        )
+    Console(width=120).print(table)
+
+
+def print_roofline(stages: Any, ceilings: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = (
+        f"Roofline: {ceilings.macs / 1e9:.0f} GMAC/s in a matrix product, "
+        f"{ceilings.bytes / 1e9:.1f} GB/s in a copy"
+    )
+    table = Table(title=title)
+    for column in ("stage", "ms", "GMACs", "least MiB", "floor, ms", "reached"):
+        table.add_column(column, justify="right")
+    for stage in stages:
+        table.add_row(
+            stage.name, f"{stage.seconds * 1e3:.0f}", f"{stage.macs / 1e9:.1f}",
+            f"{stage.least_bytes / 2**20:.0f}", f"{stage.floor * 1e3:.0f}",
+            f"{stage.floor / stage.seconds:.0%}",
+        )  # fmt: skip
+    Console(width=120).print(table)
+
+
+def plot(timings: list["Timing"], file: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(timings) + 1.5), layout="constrained")
+    medians = [timing.median * 1e3 for timing in timings]
+    low = [m - min(t.seconds) * 1e3 for m, t in zip(medians, timings, strict=True)]
+    high = [max(t.seconds) * 1e3 - m for m, t in zip(medians, timings, strict=True)]
+    axes.barh([timing.name for timing in timings], medians, xerr=(low, high), capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds; bars are medians, whiskers the least and greatest")
+    axes.set_title(title, fontsize=9)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+
+    from focalnet_det.analysis import speed
+
+    if args.repeats < 1 or min(*args.size, args.batch_size) < 1:
+        raise ValueError("Repeats, size and batch size must be positive.")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    images = torch.randn(args.batch_size, 3, *args.size, device=device).to(dtype)
+    networks = [c for c in contenders(args) if not args.only or c.name in ("ours", *args.only)]
+    timings = speed.compare(networks, images, training=args.training, repeats=args.repeats)
+    where = machine(device)
+    print_table(timings, args, where)
+    report = {
+        "machine": where,
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "timings": [dataclasses.asdict(t) | {"median": t.median} for t in timings],
+        "process_peak_bytes": speed.process_peak_bytes(),
+    }
+    if args.roofline:
+        ceilings = speed.measure_ceilings(torch.float32 if device.type == "cpu" else dtype, device)
+        stages = speed.roofline(networks[0].module, images, ceilings, args.repeats)
+        print_roofline(stages, ceilings)
+        report["roofline"] = [dataclasses.asdict(stage) for stage in stages]
+        report["ceilings"] = dataclasses.asdict(ceilings)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if args.plot:
+        plot(timings, args.plot, where)
+
+
+if __name__ == "__main__":
+    from focalnet_det.errors import one_line_errors
+
+    with one_line_errors():
+        main()
