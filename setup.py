@@ -42,6 +42,14 @@ setup(
         "rich",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist", "timm>=1.0.9", "ruff", "mypy"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist",
+            "timm>=1.0.9",
+            "transformers>=4.57,<6",
+            "safetensors>=0.4",
+            "ruff",
+            "mypy",
+        ],
     },
 )

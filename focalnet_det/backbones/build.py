@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from .focalnet import FocalNet
 from .variants import variant
+
+logger = logging.getLogger("focalnet_det")
 
 # Constructor arguments beside the fields of a row; `source` says where a row comes from.
 ARGUMENTS = tuple(inspect.signature(FocalNet.__init__).parameters)[1:]
@@ -40,7 +43,8 @@ def create_backbone(
 
     Args:
         name: see :func:`list_backbones`.
-        weights: file or state dict in the official layout, or None for random weights.
+        weights: path, URL, registered name or state dict in any public layout, see
+            :func:`focalnet_det.checkpoint.load_pretrained`, or None for random weights.
         overrides: any constructor argument of :class:`FocalNet`, such as ``out_features``,
             ``in_channels``, ``focal_windows`` or ``drop_path_rate``.
     Returns: the module, in training mode.
@@ -56,5 +60,5 @@ def create_backbone(
     if weights is not None:
         from ..checkpoint import load_pretrained
 
-        load_pretrained(net, weights)
+        logger.info("%s", load_pretrained(net, weights))
     return net

@@ -1,5 +1,28 @@
-"""Reading and loading of published and own weights."""
+"""Reading, inspecting, converting and loading of published and own weights."""
 
-from .load import LoadReport, load_initial_weights, load_pretrained, read_state_dict
+from .convert import Conversion, convert_checkpoint, convert_state_dict
+from .files import Checkpoint, read_checkpoint, read_state_dict, write_state_dict
+from .growth import advance_growth
+from .inspect import Inspection, inspect_checkpoint
+from .layouts import LAYOUTS
+from .load import LoadReport, load_initial_weights, load_pretrained
+from .zoo import WEIGHTS, list_weights
 
-__all__ = ["LoadReport", "load_initial_weights", "load_pretrained", "read_state_dict"]
+__all__ = [
+    "LAYOUTS",
+    "WEIGHTS",
+    "Checkpoint",
+    "Conversion",
+    "Inspection",
+    "LoadReport",
+    "advance_growth",
+    "convert_checkpoint",
+    "convert_state_dict",
+    "inspect_checkpoint",
+    "list_weights",
+    "load_initial_weights",
+    "load_pretrained",
+    "read_checkpoint",
+    "read_state_dict",
+    "write_state_dict",
+]

@@ -1,23 +1,26 @@
 """Strict loading: every key of a file is used, resized, dropped by name, or an error."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .resize import resize_kernel
+from ..backbones.focalnet import FocalModulation, FocalNet
+from .detectors import BACKBONE, to_detectron2
+from .files import Checkpoint, read_checkpoint, unwrap
+from .fit import OUTPUT_NORM, Fit, fit_backbone
+from .growth import grow
+from .inspect import describe_backbone, nearest_layouts, unknowns
+from .measure import shrinking_error
+from .translate import Translation, translate
+from .zoo import resolve_weights
 
-# Where a file keeps its tensors, and what wraps the names of a backbone inside a detector.
-CONTAINERS = ("model", "state_dict", "model_state_dict")
-PREFIXES = ("backbone.bottom_up.", "backbone.")
-# Parts of a classifier that a backbone does not have.
-CLASSIFIER = re.compile(r"^(head|norm)\.(weight|bias)$")
 # Layers of Detectron2's heads whose size is a number of classes.
 CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor)\.")
+OUTSIDE = "outside the backbone"
 
 
 @dataclass
@@ -26,204 +29,240 @@ class LoadReport:
 
     Attributes:
         loaded: names that were taken as they are.
-        resized: names whose kernels were padded or cropped, with old and new shape.
+        resized: names that were padded, cropped or regrouped to another shape.
         dropped: names in the file that the model does not need.
         missing: names in the model that the file does not have: they keep their initial values.
+        renamed: name in the model -> name in the file, where they differ.
+        rules: name of a dropped tensor -> the rule by which it was dropped.
+        layout: key of the file's layout in ``focalnet_det.checkpoint.layouts.LAYOUTS``.
+        share: of the backbone's numbers that came from the file, 0..1, output norms apart.
+        notes: defaults that were taken, and what a resizing changes.
     """
 
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
+    layout: str = "official"
+    share: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = (
             f"Loaded {len(self.loaded)} tensors, resized {len(self.resized)}, "
             f"dropped {len(self.dropped)}; {len(self.missing)} are new."
         )
-        for title, names in (("Dropped", self.dropped), ("New", self.missing)):
-            if names:
-                shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-                text += f"\n  {title}: {shown}"
-        return text
+        text += f" Layout: {self.layout}. {100 * self.share:.1f} % of the backbone."
+        for rule in dict.fromkeys(self.rules.values()):
+            text += _listed(f"Dropped, {rule}", [n for n, r in self.rules.items() if r == rule])
+        text += _listed("Resized", self.resized) + _listed("New", self.missing)
+        return text + "".join(f"\n  Note: {note}" for note in self.notes)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint file, by name, on the CPU.
-
-    Nothing but tensors and plain containers is unpickled, so a file cannot run code.
-
-    Raises: ValueError if the file is missing, damaged, or holds anything else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"No such checkpoint: {path}.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise almost anything
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(
-            f"Could not read {path} as a file of tensors: it is damaged, or holds Python objects, "
-            "which are never loaded because they can run code. Save its state dict alone with "
-            f"torch.save(model.state_dict(), ...) where it was made. ({first_line})"
-        ) from error
-    return unwrap(content, str(path))
+def _listed(title: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    return f"\n  {title}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError(
-            f"{path} needs the package safetensors: pip install safetensors."
-        ) from error
-    try:
-        return dict(load_file(path))
-    except Exception as error:
-        raise ValueError(f"Could not read {path}: {error}.") from error
+def load_pretrained(
+    net: nn.Module,
+    weights: str | Path | Mapping[str, Any],
+    *,
+    allow_inflation: bool = True,
+    levels: str | None = None,
+    allow_missing: bool = False,
+    min_loaded: float = 0.95,
+) -> LoadReport:
+    """Loads a backbone from a file of any public layout: a classifier's, or a detector's.
 
-
-def unwrap(content: Any, origin: str) -> dict[str, Tensor]:
-    """The state dict inside what a file holds, without its containers.
-
-    Raises: ValueError if there is none.
-    """
-    while isinstance(content, Mapping):
-        inner = next((content[k] for k in CONTAINERS if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise ValueError(f"{origin} holds no state dict.")
-    if all(name.startswith("module.") for name in tensors):  # saved from DistributedDataParallel
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def load_pretrained(net: nn.Module, weights: str | Path | Mapping[str, Any]) -> LoadReport:
-    """Loads a backbone from the official layout: a classifier's file, or a detector's.
-
-    Depthwise kernels of another size are centre-padded or cropped. Nothing is loaded unless
-    everything fits.
+    Nothing is loaded unless everything fits.
 
     Args:
         net: a backbone.
-        weights: path, or state dict.
+        weights: path, URL, registered name such as "focalnet_tiny_lrf.in1k", or state dict.
+        allow_inflation: pad or crop depthwise kernels of another size, and adapt the stem to
+            another number of image channels.
+        levels: what to do if the numbers of focal levels differ. None refuses; "official" grows as
+            the official code does, which changes the outputs, "by_kernel" the same with levels
+            matched by kernel size; "preserving" grows without changing the outputs, see
+            :func:`focalnet_det.checkpoint.advance_growth`; "shrink" drops the last levels and
+            notes how much that changes the features.
+        allow_missing: let parameters of the network that the file lacks keep their values.
+        min_loaded: share of the backbone's numbers that the file must give all the same.
     Returns: what happened to every tensor.
-    Raises: ValueError if the file cannot be read, belongs to another network, or holds names or
-        shapes that the network does not have.
+    Raises: ValueError if the file cannot be read, belongs to another network, or holds names,
+        shapes or values that the network cannot take.
     """
-    if isinstance(weights, Mapping):
-        tensors, origin = unwrap(weights, "The given dict"), "the given state dict"
-    else:
-        tensors, origin = read_state_dict(weights), str(weights)
-    tensors, others = split_backbone(tensors)
+    checkpoint = open_checkpoint(weights)
+    translation = translate(checkpoint.tensors)
     target = net.state_dict()
-    report, fitted, problems = LoadReport(dropped=others), {}, []
-    for name, tensor in tensors.items():
-        if name not in target:
-            if is_unneeded(name, target):
-                report.dropped.append(name)
-            else:
-                problems.append(f"{name} is not in the network")
-        elif tensor.shape == target[name].shape:
-            fitted[name] = tensor
-            report.loaded.append(name)
-        elif ".focal_layers." in name and tensor.shape[:2] == target[name].shape[:2]:
-            fitted[name] = resize_kernel(tensor, target[name].shape[-1])
-            report.resized.append(name)
-        else:
-            problems.append(
-                f"{name} is {tuple(tensor.shape)} in the file, "
-                f"{tuple(target[name].shape)} in the network"
-            )
-    # Output norms belong to detection and are in no classifier's file.
-    new = [name for name in target if name not in fitted]
-    problems += [f"{n} is not in the file" for n in new if not re.match(r"norm\d\.", n)]
-    raise_problems(problems, origin)
-    report.missing = new
-    net.load_state_dict(fitted, strict=False)
+    fit = fit_backbone(
+        translation.backbone,
+        target,
+        resize=allow_inflation,
+        levels=levels,
+        normalized=any(getattr(m, "normalize_modulator", False) for m in net.modules()),
+    )
+    fit.problems += [f"{name} is not in the network" for name in translation.unknown]
+    # Grown levels that keep their initial kernels, as in the official code.
+    initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
+    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
+    if not allow_missing:
+        fit.problems += [f"{name} is not in the file" for name in missing]
+    share = loaded_share({n: t for n, t in target.items() if n not in initial}, fit.tensors)
+    if not fit.problems and share < min_loaded:
+        fit.problems.append(
+            f"only {100 * share:.1f} % of the backbone is in the file, less than "
+            f"{100 * min_loaded:g} %"
+        )
+    raise_problems(fit.problems, checkpoint.origin, translation, net)
+    report = _report(translation, fit)
+    report.missing, report.share = new, share
+    if levels == "shrink" and isinstance(net, FocalNet):
+        report.notes.append(shrinking_error(net, translation.backbone, fit.tensors))
+    _apply(net, fit)
+    report.notes += unknowns(translation.backbone, net)
     return report
 
 
-def split_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The backbone's part of a state dict, without a detector's prefix, and the other names."""
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in tensors):
-            inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            return inside, [name for name in tensors if not name.startswith(prefix)]
-    return dict(tensors), []
+def open_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
+    """The tensors of a file, URL, registered name or state dict.
 
-
-def is_unneeded(name: str, target: Mapping[str, Tensor]) -> bool:
-    """Whether a file may hold a name that the network lacks.
-
-    A backbone has no classifier, and none of the stages, downsamplings and output norms that its
-    ``out_features`` do not need.
+    Raises: ValueError as :func:`load_pretrained`.
     """
-    if CLASSIFIER.match(name) or re.match(r"norm\d\.", name):
-        return True
-    stage = re.match(r"layers\.(\d+)\.(downsample\.)?", name)
-    if stage is None:
-        return False
-    index, last = (
-        int(stage[1]),
-        max(int(n.split(".")[1]) for n in target if n.startswith("layers.")),
+    if not isinstance(weights, Mapping):
+        return read_checkpoint(resolve_weights(weights))
+    checkpoint = unwrap(weights, "The given dict")
+    checkpoint.origin = "the given state dict"
+    return checkpoint
+
+
+def _initial_kernels(target: Mapping[str, Tensor], fit: Fit) -> list[str]:
+    grown = {name.rpartition("f.")[0] for name in fit.resized if name.endswith("modulation.f.bias")}
+    kernels = [name for name in target if ".focal_layers." in name and name not in fit.tensors]
+    return [name for name in kernels if name.partition("focal_layers.")[0] in grown]
+
+
+def _grows(name: str, fit: Fit) -> bool:
+    """Whether a name is the state of a growth that the file sets."""
+    return name.endswith(".global_level") and name.removesuffix(".global_level") in (
+        fit.global_levels
     )
-    return index > last or (index == last and stage[2] is not None)
+
+
+def loaded_share(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> float:
+    """Share of a backbone's numbers that are among the tensors, output norms apart."""
+    counts = {n: t.numel() for n, t in target.items() if not OUTPUT_NORM.match(n)}
+    return sum(c for n, c in counts.items() if n in tensors) / max(sum(counts.values()), 1)
+
+
+def _report(translation: Translation, fit: Fit) -> LoadReport:
+    rules = {translation.renamed.get(name, name): rule for name, rule in fit.dropped.items()}
+    rules |= translation.dropped | dict.fromkeys(translation.others, OUTSIDE)
+    return LoadReport(
+        loaded=[name for name in fit.tensors if name not in fit.resized],
+        resized=[name for name in fit.tensors if name in fit.resized],
+        dropped=list(rules),
+        renamed={n: o for n, o in translation.renamed.items() if n in fit.tensors},
+        rules=rules,
+        layout=translation.layout,
+    )
+
+
+def _apply(net: nn.Module, fit: Fit) -> None:
+    for module, level in fit.global_levels.items():
+        modulation = net.get_submodule(module)
+        if isinstance(modulation, FocalModulation):
+            grow(modulation, level)
+    net.load_state_dict(fit.tensors, strict=False)
 
 
 def load_initial_weights(
     model: nn.Module, path: str | Path, *, new_classes: bool = True
 ) -> LoadReport:
-    """Starts a detector from a file: a whole detector saved here, or a backbone alone.
+    """Starts a detector from a file: a whole detector, or a backbone alone.
 
     Args:
         model: a Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
-        path: of the file.
+        path: a file, URL or registered name. A whole detector may be one saved here, or one of
+            mmdet's whose method ``focalnet_det.checkpoint.detectors`` has a table for.
         new_classes: let the last layers of the heads start anew where their class count differs;
-            False, for evaluation, demands every tensor.
+            False, for evaluation, demands every tensor as it is.
     Returns: what happened to every tensor.
     Raises: ValueError as :func:`load_pretrained`; nothing is loaded then.
     """
-    tensors = read_state_dict(path)
+    checkpoint = open_checkpoint(path)
     target = model.state_dict()
-    if not any(name in target for name in tensors):
+    tensors, layout = to_detectron2(checkpoint.tensors)
+    if not any(name in target for name in tensors if not name.startswith("backbone.bottom_up.")):
         if not new_classes:
             raise ValueError(f"{path} holds no weights of this detector; is it a backbone's file?")
         backbone = model.get_submodule("backbone")
-        return load_pretrained(getattr(backbone, "bottom_up", backbone), tensors)
-    report, fitted, problems = LoadReport(), {}, []
-    for name, tensor in tensors.items():
-        if name not in target:
-            problems.append(f"{name} is not in the model")
-        elif target[name].shape == tensor.shape:
-            fitted[name] = tensor
-            report.loaded.append(name)
-        elif new_classes and CLASS_LAYERS.search(name):
-            report.dropped.append(name)
-        else:
-            problems.append(
-                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
-            )
-    problems += [f"{name} is not in the file" for name in target if name not in tensors]
-    raise_problems(problems, str(path))
-    report.missing = [name for name in target if name not in fitted]
-    model.load_state_dict(fitted, strict=False)
+        return load_pretrained(getattr(backbone, "bottom_up", backbone), checkpoint.tensors)
+    report = _load_detector(model, tensors, checkpoint.origin, new_classes)
+    report.layout = layout
     return report
 
 
-def raise_problems(problems: list[str], origin: str) -> None:
+def _load_detector(
+    model: nn.Module, tensors: Mapping[str, Tensor], origin: str, new_classes: bool
+) -> LoadReport:
+    """Loads a whole detector in our own names."""
+    target = model.state_dict()
+    inside = {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
+    own = {n.removeprefix(BACKBONE): t for n, t in target.items() if n.startswith(BACKBONE)}
+    fit = fit_backbone(inside, own, resize=new_classes)
+    fit.tensors = {BACKBONE + n: t for n, t in fit.tensors.items()}
+    fit.resized = {BACKBONE + n: t for n, t in fit.resized.items()}
+    fit.dropped = {BACKBONE + n: t for n, t in fit.dropped.items()}
+    fit.global_levels = {BACKBONE + n: t for n, t in fit.global_levels.items()}
+    report = LoadReport(layout="detectron2", rules=dict(fit.dropped))
+    for name, tensor in tensors.items():
+        if name.startswith(BACKBONE):
+            continue
+        if name not in target:
+            fit.problems.append(f"{name} is not in the model")
+        elif target[name].shape == tensor.shape:
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                fit.problems.append(f"{name} has NaN or infinite values in the file")
+            fit.tensors[name] = tensor
+        elif new_classes and CLASS_LAYERS.search(name):
+            report.rules[name] = "another number of classes"
+        else:
+            fit.problems.append(
+                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
+            )
+    report.missing = [n for n in target if n not in fit.tensors and not _grows(n, fit)]
+    fit.problems += [f"{n} is not in the file" for n in report.missing if n not in report.rules]
+    raise_problems(fit.problems, origin)
+    report.loaded = [name for name in fit.tensors if name not in fit.resized]
+    report.resized = [name for name in fit.tensors if name in fit.resized]
+    report.dropped = list(report.rules)
+    report.share = loaded_share(own, inside)
+    _apply(model, fit)
+    return report
+
+
+def raise_problems(
+    problems: Iterable[str],
+    origin: str,
+    translation: Translation | None = None,
+    net: nn.Module | None = None,
+) -> None:
     """Raises: ValueError that names the first problem and counts the others, if there are any."""
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ValueError(
-            f"{origin} does not fit this network, nothing was loaded: {problems[0]}{more}."
-        )
+    problems = list(problems)
+    if not problems:
+        return
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    text = f"{origin} does not fit this network, nothing was loaded: {problems[0]}{more}."
+    if translation is not None and net is not None and len(problems) > 1:
+        if len(translation.unknown) > len(translation.backbone):
+            nearest = nearest_layouts([*translation.backbone, *translation.unknown])
+            text += f" It is in no known layout; nearest: {'; '.join(nearest)}."
+        else:
+            text += f" {describe_backbone(translation.backbone, net)}"
+    raise ValueError(text.rstrip())

@@ -1,5 +1,6 @@
 """What tools/train_net.py does: from command-line arguments to a finished run."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from .own_data import coco_files, use_coco_json
 from .pictures import save_predictions
 from .run import start_run
 from .train import autocast, train
+
+logger = logging.getLogger("focalnet_det")
 
 
 @dataclass(kw_only=True)
@@ -155,7 +158,8 @@ def run_evaluation(experiment: Experiment) -> dict[str, Any]:
             "MODEL.WEIGHTS FILE (.yaml config)."
         )
     model = experiment.model()
-    load_initial_weights(model, options.init_checkpoint, new_classes=False)
+    report = load_initial_weights(model, options.init_checkpoint, new_classes=False)
+    logger.info("%s", report)
     model.to(options.device)
     with autocast(options):
         results = evaluate(experiment, model)

@@ -1,0 +1,134 @@
+"""From one layout to another: state dicts and files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..backbones.variants import VARIANTS
+from .detectors import find_method, to_detectron2, to_mmdet
+from .files import read_checkpoint, unwrap, write_state_dict
+from .inspect import match_variant, visible_shapes
+from .layouts import LAYOUTS
+from .translate import is_post_norm, translate, write
+from .zoo import resolve_weights
+
+# Layouts of the public detectors, for which whole models are written; beside LAYOUTS' own.
+DETECTOR_LAYOUTS = ("mmdet",)
+
+
+@dataclass
+class Conversion:
+    """What became of every tensor.
+
+    Attributes:
+        layout: of the source.
+        tensors: in the layout asked for.
+        dropped: name in the source -> rule.
+    """
+
+    layout: str
+    tensors: dict[str, Tensor]
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"Converted {len(self.tensors)} tensors from {LAYOUTS[self.layout].title} names."
+        for rule in dict.fromkeys(self.dropped.values()):
+            names = [name for name, r in self.dropped.items() if r == rule]
+            more = ", ..." if len(names) > 8 else ""
+            text += f"\n  Dropped, {rule}: {', '.join(names[:8])}{more}"
+        return text
+
+
+def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
+    """Translates a state dict; values are never changed.
+
+    A whole Mask R-CNN goes from mmdet to Detectron2 and back; of other detectors, and to other
+    layouts, the backbone alone.
+
+    Args:
+        tensors: in any layout of ``LAYOUTS``.
+        to: "official", "timm", "huggingface", "detectron2", or "mmdet" for a whole detector.
+    Raises: ValueError if a name is in no row, or the layout cannot be written.
+    """
+    if to in DETECTOR_LAYOUTS:
+        return Conversion("detectron2", to_mmdet(tensors, "mask_rcnn"))
+    if to == "detectron2" and find_method(tensors) is not None:
+        return Conversion("mmdet", to_detectron2(tensors)[0])
+    translation = translate(tensors)
+    if translation.unknown:
+        more = len(translation.unknown) - 1
+        raise ValueError(
+            f"{translation.unknown[0]} is in no row of {LAYOUTS[translation.layout].title} names"
+            + (f" (and {more} more)." if more else ".")
+        )
+    written, homeless = write(translation.backbone, to)
+    dropped = {translation.renamed.get(name, name): rule for name, rule in homeless.items()}
+    outside = dict.fromkeys(translation.others, "outside the backbone")
+    return Conversion(translation.layout, written, translation.dropped | dropped | outside)
+
+
+def convert_checkpoint(
+    source: str | Path | Mapping[str, Any], output: str | Path, to: str
+) -> Conversion:
+    """Converts a file; see :func:`convert_state_dict`.
+
+    Args:
+        source: path, URL, registered name or state dict.
+        output: ``.safetensors`` or a name for torch.save; a folder gets ``model.safetensors``. For
+            "huggingface" a ``config.json`` is written beside it.
+        to: layout.
+    Raises: ValueError as :func:`convert_state_dict`, OSError if the output cannot be written.
+    """
+    if isinstance(source, Mapping):
+        checkpoint = unwrap(source, "the given state dict")
+    else:
+        checkpoint = read_checkpoint(resolve_weights(source))
+    conversion = convert_state_dict(checkpoint.tensors, to)
+    output = Path(output)
+    if output.is_dir() or not output.suffix:
+        output = output / "model.safetensors"
+    container = LAYOUTS[to].container
+    config = None
+    if to == "huggingface":
+        config = huggingface_config(translate(conversion.tensors).backbone)
+    write_state_dict(output, conversion.tensors, container)
+    if config is not None:
+        output.with_name("config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return conversion
+
+
+def huggingface_config(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of transformers' FocalNetConfig for official names and shapes.
+
+    Raises: ValueError if transformers cannot express the network.
+    """
+    shapes = visible_shapes(backbone)
+    match = match_variant(shapes)
+    row = VARIANTS[match[0]] if match else None
+    stages = len(shapes["depths"])
+    # Its stages end with their downsampling, hence the channels of the next one.
+    widths = [shapes["embed_dim"] * 2 ** min(i + 1, stages - 1) for i in range(stages)]
+    config = {
+        "architectures": ["FocalNetForImageClassification"],
+        "model_type": "focalnet",
+        "num_channels": shapes["in_channels"],
+        "patch_size": shapes["patch_size"],
+        "embed_dim": shapes["embed_dim"],
+        "hidden_sizes": widths,
+        "depths": list(shapes["depths"]),
+        "focal_levels": list(shapes["focal_levels"]),
+        "focal_windows": list(shapes["focal_windows"]),
+        "mlp_ratio": shapes["mlp_ratio"],
+        "use_conv_embed": shapes["conv_embed"],
+        "use_layerscale": shapes["layer_scale"],
+        "use_post_layernorm": is_post_norm(backbone),
+        "use_post_layernorm_in_modulation": shapes["post_norm_in_modulation"],
+        "normalize_modulator": bool(row and row.normalize_modulator),
+    }
+    if "head.weight" in backbone:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(backbone["head.weight"].shape[0])}
+    return config

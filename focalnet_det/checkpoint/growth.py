@@ -1,0 +1,102 @@
+"""Focal levels added to a trained network without changing what it computes.
+
+A new level follows the last one. With a gate of zero it adds nothing, but the global context is
+the mean of the *last* level, and no kernel makes a level equal to the one before it: each ends in
+a GELU, which is the identity nowhere, and there is no bias. (A kernel scaled down by 1e-6 keeps
+GELU linear and can be undone by the next kernel, but not by the global context's own GELU; before
+the first level it can, and then one optimizer step of 1e-4 destroys the network.) So while a grown
+network learns, its global context goes on reading the old last level.
+"""
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbones.focalnet import FocalModulation
+from ..layers import channels_first, channels_last
+
+
+class GrownFocalModulation(FocalModulation):
+    """A modulation whose global context reads ``global_level`` rather than the last level.
+
+    ``global_level`` is a buffer, so files keep it: 2 is the mean of level 2, 3 that of level 3,
+    2.25 a mixture of three parts of the first and one of the second.
+    """
+
+    global_level: Tensor
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C); as in :class:`FocalModulation` but for the global term."""
+        parts = (self.dim, self.dim, self.focal_level + 1)
+        query, context, gates = (channels_first(t) for t in self.f(x).split(parts, dim=-1))
+        mask = None if valid is None else valid.to(context.dtype)
+        if mask is not None:
+            context = context * mask
+        total = torch.zeros_like(context)
+        source = torch.zeros_like(context[:, :, :1, :1])
+        for level, kernel in enumerate(self.focal_layers.parameters(), 1):
+            size = kernel.shape[-1]
+            context = F.gelu(F.conv2d(context, kernel, padding=size // 2, groups=self.dim))
+            if mask is not None:
+                context = context * mask
+            total = total + context * gates[:, level - 1 : level]
+            # A hat function: the weights of neighbouring levels add up to one.
+            weight = (1 - (self.global_level - level).abs()).clamp(min=0).to(context.dtype)
+            source = source + weight * _mean(context, mask)
+        total = total + F.gelu(source) * gates[:, -1:]
+        if self.normalize_modulator:
+            total = total / (self.focal_level + 1)
+        x = channels_last(query * self.h(total))
+        if self.ln is not None:
+            x = self.ln(x)
+        return self.proj_drop(self.proj(x))
+
+
+def _mean(context: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return context.mean((2, 3), keepdim=True)
+    return context.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)
+
+
+def grow(modulation: FocalModulation, level: float) -> None:
+    """Lets the global context of a modulation read this level from now on.
+
+    Raises: ValueError if there is no such level.
+    """
+    if not 1 <= level <= modulation.focal_level:
+        raise ValueError(
+            f"The global context can read levels 1..{modulation.focal_level}, not {level}."
+        )
+    modulation.__class__ = GrownFocalModulation
+    device = modulation.f.weight.device
+    modulation.register_buffer("global_level", torch.tensor(float(level), device=device))
+
+
+def growing(net: nn.Module) -> Iterator[GrownFocalModulation]:
+    """The modulations of a network that have not moved on to their new levels."""
+    for module in net.modules():
+        if isinstance(module, GrownFocalModulation):
+            yield module
+
+
+def advance_growth(net: nn.Module, levels: float) -> None:
+    """Moves the global contexts of a grown network towards its last level.
+
+    To be called after every optimizer step, with a small number: 1e-4 takes 10,000 steps per new
+    level. At the last level the network is an ordinary one, which any code loads.
+
+    Args:
+        net: as left by ``load_pretrained(..., levels="preserving")``.
+        levels: how far to move, in levels.
+    Raises: ValueError if it is negative.
+    """
+    if not levels >= 0:
+        raise ValueError(f"Growth moves forward only, got {levels} levels.")
+    for modulation in list(growing(net)):
+        modulation.global_level += levels
+        if modulation.global_level >= modulation.focal_level:
+            del modulation.global_level
+            cast(nn.Module, modulation).__class__ = FocalModulation

@@ -1,0 +1,224 @@
+"""Published weights by name: which files they are, where they live, where they are looked for."""
+
+import hashlib
+import os
+import re
+import urllib.error
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# The authors' storage, whose public access was withdrawn (microsoft/FocalNet#43, #45), and the
+# release of the same repository.
+STORAGE = "https://projects4jw.blob.core.windows.net/focalnet/release"
+RELEASE = "https://github.com/microsoft/FocalNet/releases/download/v1.0.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeights:
+    """One row of the table of weights.
+
+    Attributes:
+        variant: backbone.
+        file: the official file name.
+        urls: where the authors put it, in the order of trying.
+        timm, huggingface: repositories on the Hugging Face hub with the same weights, "" for none.
+        sha256: as published; "" where nobody published it, which is everywhere so far.
+        score: as published, with its measure.
+        licence: of the weights.
+        source: where the row comes from.
+    """
+
+    variant: str
+    file: str
+    urls: tuple[str, ...]
+    score: str
+    timm: str = ""
+    huggingface: str = ""
+    sha256: str = ""
+    licence: str = "MIT"
+    source: str = "microsoft/FocalNet:README.md"
+
+
+def _classifier(
+    variant: str, file: str, score: str, *, timm: str = "", huggingface: str = "", released: bool
+) -> PublishedWeights:
+    urls = (f"{RELEASE}/{file}",) if released else ()
+    return PublishedWeights(
+        variant=variant,
+        file=file,
+        urls=(*urls, f"{STORAGE}/classification/{file}"),
+        score=score,
+        timm=f"timm/{timm}" if timm else "",
+        huggingface=f"microsoft/{huggingface}" if huggingface else "",
+    )
+
+
+def _small(size: str, form: str, top1: float) -> PublishedWeights:
+    suffix = "-lrf" if form == "lrf" else ""
+    return _classifier(
+        f"focalnet_{size}_{form}",
+        f"focalnet_{size}_{form}.pth",
+        f"ImageNet-1k top-1 {top1}",
+        timm=f"focalnet_{size}_{form}.ms_in1k",
+        huggingface=f"focalnet-{size}{suffix}",
+        released=True,
+    )
+
+
+def _large(size: str, levels: int, file: str) -> PublishedWeights:
+    return _classifier(
+        f"focalnet_{size}_fl{levels}",
+        file,
+        "ImageNet-22k, none published",
+        timm=f"focalnet_{size}_fl{levels}.ms_in22k",
+        huggingface="" if size == "huge" else f"focalnet-{size}-lrf-fl{levels}",
+        released=size != "huge",
+    )
+
+
+def _isotropic(size: str, top1: float) -> PublishedWeights:
+    return _classifier(
+        f"focalnet_{size}_iso",
+        f"focalnet_{size}_iso_16.pth",
+        f"ImageNet-1k top-1 {top1}",
+        released=False,
+    )
+
+
+def _detector(size: str, form: str, schedule: str, box: float, mask: float) -> PublishedWeights:
+    file = f"focalnet_{size}_{form}_maskrcnn_{schedule}.pth"
+    return PublishedWeights(
+        variant=f"focalnet_{size}_{form}",
+        file=file,
+        urls=(f"{STORAGE}/detection/{file}",),
+        score=f"COCO val box AP {box}, mask AP {mask}",
+    )
+
+
+_TOP1 = {
+    ("tiny", "srf"): 82.1,
+    ("tiny", "lrf"): 82.3,
+    ("small", "srf"): 83.4,
+    ("small", "lrf"): 83.5,
+    ("base", "srf"): 83.7,
+    ("base", "lrf"): 83.9,
+}
+_AP = {
+    ("tiny", "srf"): ((45.9, 41.3), (47.6, 42.6)),
+    ("tiny", "lrf"): ((46.1, 41.5), (48.0, 42.9)),
+    ("small", "srf"): ((48.0, 42.7), (48.9, 43.6)),
+    ("small", "lrf"): ((48.3, 43.1), (49.3, 43.8)),
+    ("base", "srf"): ((48.8, 43.3), (49.6, 44.1)),
+    ("base", "lrf"): ((49.0, 43.5), (49.8, 44.1)),
+}
+
+WEIGHTS: dict[str, PublishedWeights] = {
+    **{f"focalnet_{size}_{form}.in1k": _small(size, form, t) for (size, form), t in _TOP1.items()},
+    "focalnet_tiny_iso.in1k": _isotropic("tiny", 74.1),
+    "focalnet_small_iso.in1k": _isotropic("small", 80.9),
+    "focalnet_base_iso.in1k": _isotropic("base", 82.4),
+    "focalnet_large_fl3.in22k": _large("large", 3, "focalnet_large_lrf_384.pth"),
+    "focalnet_large_fl4.in22k": _large("large", 4, "focalnet_large_lrf_384_fl4.pth"),
+    "focalnet_xlarge_fl3.in22k": _large("xlarge", 3, "focalnet_xlarge_lrf_384.pth"),
+    "focalnet_xlarge_fl4.in22k": _large("xlarge", 4, "focalnet_xlarge_lrf_384_fl4.pth"),
+    "focalnet_huge_fl3.in22k": _large("huge", 3, "focalnet_huge_lrf_224.pth"),
+    "focalnet_huge_fl4.in22k": _large("huge", 4, "focalnet_huge_lrf_224_fl4.pth"),
+    **{
+        f"focalnet_{size}_{form}.mask_rcnn_{schedule}": _detector(size, form, schedule, *ap)
+        for (size, form), both in _AP.items()
+        for schedule, ap in zip(("1x", "3x"), both, strict=True)
+    },
+}
+
+
+def list_weights() -> list[str]:
+    """Sorted names of the published weights."""
+    return sorted(WEIGHTS)
+
+
+def weights_folder() -> Path:
+    """Where files are looked for first and downloaded to.
+
+    ``FOCALNET_DET_WEIGHTS``, or ``focalnet_det`` in the user's cache folder.
+    """
+    cache = os.getenv("XDG_CACHE_HOME") or "~/.cache"
+    default = Path(cache) / "focalnet_det"
+    return Path(os.getenv("FOCALNET_DET_WEIGHTS") or default).expanduser()
+
+
+def resolve_weights(weights: str | Path) -> Path:
+    """The file that a path, URL or registered name stands for; downloads it if need be.
+
+    A URL may end in ``#sha256=<hash>``, and is refused then if the file has another.
+
+    Raises: ValueError if there is no such file; for a name that says where to put which file.
+    """
+    text = str(weights)
+    if re.match(r"https?://", text):
+        url, _, fragment = text.partition("#")
+        expected = fragment.removeprefix("sha256=")
+        try:
+            return _download(url, expected)
+        except OSError as error:
+            raise ValueError(
+                f"Could not download {url}: {error}. Fetch it by another way and give its path."
+            ) from error
+    path = Path(text).expanduser()
+    if path.exists() or text not in WEIGHTS:
+        return path
+    row = WEIGHTS[text]
+    found = next((p for p in _places(row) if p.is_file()), None)
+    return found if found is not None else _fetch(text, row)
+
+
+def _places(row: PublishedWeights) -> Iterable[Path]:
+    """Files that may hold a row's weights on this machine, the official one first."""
+    yield weights_folder() / row.file
+    yield Path(torch.hub.get_dir()) / "checkpoints" / row.file
+    hub = os.getenv("HF_HUB_CACHE") or os.getenv("HUGGINGFACE_HUB_CACHE")
+    home = os.getenv("HF_HOME") or "~/.cache/huggingface"
+    folder = Path(hub or Path(home) / "hub").expanduser()
+    for repository in filter(None, (row.timm, row.huggingface)):
+        snapshots = folder / f"models--{repository.replace('/', '--')}" / "snapshots"
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            yield from sorted(snapshots.glob(f"*/{name}"))
+
+
+def _fetch(name: str, row: PublishedWeights) -> Path:
+    failures = []
+    for url in row.urls:
+        try:
+            return _download(url, row.sha256)
+        except OSError as error:
+            failures.append(f"{url} ({error})")
+    mirrors = [f"huggingface.co/{r}" for r in (row.timm, row.huggingface) if r]
+    elsewhere = f" The same weights: {', '.join(mirrors)}." if mirrors else " No mirror is known."
+    raise ValueError(
+        f"No file for {name!r} here, and no link works: {'; '.join(failures)}.{elsewhere} "
+        f"Put the file at {weights_folder() / row.file}, or give the path of any of them."
+    )
+
+
+def _download(url: str, sha256: str) -> Path:
+    """Raises: OSError if the link is dead, ValueError if the file has another hash."""
+    target = weights_folder() / Path(url.partition("?")[0]).name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(target))
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            raise OSError(str(error)) from error
+    if sha256 and _sha256(target) != sha256.lower():
+        raise ValueError(f"{target} from {url} has sha256 {_sha256(target)}, expected {sha256}.")
+    return target
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

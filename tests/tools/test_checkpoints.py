@@ -1,0 +1,83 @@
+"""The two tools for checkpoints, as people run them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from focalnet_det import create_backbone
+from focalnet_det.checkpoint import read_state_dict, write_state_dict
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "nano.pth"
+    net = create_backbone("focalnet_nano", output_norm=False, focal_windows=(9, 9, 9, 9))
+    torch.save({"model": net.half().state_dict(), "epoch": 299}, path)
+    return path
+
+
+def test_inspect(weights: Path) -> None:
+    done = run("inspect_checkpoint.py", weights)
+    assert done.returncode == 0
+    lines = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert lines["variant"].strip() == "focalnet_nano"
+    assert lines["differs in"].strip() == "focal_windows=(9, 9, 9, 9)"
+    assert lines["layout"].strip() == "official classification"
+    assert lines["precision"].strip() == "float16"
+    assert lines["training"].strip() == "epoch 299"
+    found = json.loads(run("inspect_checkpoint.py", weights, "--json").stdout)
+    assert found["shapes"]["focal_levels"] == [2, 2, 2, 2]
+
+
+def test_convert_there_and_back(weights: Path, tmp_path: Path) -> None:
+    there = run(
+        "convert_checkpoint.py", weights, "--to", "timm", "--output", tmp_path / "t.safetensors"
+    )
+    # 4 of the stem, 16 in each of 6 blocks, 4 in each of 3 downsamplings.
+    assert there.stdout.startswith("Converted 112 tensors from official classification names.")
+    back = run(
+        "convert_checkpoint.py",
+        tmp_path / "t.safetensors",
+        "--to",
+        "official",
+        "--output",
+        tmp_path / "back.pth",
+    )
+    assert back.returncode == 0
+    expected, actual = read_state_dict(weights), read_state_dict(tmp_path / "back.pth")
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[n], t) for n, t in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("inspect_checkpoint.py", ["absent.pth"], "error: No such checkpoint: absent.pth."),
+        (
+            "convert_checkpoint.py",
+            ["absent.pth", "--to", "timm", "--output", "x.pth"],
+            "error: No such checkpoint: absent.pth.",
+        ),
+    ],
+)
+def test_one_line_for_bad_input(tool: str, arguments: list[str], message: str) -> None:
+    done = run(tool, *arguments)
+    assert (done.returncode, done.stderr.strip()) == (1, message)
+
+
+def test_inspect_unknown_files(tmp_path: Path) -> None:
+    write_state_dict(tmp_path / "resnet.safetensors", {"conv1.weight": torch.ones(64, 3, 7, 7)})
+    done = run("inspect_checkpoint.py", tmp_path / "resnet.safetensors")
+    assert "layout:                 unknown" in done.stdout
+    assert "1 of 1 names differ, first conv1.weight" in done.stdout

@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Converts a checkpoint from any public layout to another, without changing a number."""
+
+import argparse
+
+EXAMPLES = """examples:
+  tools/convert_checkpoint.py focalnet_tiny_lrf.pth --to timm --output tiny.safetensors
+  tools/convert_checkpoint.py focalnet_tiny_lrf.in1k --to huggingface --output tiny_folder
+  tools/convert_checkpoint.py mask_rcnn_epoch_12.pth --to detectron2 --output mask_rcnn.pth
+  tools/convert_checkpoint.py output/mine/model_final.pth --to mmdet --output for_mmdet.pth
+"""
+LAYOUTS = ("official", "timm", "huggingface", "detectron2", "mmdet")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", metavar="FILE", help="path, folder, URL or registered name")
+    parser.add_argument("--to", required=True, choices=LAYOUTS, help="mmdet: whole detectors only")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help=".safetensors, .pth, or a folder"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from focalnet_det.checkpoint import convert_checkpoint
+
+    print(convert_checkpoint(args.weights, args.output, args.to))
+
+
+if __name__ == "__main__":
+    from focalnet_det.errors import one_line_errors
+
+    with one_line_errors():
+        main()
