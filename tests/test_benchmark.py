@@ -1,0 +1,109 @@
+"""The benchmark's arithmetic, and the tool on images that take no time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from focalnet_det.analysis import peers, speed
+from focalnet_det.ops import dispatch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def linear(scale: float = 1.0) -> peers.Contender:
+    torch.manual_seed(0)
+    module = nn.Conv2d(3, 2, 1, bias=False)
+    module.weight.data.mul_(scale)
+    return peers.Contender("conv", module, lambda x: [module(x)], equal=True)
+
+
+def test_ratio_is_taken_repeat_by_repeat() -> None:
+    ours = speed.Timing("a", (1.0, 2.0, 4.0), None, None, None)
+    other = speed.Timing("b", (3.0, 2.0, 20.0), None, None, None)
+    assert ours.median == 2.0
+    assert ours.ratio(other) == (3.0, 1.0, 5.0)
+
+
+def test_networks_that_differ_are_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"conv differs by 1\.0e-02"):
+        speed.compare([linear(), linear(1.01)], torch.ones(1, 3, 4, 5), training=False, repeats=1)
+
+
+def test_kept_bytes_are_those_of_the_input_of_a_convolution() -> None:
+    images = torch.ones(2, 3, 4, 5)
+    (timing,) = speed.compare([linear()], images, training=True, repeats=2)
+    # The input, and the output for its square: 3 and 2 channels; the latter is not the network's.
+    assert timing.saved_bytes == 2 * 3 * 4 * 5 * 4
+    assert len(timing.seconds) == 2
+    assert timing.difference == 0.0
+
+
+def test_the_path_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in (None, "torch"):
+        if before is None:
+            monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+        else:
+            monkeypatch.setenv(dispatch.VARIABLE, before)
+        with speed._path("reference"):
+            assert os.environ[dispatch.VARIABLE] == "reference"
+        assert os.environ.get(dispatch.VARIABLE) == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_peers_have_our_weights(library: str) -> None:
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    net = peers.focalnet(2, 3).eval()
+    module, features = getattr(peers, f"{library}_focalnet")(net, 2, 3)
+    module.eval()
+    x = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(features(x)[-1], net(x)["stage4"], rtol=1e-4, atol=1e-4)
+
+
+def test_roofline_counts_the_least_traffic() -> None:
+    net, images = peers.focalnet(2, 3), torch.zeros(1, 3, 64, 64)
+    stages = speed.roofline(net, images, speed.Ceilings(macs=1e12, bytes=1.0), repeats=1)
+    assert [stage.name for stage in stages] == ["stage1", "stage2", "stage3", "stage4"]
+    weights = sum(p.numel() for p in net.layers[0].blocks.parameters())
+    # Two blocks read and write 16 x 16 x 96 values.
+    assert stages[0].least_bytes == 4 * (4 * 16 * 16 * 96 + weights)
+    assert stages[0].floor == stages[0].least_bytes
+
+
+def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--threads", "1", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+@pytest.mark.slow
+def test_tool_writes_table_json_and_plot(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is a test dependency")
+    report, picture = tmp_path / "out.json", tmp_path / "out.png"
+    result = tool(
+        "--training", "--size", "32", "64", "--repeats", "2", "--only", "timm", "--roofline",
+        "--json", str(report), "--plot", str(picture),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "training step, 1 x 32 x 64, float32" in result.stdout
+    content = json.loads(report.read_text())
+    assert [timing["name"] for timing in content["timings"]] == ["ours", "timm"]
+    assert all(len(timing["seconds"]) == 2 for timing in content["timings"])
+    assert content["timings"][1]["difference"] < 1e-4
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tool_reports_bad_input_in_one_line() -> None:
+    result = tool("--kernels", "3", "7", "--peers")
+    assert result.returncode == 1
+    assert result.stderr == "error: Kernels grow by 2 from level to level, such as 9 11 13.\n"
