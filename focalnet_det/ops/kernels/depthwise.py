@@ -6,6 +6,8 @@ from torch import Tensor
 
 # oneDNN has a fast weight gradient for kernels up to this wide, at any height.
 STRIP = 3
+# From this width on its input gradient takes 10 to 30 % less time than its convolution.
+WIDE = 7
 
 
 def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
@@ -17,13 +19,33 @@ def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
         kernel: (C, 1, k, k), odd k.
     Returns: (N, H, W, C), contiguous.
     """
+    if _is_wide(x, kernel):
+        return _spread(x, kernel.flip(2, 3))
     out = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
     return out.permute(0, 2, 3, 1).contiguous()
 
 
 def depthwise_input_gradient(gradient: Tensor, kernel: Tensor) -> Tensor:
     """Gradient of :func:`depthwise` by ``x``: the same convolution with the taps turned around."""
+    if _is_wide(gradient, kernel):
+        return _spread(gradient, kernel)
     return depthwise(gradient, kernel.flip(2, 3))
+
+
+def _is_wide(x: Tensor, kernel: Tensor) -> bool:
+    return x.device.type == "cpu" and kernel.shape[-1] >= WIDE
+
+
+def _spread(gradient: Tensor, kernel: Tensor) -> Tensor:
+    """The input gradient as the library computes it."""
+    radius = kernel.shape[-1] // 2
+    view = gradient.permute(0, 3, 1, 2)
+    # The second argument gives the shape of the input, which is that of the output.
+    by_x: Tensor = torch.ops.aten.convolution_backward(
+        view, view, kernel, None, [1, 1], [radius] * 2, [1, 1], False, [0, 0], len(kernel),
+        [True, False, False],
+    )[0]  # fmt: skip
+    return by_x.permute(0, 2, 3, 1).contiguous()
 
 
 def depthwise_weight_gradient(x: Tensor, gradient: Tensor, size: int) -> Tensor:

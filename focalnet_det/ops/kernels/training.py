@@ -95,7 +95,7 @@ class _Modulation(torch.autograd.Function):
             product = run.query[tile] * run.modulator(run.aggregate(tile))
             if norm is not None:
                 product = norm(product)
-            out[tile] = _linear(product, run.weights.proj)
+            _linear_into(out[tile], product, run.weights.proj)
         kept = [] if lean else [run.query, run.context, *run.levels]
         ctx.options, ctx.count, ctx.dtypes = options, len(tensors), [_dtype(t) for t in tensors]
         ctx.save_for_backward(x, valid, *tensors, *(tensor.to(stored) for tensor in kept))
@@ -185,10 +185,8 @@ class _Run:
         """Gradients by ``x`` and by the tensors that :func:`modulation` lists."""
         weights, c = self.weights, self.shape[-1]
         gradient = gradient.to(self.dtype).contiguous().view_as(self.flat)
-        by_f = torch.zeros_like(weights.f.weight), torch.zeros_like(weights.f.bias)
-        by_h = torch.zeros_like(weights.h.weight), torch.zeros_like(weights.h.bias)
-        by_proj = torch.zeros_like(weights.proj.weight), torch.zeros_like(weights.proj.bias)
-        by_ln = [None] * 2 if weights.ln is None else [torch.zeros_like(t) for t in weights.ln[:2]]
+        sums: list[Sums] = [[None, None] for _ in range(7)]
+        by_q, by_c, by_g, by_h, by_proj, by_ln, by_norm = sums
         by_context = torch.empty_like(self.flat)  # the aggregated one
         by_normed = torch.empty_like(self.flat)
         by_gates = torch.empty_like(self.gates)
@@ -201,25 +199,24 @@ class _Run:
             by_product = _linear_backward(gradient[tile], normed, weights.proj.weight, by_proj)
             by_product = _norm_backward(by_product, product, weights.ln, statistics, by_ln)
             by_query = by_product * modulator
-            by_normed[tile] = _linear_backward(
-                by_query, self.normed[tile], weights.f.weight[:c], [t[:c] for t in by_f]
+            _linear_backward(
+                by_query, self.normed[tile], weights.f.weight[:c], by_q, out=by_normed[tile]
             )
             by_modulator = by_product.mul_(query)
-            by_tile = _linear_backward(by_modulator, aggregated, weights.h.weight, by_h)
-            by_context[tile] = by_tile
+            by_tile = by_context[tile]
+            _linear_backward(by_modulator, aggregated, weights.h.weight, by_h, out=by_tile)
             for level, context in enumerate(self.contexts[1:]):
                 by_gates[tile][..., level] = (by_tile * context.view_as(self.flat)[tile]).sum(-1)
             by_gates[tile][..., -1] = (by_tile @ self.shared[tile[0]].mT).squeeze(-1)
 
         by_projected, by_kernels = self._levels_backward(by_context)
         by_gates /= weights.divisor
-        by_part = [t[c : 2 * c] for t in by_f], [t[2 * c :] for t in by_f]
-        parts = weights.f.weight[c : 2 * c], weights.f.weight[2 * c :]
-        by_normed += _linear_backward(by_projected, self.normed, parts[0], by_part[0])
-        by_normed += _linear_backward(by_gates, self.normed, parts[1], by_part[1])
-        by_norm = (
-            [None] * 2 if self.norm1 is None else [torch.zeros_like(t) for t in self.norm1[:2]]
-        )
+        for by_part, weight, total in (
+            (by_projected, weights.f.weight[c : 2 * c], by_c),
+            (by_gates, weights.f.weight[2 * c :], by_g),
+        ):
+            _linear_backward(by_part, self.normed, weight, total, out=by_normed, add=True)
+        by_f: Sums = [torch.cat([by_q[i], by_c[i], by_g[i]]) for i in range(2)]
         by_x = _norm_backward(by_normed, self.flat, self.norm1, self.statistics, by_norm)
         return (
             by_x.view(self.shape).to(self.out_dtype),
@@ -266,10 +263,14 @@ class _Mlp(torch.autograd.Function):
             kept = torch.empty(*flat.shape[:2], len(fc1.weight), dtype=stored, device=x.device)
         for tile in tiles(flat):
             normed, *_ = _norm_forward(flat[tile].to(dtype), norm)
-            hidden = _linear(normed, fc1)
-            if kept is not None:
+            if kept is None or kept.dtype != dtype:
+                hidden = _linear(normed, fc1)
+            else:
+                hidden = kept[tile]
+                _linear_into(hidden, normed, fc1)
+            if kept is not None and kept.dtype != dtype:
                 kept[tile] = hidden
-            out[tile] = _linear(aten.gelu.out(hidden, out=hidden), fc2)
+            _linear_into(out[tile], F.gelu(hidden), fc2)
         ctx.options, ctx.dtypes = options, [_dtype(t) for t in tensors]
         ctx.save_for_backward(x, kept, *tensors)
         return out.view(x.shape)
@@ -284,9 +285,8 @@ class _Mlp(torch.autograd.Function):
         flat = x.contiguous().view(1, -1, x.shape[-1])
         gradient = gradient.contiguous().view_as(flat)
         by_x = torch.empty_like(flat)
-        by_norm = [None] * 2 if norm is None else [torch.zeros_like(t) for t in norm[:2]]
-        by_fc1 = torch.zeros_like(fc1.weight), torch.zeros_like(fc1.bias)
-        by_fc2 = torch.zeros_like(fc2.weight), torch.zeros_like(fc2.bias)
+        sums: list[Sums] = [[None, None] for _ in range(3)]
+        by_norm, by_fc1, by_fc2 = sums
         for tile in tiles(flat):
             before = flat[tile].to(dtype)
             normed, *statistics = _norm_forward(before, norm)
@@ -311,12 +311,38 @@ def _linear(x: Tensor, weights: Affine) -> Tensor:
     return F.linear(x, weights.weight, weights.bias)
 
 
-def _linear_backward(gradient: Tensor, x: Tensor, weight: Tensor, sums: Any) -> Tensor:
-    """Gradient by ``x``; those by weight and bias are added to ``sums``."""
-    flat = rows(gradient)
-    sums[0].addmm_(flat.mT, x.reshape(-1, x.shape[-1]))
-    sums[1].add_(flat.sum(0))
-    return gradient @ weight
+def _linear_into(out: Tensor, x: Tensor, weights: Affine) -> None:
+    """``out = weights(x)`` without a pass of its own for ``out`` where the types agree."""
+    if out.dtype == x.dtype:
+        torch.addmm(weights.bias, rows(x), weights.weight.mT, out=rows(out))
+    else:
+        out.copy_(_linear(x, weights))
+
+
+# Sums over tiles of the gradients by weight and bias; None before the first.
+Sums = list[Any]
+
+
+def _linear_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    sums: Sums,
+    out: Tensor | None = None,
+    add: bool = False,
+) -> Tensor:
+    """Gradient by ``x``, written or added to ``out``; those by weight and bias go to ``sums``."""
+    flat, x = rows(gradient), rows(x)
+    if sums[0] is None:
+        sums[:] = flat.mT @ x, flat.sum(0)
+    else:
+        sums[0].addmm_(flat.mT, x)
+        sums[1].add_(flat.sum(0))
+    if add and out is not None:
+        return rows(out).addmm_(flat, weight)
+    return torch.matmul(flat, weight, out=None if out is None else rows(out)).view(
+        *gradient.shape[:-1], -1
+    )
 
 
 def _norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
@@ -330,7 +356,7 @@ def _norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
 
 
 def _norm_backward(
-    gradient: Tensor, x: Tensor, norm: Affine | None, statistics: Any, sums: Any
+    gradient: Tensor, x: Tensor, norm: Affine | None, statistics: Any, sums: Sums
 ) -> Tensor:
     """Gradient by ``x``; those by weight and bias are added to ``sums``."""
     if norm is None:
@@ -338,8 +364,11 @@ def _norm_backward(
     by_x, by_weight, by_bias = aten.native_layer_norm_backward(
         gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
     )
-    sums[0].add_(by_weight)
-    sums[1].add_(by_bias)
+    if sums[0] is None:
+        sums[:] = by_weight, by_bias
+    else:
+        sums[0].add_(by_weight)
+        sums[1].add_(by_bias)
     result: Tensor = by_x
     return result
 
