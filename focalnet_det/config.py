@@ -3,6 +3,7 @@
 from detectron2.config import CfgNode
 
 from .backbones.d2 import add_backbone_config
+from .heads import segmentor, upernet  # noqa: F401  (they register themselves)
 
 
 def add_focalnet_config(cfg: CfgNode) -> None:
@@ -33,6 +34,9 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     # "detectron2", or "mmdet", with which the published results were made: MmdetRPN and
     # MmdetROIHeads stand in for RPN and StandardROIHeads.
     cfg.MODEL.CONVENTIONS = "detectron2"
+    # UPerNetHead's own; the rest comes from MODEL.SEM_SEG_HEAD. LOSS_AVERAGE: "all" pixels, as
+    # published, or "valid" ones.
+    cfg.MODEL.UPERNET = CfgNode({"DROPOUT": 0.1, "AUXILIARY_WEIGHT": 0.4, "LOSS_AVERAGE": "all"})
     # Predictions per image that enter box and mask AP.
     cfg.TEST.MAX_DETS = 100
     # Test images that are drawn at the end.
