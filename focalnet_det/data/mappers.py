@@ -12,12 +12,14 @@ from detectron2.structures import BitMasks, BoxMode
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from .labels import UnreadableLabelsError, read_labels
 from .reading import UnreadableImageError, read_rgb, to_array
 from .tally import (
     BOX_OUTSIDE,
     CROWD,
     EMPTY_BOX,
     EMPTY_MASK,
+    LABEL_SIZE_DIFFERS,
     MALFORMED_BOX,
     MALFORMED_MASK,
     MALFORMED_PART,
@@ -26,6 +28,7 @@ from .tally import (
     SIZE_DIFFERS,
     UNLISTED_IMAGE,
     UNREADABLE_IMAGE,
+    UNREADABLE_LABELS,
 )
 
 DATA_ISSUES = "data_issues"
@@ -101,8 +104,8 @@ class InstanceMapper(DatasetMapper):
         """
         Args:
             dataset_dict: a record in Detectron2's format; left unchanged.
-        Returns: the record with ``image``, uint8 (3, H, W); ``sem_seg``, int64 (H, W), where the
-            record names a file of semantic labels; in training ``instances`` in place of
+        Returns: the record with ``image``, uint8 (3, H, W); in training ``sem_seg``, int64 (H, W),
+            in place of ``sem_seg_file_name`` and ``label_rule``, and ``instances`` in place of
             ``annotations``; and ``data_issues``, {problem: count}, if there were any.
         Raises:
             SkippedImage if training has to do without the image;
@@ -111,12 +114,11 @@ class InstanceMapper(DatasetMapper):
         """
         record = dict(dataset_dict)
         annotations = record.pop("annotations", None)
-        labels = record.pop("sem_seg_file_name", None)
         image, problems = self._read(record)
         issues = Counter(problems)
         size = (image.shape[0], image.shape[1])
 
-        sem_seg = None if labels is None else detection_utils.read_image(labels, "L").squeeze(2)
+        sem_seg = self._read_labels(record, size) if self.is_train else None
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         image = augmented.image
@@ -148,6 +150,22 @@ class InstanceMapper(DatasetMapper):
             ) from error
         return array, problems
 
+    def _read_labels(
+        self, record: dict[str, Any], size: tuple[int, int]
+    ) -> NDArray[np.uint8] | NDArray[np.int32] | None:
+        """Takes the semantic labels out of a record, if it names any."""
+        path, rule = record.pop("sem_seg_file_name", None), record.pop("label_rule", None)
+        if path is None:
+            return None
+        try:
+            labels = read_labels(path, rule)
+        except UnreadableLabelsError as error:
+            raise SkippedImage(UNREADABLE_LABELS, str(error)) from error
+        if labels.shape != size:
+            raise SkippedImage(LABEL_SIZE_DIFFERS, size_message(path, labels.shape, size))
+        # Types that the resizing of transforms can handle.
+        return labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.int32)
+
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: Sequence[int]
     ) -> None:
@@ -160,6 +178,14 @@ class InstanceMapper(DatasetMapper):
         if self.use_instance_mask:
             instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
         dataset_dict["instances"] = instances
+
+
+def size_message(path: Any, labels: tuple[int, ...], image: tuple[int, ...]) -> str:
+    """What is wrong with labels of another size than their image, (height, width) each."""
+    return (
+        f"Label file {path} is {labels[0]} x {labels[1]} (height x width), its image "
+        f"{image[0]} x {image[1]}."
+    )
 
 
 def clean_annotations(

@@ -23,6 +23,9 @@ MALFORMED_MASK = "malformed mask"
 MALFORMED_PART = "malformed part of a mask"
 EMPTY_MASK = "empty mask"
 CATEGORY_GAPS = "category ids with gaps"
+UNREADABLE_LABELS = "unreadable label file"
+LABEL_SIZE_DIFFERS = "label file of another size"
+UNKNOWN_LABEL = "label of no class"
 UNKNOWN_CATEGORY = "unknown category id"
 
 
@@ -128,6 +131,21 @@ POLICIES: dict[str, Policy] = {
         "repaired",
         "Classes are numbered in order of id, and results are written with the ids of the file. "
         "Not counted.",
+    ),
+    UNREADABLE_LABELS: Policy(
+        "skipped",
+        "stopped",
+        "A file of semantic labels that is damaged or a colour picture: labels are the values of a "
+        "grey or palette picture.",
+    ),
+    LABEL_SIZE_DIFFERS: Policy(
+        "skipped", "stopped", "Semantic labels of another height or width than the upright image."
+    ),
+    UNKNOWN_LABEL: Policy(
+        "stopped",
+        "stopped",
+        "A value in a file of semantic labels that is neither a class nor 255 (with "
+        "`--first-label 1`: nor 0). Most often the class list is wrong, or shifted by one.",
     ),
     UNKNOWN_CATEGORY: Policy(
         "stopped", "stopped", "A `category_id` that is not among `categories` of the file."

@@ -9,9 +9,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
 
 from focalnet_det.evaluation.coco import COCODetectionEvaluator
+from focalnet_det.evaluation.semantic import SemanticEvaluator
 
 
-def _coco(metadata: Metadata, **options: Any) -> DatasetEvaluator:
+def _coco(
+    metadata: Metadata, *, output_dir: Any, tasks: Any, max_dets: int, **_: Any
+) -> DatasetEvaluator:
     json_file = metadata.get("json_file")
     if json_file is None:
         raise KeyError(f"Metadata of {metadata.name!r} has no json_file: set it to the COCO JSON.")
@@ -19,12 +22,25 @@ def _coco(metadata: Metadata, **options: Any) -> DatasetEvaluator:
         json_file=PathManager.get_local_path(json_file),
         class_names=metadata.get("thing_classes"),
         thing_dataset_id_to_contiguous_id=metadata.get("thing_dataset_id_to_contiguous_id"),
-        **options,
+        output_dir=output_dir,
+        tasks=tasks,
+        max_dets=max_dets,
     )
 
 
-# Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=).
-EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {"coco": _coco}
+def _sem_seg(
+    metadata: Metadata, *, output_dir: Any, save_predictions: bool, **_: Any
+) -> DatasetEvaluator:
+    classes = metadata.get("stuff_classes")
+    if classes is None:
+        raise KeyError(f"Metadata of {metadata.name!r} has no stuff_classes: name the classes.")
+    return SemanticEvaluator(
+        class_names=classes, output_dir=output_dir, save_predictions=save_predictions
+    )
+
+
+# Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=, save_predictions=).
+EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {"coco": _coco, "sem_seg": _sem_seg}
 
 
 def build_evaluator(
@@ -33,6 +49,7 @@ def build_evaluator(
     output_dir: str | os.PathLike[str] | None = None,
     tasks: Sequence[str] | None = None,
     max_dets: int = 100,
+    save_predictions: bool = False,
 ) -> DatasetEvaluator:
     """Evaluator for a data set registered in Detectron2.
 
@@ -40,6 +57,7 @@ def build_evaluator(
         output_dir: where results and metrics are written; None writes nothing.
         tasks: what to measure, e.g. ("bbox", "segm"); None: what the predictions hold.
         max_dets: detections per image and class that count for AP.
+        save_predictions: of "sem_seg", write a PNG per image as well.
     Raises: KeyError if the data set's evaluator_type is missing or unknown.
     """
     metadata = MetadataCatalog.get(dataset_name)
@@ -49,4 +67,10 @@ def build_evaluator(
             f"Data set {dataset_name!r} has evaluator_type {kind!r}. "
             f"Known: {', '.join(sorted(EVALUATORS))}. Is the data set registered?"
         )
-    return EVALUATORS[kind](metadata, output_dir=output_dir, tasks=tasks, max_dets=max_dets)
+    return EVALUATORS[kind](
+        metadata,
+        output_dir=output_dir,
+        tasks=tasks,
+        max_dets=max_dets,
+        save_predictions=save_predictions,
+    )

@@ -22,8 +22,8 @@ def overall_table(results: Results) -> str:
     Args:
         results: {task: {metric: percent}}; metrics that are missing or NaN show as "-".
     """
-    rows = [[task, *map(_number, _select(metrics))] for task, metrics in results.items()]
-    return _render(["task", *OVERALL_METRICS], rows)
+    rows = [[task, *map(two_decimals, _select(metrics))] for task, metrics in results.items()]
+    return render_table(["task", *OVERALL_METRICS], rows)
 
 
 def per_class_table(results: Results, instance_counts: Mapping[str, int]) -> str:
@@ -34,22 +34,23 @@ def per_class_table(results: Results, instance_counts: Mapping[str, int]) -> str
         instance_counts: {class: instances}, in the order of the rows.
     """
     rows = [
-        [name, *(_number(m.get(f"AP-{name}")) for m in results.values()), str(count)]
+        [name, *(two_decimals(m.get(f"AP-{name}")) for m in results.values()), str(count)]
         for name, count in instance_counts.items()
     ]
     titles = [TASK_TITLES.get(task, f"{task} AP") for task in results]
-    return _render(["class", *titles, "instances"], rows)
+    return render_table(["class", *titles, "instances"], rows)
 
 
 def _select(metrics: Mapping[str, float]) -> list[float | None]:
     return [metrics.get(name) for name in OVERALL_METRICS]
 
 
-def _number(value: float | None) -> str:
+def two_decimals(value: float | None) -> str:
+    """A number of a table; "-" for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
-def _render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown-like table; the first column is text, the others are numbers."""
     table = Table(box=box.MARKDOWN)
     for index, title in enumerate(header):

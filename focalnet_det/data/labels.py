@@ -1,0 +1,85 @@
+"""Label maps: files in which a pixel's value is its class."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+from PIL import Image
+
+IGNORE = 255
+# Grey or black and white, palette (whose index is the class), 16 and 32 bits.
+LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
+
+
+class UnreadableLabelsError(OSError):
+    """A file is there, but it is no label map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRule:
+    """How the values of a label file become classes 0..num_classes-1.
+
+    Attributes:
+        num_classes: values of no class are an error, None for no check.
+        first_label: value of the first class. With 1, as in ADE20K, 0 is ignored.
+    """
+
+    num_classes: int | None = None
+    first_label: int = 0
+
+    def classes(self, values: NDArray[Any], path: str | Path) -> NDArray[np.int64]:
+        """Values of a file (H, W) -> classes, 255 where there is none.
+
+        Raises: ValueError that names the file and the values that are no class.
+        """
+        labels = values.astype(np.int64)
+        ignored = (labels == IGNORE) | (labels < self.first_label)
+        labels = np.where(ignored, IGNORE, labels - self.first_label)
+        if self.num_classes is not None:
+            unknown = labels[(labels >= self.num_classes) & ~ignored]
+            if unknown.size:
+                found = (np.unique(unknown)[:5] + self.first_label).tolist()
+                raise ValueError(
+                    f"{path} holds {', '.join(map(str, found))}, but the {self.num_classes} "
+                    f"classes are numbered {self.first_label} to "
+                    f"{self.first_label + self.num_classes - 1} (255 is ignored). Check the class "
+                    "list, and --first-label."
+                )
+        return labels
+
+
+def read_values(path: str | Path) -> NDArray[Any]:
+    """The values of a label file, (H, W).
+
+    Raises: UnreadableLabelsError if it is empty, damaged or a colour picture, FileNotFoundError if
+        it is absent.
+    """
+    try:
+        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+            image.load()
+            mode, values = image.mode, np.asarray(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Label file {path} does not exist.") from error
+    except MemoryError:
+        raise
+    # Pillow's decoders meet damage with many kinds of error.
+    except Exception as error:
+        raise UnreadableLabelsError(f"Cannot read label file {path}: {error}.") from error
+    if mode not in LABEL_MODES:
+        raise UnreadableLabelsError(
+            f"Label file {path} is a colour picture ({mode}): labels are the values of a "
+            "single-channel or palette picture."
+        )
+    return values
+
+
+def read_labels(path: str | Path, rule: LabelRule | None = None) -> NDArray[np.int64]:
+    """Classes of a label file, (H, W), 255 where there is none; errors as in the functions above.
+
+    Args:
+        rule: None takes the values as they are.
+    """
+    return (rule or LabelRule()).classes(read_values(path), path)
