@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains or evaluates a detector from a config of either kind."""
+"""Trains or evaluates a detector or segmentor from a config of either kind."""
 
 import argparse
 import sys
@@ -15,6 +15,13 @@ EXAMPLES = """examples:
   tools/train_net.py \\
       --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py \\
       --coco-json train.json --images train_images --val-json val.json --val-images val_images
+
+  # your own label maps (1 = first class, 0 and 255 = none)
+  tools/train_net.py \\
+      --config-file configs/ADE20K-SemanticSegmentation/upernet_focalnet_nano_small.py \\
+      --sem-images train --sem-labels train_labels \\
+      --val-sem-images val --val-sem-labels val_labels \\
+      --classes classes.txt --first-label 1
 
   # evaluate what a run has saved
   tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=output/model_final.pth
@@ -35,6 +42,18 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--images", metavar="DIR", help="training images", **several)
     data.add_argument("--val-json", metavar="FILE", help="validation annotations", **several)
     data.add_argument("--val-images", metavar="DIR", help="default: those of --images", **several)
+    labels = parser.add_argument_group("your own data, folders of images and label maps")
+    labels.add_argument("--sem-images", metavar="DIR", help="training images", **several)
+    labels.add_argument("--sem-labels", metavar="DIR", help="value of a pixel = class", **several)
+    labels.add_argument("--val-sem-images", metavar="DIR", help="validation images", **several)
+    labels.add_argument("--val-sem-labels", metavar="DIR", help="validation labels", **several)
+    labels.add_argument("--classes", metavar="FILE", help="a name a line, or a JSON list")
+    labels.add_argument(
+        "--first-label",
+        type=int,
+        choices=(0, 1),
+        help="value of the first class; with 1, 0 is none",
+    )
     scale = parser.add_argument_group("several GPUs")
     scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
     scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")

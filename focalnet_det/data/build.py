@@ -97,7 +97,7 @@ def build_train_loader(
         raise ValueError(
             f"A batch of {batch_size} images cannot be split over {processes} processes."
         )
-    wide = [int(aspect_ratio_grouping and r["width"] > r["height"]) for r in dicts]
+    wide = [int(aspect_ratio_grouping and r.get("width", 0) > r.get("height", 0)) for r in dicts]
 
     def open_at(seed: int, start: int) -> Iterable[list[dict[str, Any]]]:
         return open_stream(

@@ -17,9 +17,11 @@ from torch.distributed.rendezvous import rendezvous
 from ..checkpoint import load_initial_weights
 from ..compat import create_local_process_group
 from ..data.datasets import register_shapes
+from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
 from .evaluate import evaluate
 from .experiment import Experiment, load_config, read_experiment
 from .own_data import coco_files, use_coco_json
+from .own_labels import folder_pairs, use_label_folders
 from .pictures import save_predictions
 from .run import start_run
 from .train import autocast, train
@@ -40,6 +42,12 @@ class RunArguments:
     images: Sequence[str] = ()
     val_json: Sequence[str] = ()
     val_images: Sequence[str] = ()
+    sem_images: Sequence[str] = ()
+    sem_labels: Sequence[str] = ()
+    val_sem_images: Sequence[str] = ()
+    val_sem_labels: Sequence[str] = ()
+    classes: str | None = None
+    first_label: int | None = None
     num_gpus: int = 1
     num_cpus: int = 0
     num_machines: int = 1
@@ -129,12 +137,23 @@ def run_under_torchrun(args: RunArguments) -> None:
 def run(args: RunArguments) -> dict[str, Any]:
     """Trains, or evaluates the initial weights; returns the results of the last evaluation."""
     register_shapes()
+    register_shapes_sem_seg()
+    register_ade20k_sem_seg()
     cfg = load_config(args.config_file, args.opts)
     if args.coco_json or args.val_json:
         use_coco_json(
             cfg,
             train=coco_files("coco-json", args.coco_json, args.images, ()),
             val=coco_files("val-json", args.val_json, args.val_images, args.images),
+            overrides=args.opts,
+        )
+    if args.sem_images or args.sem_labels or args.val_sem_images or args.val_sem_labels:
+        use_label_folders(
+            cfg,
+            train=folder_pairs("sem", args.sem_images, args.sem_labels),
+            val=folder_pairs("val-sem", args.val_sem_images, args.val_sem_labels),
+            classes=args.classes,
+            first_label=args.first_label,
             overrides=args.opts,
         )
     if args.output:

@@ -1,4 +1,4 @@
-"""One's own data in COCO format: points a config at it, and fits the length of training to it."""
+"""One's own data: points a config at it, and fits the length of training to it."""
 
 import logging
 import math
@@ -129,16 +129,35 @@ def use_coco_json(
         check_same_classes(val_classes, classes, val.annotations[0], train.annotations[0])
     num_images = sum(MetadataCatalog.get(name).num_annotated_images for name in train_names)
     if isinstance(cfg, CfgNode):
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train_names), tuple(val_names)
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
+    else:
+        set_num_classes(cfg.model, len(classes))
+    use_data_sets(cfg, train=train_names, val=val_names, num_images=num_images, overrides=overrides)
+
+
+def use_data_sets(
+    cfg: CfgNode | DictConfig,
+    *,
+    train: Sequence[str],
+    val: Sequence[str],
+    num_images: int,
+    overrides: Sequence[str],
+) -> None:
+    """Puts registered data sets into a config, and fits length, batch and rate to them.
+
+    Args:
+        num_images: with annotations, in the training sets.
+        overrides: those that the config has been given; a length among them stays.
+    """
+    if isinstance(cfg, CfgNode):
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(val)
         if not any(key.startswith(("SOLVER.EPOCHS", "SOLVER.MAX_ITER")) for key in overrides):
             fit_yacs(cfg.SOLVER, num_images)
         return
-    cfg.dataloader.train.datasets = train_names
+    cfg.dataloader.train.datasets = list(train)
     # Every set is evaluated as the config's first one would be.
     loaders = cfg.dataloader.test[:1]
-    cfg.dataloader.test = [{**loader, "dataset": n} for loader in loaders for n in val_names]
-    set_num_classes(cfg.model, len(classes))
+    cfg.dataloader.test = [{**loader, "dataset": name} for loader in loaders for name in val]
     if not any(key.startswith(("schedule.iterations", "schedule.epochs")) for key in overrides):
         fit_lazy(cfg, num_images)
 

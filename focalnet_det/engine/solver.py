@@ -8,6 +8,7 @@ import torch
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
+    LinearParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
 )
@@ -108,7 +109,7 @@ class Schedule:
     Attributes:
         epochs: length in passes over the training set; or
         iterations: length in iterations. Exactly one of the two is given.
-        decay: "multistep" or "cosine" (to zero).
+        decay: "multistep"; "cosine" (to zero); or "poly" with power 1, linear to zero.
         milestones: of "multistep", in the unit of the length.
         gamma: factor at each milestone.
         warmup_iterations, warmup_factor: linear warmup from that factor of the rate.
@@ -130,8 +131,8 @@ class Schedule:
             )
         if self.length <= 0:
             raise ValueError(f"A schedule must be longer than {self.length}.")
-        if self.decay not in ("multistep", "cosine"):
-            raise ValueError(f"Unknown decay {self.decay!r}. Known: cosine, multistep.")
+        if self.decay not in ("multistep", "cosine", "poly"):
+            raise ValueError(f"Unknown decay {self.decay!r}. Known: cosine, multistep, poly.")
 
     @property
     def length(self) -> float:
@@ -149,6 +150,8 @@ class Schedule:
         total = self.max_iter(iterations_per_epoch)
         if self.decay == "cosine":
             course: ParamScheduler = CosineParamScheduler(1.0, 0.0)
+        elif self.decay == "poly":
+            course = LinearParamScheduler(1.0, 0.0)
         else:
             steps = [self._to_iterations(m, iterations_per_epoch) for m in self.milestones]
             # A shortened training may end before a milestone.
