@@ -30,3 +30,14 @@ def cosine(iterations, warmup_iterations=100):
         warmup_iterations=warmup_iterations,
         warmup_factor=0.001,
     )
+
+
+def poly(iterations=160_000, warmup_iterations=1500, warmup_factor=1e-6):
+    """Linear warmup, then linear to zero ("poly" with power 1), as published for ADE20K."""
+    return L(Schedule)(
+        epochs=None,
+        iterations=iterations,
+        decay="poly",
+        warmup_iterations=warmup_iterations,
+        warmup_factor=warmup_factor,
+    )

@@ -75,8 +75,9 @@ class MmsegSegmentor(SemanticSegmentor):
         """Losses of a batch, padded with zeros and with labels to be ignored."""
         images = [self.normalized(record["image"]) for record in batched_inputs]
         labels = [record["sem_seg"].to(self.device) for record in batched_inputs]
-        batch = padded(images, self.train_size, 0.0)
-        targets = padded(labels, self.train_size, self.sem_seg_head.ignore_value)
+        divisor = max(self.backbone.size_divisibility, 1)
+        batch = padded(images, self.train_size, divisor, 0.0)
+        targets = padded(labels, self.train_size, divisor, self.sem_seg_head.ignore_value)
         _, losses = self.sem_seg_head(self.backbone(batch), targets)
         return dict(losses)
 
@@ -117,10 +118,15 @@ class MmsegSegmentor(SemanticSegmentor):
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
 
-def padded(tensors: Sequence[Tensor], least: Sequence[int], value: float) -> Tensor:
-    """Stacks maps (..., H, W) of different sizes, padded at the right and the bottom."""
-    height = max(least[0], *(t.shape[-2] for t in tensors))
-    width = max(least[1], *(t.shape[-1] for t in tensors))
+def padded(tensors: Sequence[Tensor], least: Sequence[int], divisor: int, value: float) -> Tensor:
+    """Stacks maps (..., H, W) of different sizes, padded at the right and the bottom.
+
+    Args:
+        least: smallest height and width of the result.
+        divisor: of both.
+    """
+    height, width = (max(least[i], *(t.shape[i - 2] for t in tensors)) for i in (0, 1))
+    height, width = (-(-side // divisor) * divisor for side in (height, width))
     return torch.stack(
         [F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=value) for t in tensors]
     )

@@ -109,6 +109,23 @@ def test_milestones_fall_on_the_exact_iteration(per_epoch: int) -> None:
     assert values == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
+def test_poly_as_published_for_ade20k() -> None:
+    schedule = Schedule(
+        iterations=160_000, decay="poly", warmup_iterations=1500, warmup_factor=1e-6
+    )
+    course = schedule.multiplier(1)
+    end_of_warmup = 1 - 1500 / 160_000
+    expected = {
+        0: 1e-6,
+        750: (1e-6 + end_of_warmup) / 2,
+        1500: end_of_warmup,
+        80_000: 0.5,
+        159_999: 1 / 160_000,
+    }
+    actual = {iteration: course(iteration / 160_000) for iteration in expected}
+    assert actual == pytest.approx(expected, rel=1e-6)
+
+
 def test_cosine() -> None:
     schedule = Schedule(iterations=700, decay="cosine", warmup_iterations=100)
     at_100 = (1 + math.cos(math.pi / 7)) / 2
@@ -149,7 +166,7 @@ def test_length_in_iterations(epochs: float, per_epoch: int, expected: int) -> N
         ({"epochs": 12, "iterations": 100}, "either epochs or iterations"),
         ({"epochs": 0}, "longer than 0"),
         ({"iterations": -5}, "longer than -5"),
-        ({"epochs": 1, "decay": "poly"}, "'poly'.*cosine, multistep"),
+        ({"epochs": 1, "decay": "step"}, "'step'.*cosine, multistep, poly"),
     ],
 )
 def test_contradictions_are_refused(fields: dict[str, object], message: str) -> None:
