@@ -11,6 +11,7 @@ import torch
 from detectron2.config import instantiate
 from torch import nn
 
+from focalnet_det.analysis.segmentor import segmentor_macs
 from focalnet_det.engine.experiment import Experiment, load_config, read_experiment
 from focalnet_det.heads.segmentor import MmsegSegmentor
 
@@ -54,6 +55,25 @@ def test_upernet_model_is_as_published(name: str) -> None:
         for block in layer.blocks:
             levels = block.modulation.focal_layers
             assert tuple(level[0].kernel_size[0] for level in levels) == kernels
+
+
+# GFLOPs at 512 x 2048, of README.md in microsoft/FocalNet.
+FLOPS = {
+    "tiny_srf": 944,
+    "tiny_lrf": 949,
+    "small_srf": 1035,
+    "small_lrf": 1044,
+    "base_srf": 1180,
+    "base_lrf": 1192,
+}
+
+
+@pytest.mark.parametrize("name", FLOPS)
+def test_flops_are_the_published_ones(name: str) -> None:
+    _, model = built(ADE / f"upernet_focalnet_{name}_160k.py")
+    total = sum(segmentor_macs(model.eval()))
+    # Biases, norms and activations, which the published counter adds, are less than 0.1 %.
+    assert total / 1e9 == pytest.approx(FLOPS[name], rel=0.003)
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: path.stem)

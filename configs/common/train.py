@@ -23,6 +23,7 @@ def run_options(**changes):
         "wandb_project": "",
         "max_dets": 100,
         "pictures": 6,
+        "save_predictions": False,
         "seed": -1,
         "ddp": {},
     }

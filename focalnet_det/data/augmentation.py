@@ -87,3 +87,19 @@ POLICIES: dict[str, Callable[..., list[Any]]] = {
 def evaluation_resize(*, short_side: int = 800, max_long_side: int = 1333) -> list[T.Augmentation]:
     """The deterministic resize of evaluation, pixels."""
     return [T.ResizeShortestEdge(short_side, max_long_side)]
+
+
+def scaled(augmentations: Sequence[T.Augmentation], ratio: float) -> list[T.Augmentation]:
+    """The deterministic resize of evaluation, with both of its sizes multiplied.
+
+    Raises: ValueError for any other augmentation.
+    """
+    result = []
+    for augmentation in augmentations:
+        if not isinstance(augmentation, T.ResizeShortestEdge):
+            raise ValueError(
+                f"Test-time augmentation scales ResizeShortestEdge, not {augmentation}."
+            )
+        short_side = round(augmentation.short_edge_length[0] * ratio)
+        result.append(T.ResizeShortestEdge(short_side, round(augmentation.max_size * ratio)))
+    return result

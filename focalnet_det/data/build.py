@@ -13,7 +13,8 @@ from detectron2.data import (
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 
-from .mappers import InstanceMapper
+from .augmentation import scaled
+from .mappers import InstanceMapper, ViewMapper
 from .stream import open_stream
 
 
@@ -138,12 +139,22 @@ def build_test_loader(
     augmentations: Sequence[T.Augmentation],
     num_workers: int,
     image_format: str = "RGB",
+    scales: Sequence[float] = (),
+    flip: bool = False,
 ) -> Any:
-    """Every image of a registered data set once, in order, one per batch."""
+    """Every image of a registered data set once, in order, one per batch.
+
+    Args:
+        scales: of test-time augmentation, factors on the sizes of ``augmentations``; () for 1.
+        flip: with test-time augmentation, also mirror each view.
+    """
+    mapper: InstanceMapper = InstanceMapper(
+        is_train=False, augmentations=augmentations, image_format=image_format
+    )
+    if scales or flip:
+        resizes = [scaled(augmentations, scale) for scale in scales or (1.0,)]
+        mirrored = [[*resize, T.RandomFlip(prob=1.0)] for resize in resizes] if flip else []
+        mapper = ViewMapper(views=[*resizes, *mirrored], image_format=image_format)
     return build_detection_test_loader(
-        dataset_records([dataset], filter_empty=False),
-        mapper=InstanceMapper(
-            is_train=False, augmentations=augmentations, image_format=image_format
-        ),
-        num_workers=num_workers,
+        dataset_records([dataset], filter_empty=False), mapper=mapper, num_workers=num_workers
     )

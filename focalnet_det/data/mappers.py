@@ -180,6 +180,35 @@ class InstanceMapper(DatasetMapper):
         dataset_dict["instances"] = instances
 
 
+class ViewMapper(InstanceMapper):
+    """For evaluation with test-time augmentation: an image at several sizes, and mirrored.
+
+    Args:
+        views: augmentations of each view.
+        image_format: channel order, "RGB" or "BGR".
+    """
+
+    def __init__(self, *, views: Sequence[Sequence[T.Augmentation]], image_format: str) -> None:
+        super().__init__(is_train=False, augmentations=[], image_format=image_format)
+        self.views = [T.AugmentationList(list(view)) for view in views]
+
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Returns: the record with ``views``, a list of {``image``, ``height``, ``width``,
+            ``transforms``}, in place of ``image``; errors as in InstanceMapper.
+        """
+        record = super().__call__(dataset_dict)
+        original = record.pop("image").permute(1, 2, 0).numpy()
+        record["views"] = []
+        for augmentations in self.views:
+            augmented = T.AugInput(original)
+            transforms = augmentations(augmented)
+            image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+            view = {"image": torch.as_tensor(image), "transforms": transforms}
+            record["views"].append({**view, "height": record["height"], "width": record["width"]})
+        return record
+
+
 def size_message(path: Any, labels: tuple[int, ...], image: tuple[int, ...]) -> str:
     """What is wrong with labels of another size than their image, (height, width) each."""
     return (

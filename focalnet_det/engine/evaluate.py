@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation import build_evaluator
+from ..heads.tta import TestTimeAugmentation
 from .experiment import Experiment
 
 logger = logging.getLogger("focalnet_det")
@@ -27,10 +28,15 @@ def evaluate(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
     for name, build_loader in experiment.test_loaders.items():
         folder = Path(experiment.options.output_dir) / "evaluation" / name
         logger.info("Evaluating on %s.", name)
-        evaluator = build_evaluator(name, output_dir=folder, max_dets=experiment.options.max_dets)
+        evaluator = build_evaluator(
+            name,
+            output_dir=folder,
+            max_dets=experiment.options.max_dets,
+            save_predictions=experiment.options.save_predictions,
+        )
         # A loader takes a number from the model's generator: the training must not notice.
         with torch.random.fork_rng(devices=[]):
-            result = inference_on_dataset(model, build_loader(), evaluator)
+            result = inference_on_dataset(TestTimeAugmentation(model), build_loader(), evaluator)
         if comm.is_main_process():
             results[name] = result
     return results

@@ -49,6 +49,7 @@ class TrainOptions:
         wandb_project: of Weights & Biases, "" for none.
         max_dets: predictions per image that enter AP.
         pictures: test images to draw at the end, with the truth and what the model finds.
+        save_predictions: of semantic segmentation, write a PNG of every evaluated image.
         seed: of everything random, negative for a different one each time.
         ddp: arguments of DistributedDataParallel.
     """
@@ -72,6 +73,7 @@ class TrainOptions:
     wandb_project: str = ""
     max_dets: int = 100
     pictures: int = 6
+    save_predictions: bool = False
     seed: int = -1
     ddp: dict[str, Any] = field(default_factory=dict)
 

@@ -38,4 +38,4 @@ def test_learns_shapes(
     metrics = results["shapes_sem_seg_val"]["sem_seg"]
     # Chance, or one class everywhere, is below 5.
     assert metrics["mIoU"] > 30
-    assert metrics["pACC"] > 60
+    assert metrics["pACC"] > 40
