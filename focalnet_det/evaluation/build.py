@@ -35,7 +35,10 @@ def _sem_seg(
     if classes is None:
         raise KeyError(f"Metadata of {metadata.name!r} has no stuff_classes: name the classes.")
     return SemanticEvaluator(
-        class_names=classes, output_dir=output_dir, save_predictions=save_predictions
+        class_names=classes,
+        output_dir=output_dir,
+        save_predictions=save_predictions,
+        colors=metadata.get("stuff_colors"),
     )
 
 

@@ -22,14 +22,17 @@ from hotcoco.metrics import pixel_confusion
 from numpy.typing import NDArray
 from PIL import Image
 
-from focalnet_det.data.labels import IGNORE, read_labels
+from focalnet_det.data.labels import IGNORE, LabelRule, read_labels, read_values
 from focalnet_det.data.mappers import size_message
 from focalnet_det.evaluation.tables import render_table, two_decimals
+from focalnet_det.visualization.semantic import save_comparison, save_iou_chart
 
 logger = logging.getLogger(__name__)
 
 Counts = NDArray[np.int64]
 MEANS = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU")
+# Images of `worst.png`.
+WORST = 6
 
 
 class SemanticEvaluator(DatasetEvaluator):
@@ -41,7 +44,9 @@ class SemanticEvaluator(DatasetEvaluator):
     Args:
         class_names: in order of class.
         output_dir: gets `sem_seg_metrics.json` (null for NaN), with the confusion matrix.
-        save_predictions: also write `output_dir`/predictions/*.png, whose values are classes.
+        save_predictions: also write `output_dir`/predictions/*.png, whose values are classes, and
+            pictures of the IoU of the classes (`iou.png`) and of the worst images (`worst.png`).
+        colors: of the classes in pictures, RGB 0..255; None for a palette.
         boundary_ratio: width of a boundary, as a share of the image's diagonal.
         distributed: add the counts of all ranks.
     Raises: ValueError if predictions are to be saved and there is no `output_dir`.
@@ -55,6 +60,7 @@ class SemanticEvaluator(DatasetEvaluator):
         class_names: Sequence[str],
         output_dir: str | os.PathLike[str] | None = None,
         save_predictions: bool = False,
+        colors: Sequence[tuple[int, int, int]] | None = None,
         boundary_ratio: float = 0.02,
         distributed: bool = True,
     ) -> None:
@@ -63,6 +69,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self._classes = list(class_names)
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._save_predictions = save_predictions
+        self._colors = colors
         self._boundary_ratio = boundary_ratio
         self._distributed = distributed
         self.reset()
@@ -73,6 +80,8 @@ class SemanticEvaluator(DatasetEvaluator):
         # Boundary pixels of each class: of both maps, of either.
         self._boundary: Counts = np.zeros((2, count), dtype=np.int64)
         self._image_iou: dict[str, float] = {}
+        # What is needed to draw an image again: label file and rule.
+        self._truth: dict[str, tuple[Any, LabelRule | None]] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
         """Counts the pixels of some images.
@@ -100,6 +109,7 @@ class SemanticEvaluator(DatasetEvaluator):
             if truth.shape != predicted.shape:
                 raise ValueError(size_message(path, truth.shape, predicted.shape))
             self._image_iou[name] = self._count(truth, predicted)
+            self._truth[name] = (path, image.get("label_rule"))
             if self._save_predictions:
                 self._save(name, predicted)
 
@@ -108,7 +118,7 @@ class SemanticEvaluator(DatasetEvaluator):
 
         NaN for classes without ground truth.
         """
-        own = (self._confusion, self._boundary, self._image_iou)
+        own = (self._confusion, self._boundary, self._image_iou, self._truth)
         parts = comm.gather(own, dst=0) if self._distributed else [own]
         if self._distributed and not comm.is_main_process():
             return OrderedDict()
@@ -120,6 +130,8 @@ class SemanticEvaluator(DatasetEvaluator):
             return OrderedDict()
         metrics = semantic_metrics(confusion, boundary, self._classes)
         self._report(metrics, confusion, image_iou)
+        if self._save_predictions:
+            self._draw(metrics, image_iou, {k: v for part in parts for k, v in part[3].items()})
         return OrderedDict(sem_seg=metrics)
 
     def _count(self, truth: Counts, predicted: Counts) -> float:
@@ -133,11 +145,38 @@ class SemanticEvaluator(DatasetEvaluator):
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else math.nan
 
     def _save(self, name: str, predicted: Counts) -> None:
-        assert self._output_dir is not None
-        folder = self._output_dir / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
+        path = self._prediction_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         kind = np.uint8 if len(self._classes) <= 256 else np.uint16
-        Image.fromarray(predicted.astype(kind)).save(folder / f"{Path(name).stem}.png")
+        Image.fromarray(predicted.astype(kind)).save(path)
+
+    def _prediction_path(self, name: str) -> Path:
+        assert self._output_dir is not None
+        return self._output_dir / "predictions" / f"{Path(name).stem}.png"
+
+    def _draw(
+        self,
+        metrics: Mapping[str, float],
+        image_iou: Mapping[str, float],
+        truth: Mapping[str, tuple[Any, LabelRule | None]],
+    ) -> None:
+        """Draws the IoU of the classes and the worst images, from the saved predictions."""
+        assert self._output_dir is not None
+        iou = {name: metrics[f"IoU-{name}"] for name in self._classes}
+        save_iou_chart(iou, self._output_dir / "iou.png", self._colors)
+        scored = [name for name, value in image_iou.items() if not math.isnan(value)]
+        rows = [
+            (
+                name,
+                read_labels(*truth[name]),
+                read_values(self._prediction_path(name)),
+                f"{Path(name).name}: mIoU {100 * image_iou[name]:.1f}",
+            )
+            for name in sorted(scored, key=lambda name: image_iou[name])[:WORST]
+        ]
+        if rows:
+            save_comparison(rows, self._classes, self._output_dir / "worst.png", self._colors)
+        logger.info("Pictures: %s", self._output_dir)
 
     def _report(
         self, metrics: Mapping[str, float], confusion: Counts, image_iou: Mapping[str, float]

@@ -190,6 +190,36 @@ def test_saved_predictions(tmp_path: Path) -> None:
         SemanticEvaluator(class_names=NAMES, save_predictions=True)
 
 
+def test_pictures_show_the_worst_images_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from focalnet_det.evaluation import semantic
+
+    evaluator = SemanticEvaluator(class_names=NAMES, output_dir=tmp_path, save_predictions=True)
+    # The n-th image has n wrong rows of ten.
+    truth = np.zeros((10, 10), dtype=np.uint8)
+    names = []
+    for wrong in range(8):
+        predicted = truth.copy()
+        predicted[:wrong] = 2
+        path = tmp_path / f"labels{wrong}.png"
+        Image.fromarray(truth).save(path)
+        Image.fromarray(np.zeros((10, 10, 3), dtype=np.uint8)).save(tmp_path / f"{wrong}.png")
+        names.append(str(tmp_path / f"{wrong}.png"))
+        record = {"file_name": names[-1], "sem_seg_file_name": str(path)}
+        evaluator.process([record], [{"sem_seg": scores(predicted)}])
+    drawn: list[Any] = []
+    monkeypatch.setattr(semantic, "save_comparison", lambda rows, *_: drawn.extend(rows))
+    evaluator.evaluate()
+    assert [row[0] for row in drawn] == names[:1:-1]
+    assert (drawn[0][2][:7] == 2).all()
+    assert drawn[0][3] == "7.png: mIoU 30.0"
+    monkeypatch.undo()
+    evaluator.evaluate()
+    for name in ("iou.png", "worst.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 5
+
+
 def work(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
