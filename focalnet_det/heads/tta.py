@@ -28,6 +28,8 @@ class TestTimeAugmentation(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # So that who restores the wrapper's mode restores the model's.
+        self.train(model.training)
 
     def forward(self, batched_inputs: Sequence[Record]) -> list[dict[str, Any]]:
         """Records -> for each {task: answer}, as the model gives it."""

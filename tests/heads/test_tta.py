@@ -117,3 +117,8 @@ def test_only_the_resize_of_evaluation_is_scaled() -> None:
 
 def test_the_segmentor_is_the_one_that_is_trained() -> None:
     assert isinstance(TestTimeAugmentation(small()).model, MmsegSegmentor)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_is_the_models(training: bool) -> None:
+    assert TestTimeAugmentation(nn.Identity().train(training)).training == training
