@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.sync_batch_norm import SyncBatchNorm
+from ..layers.sync_batch_norm import sync_batch_norm
 from .pixel_loss import PixelCrossEntropy
 
 Features = Mapping[str, Tensor]
@@ -38,7 +38,7 @@ class ConvModule(nn.Module):
         )
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         if norm == "SyncBN":
-            self.bn: nn.Module = SyncBatchNorm(out_channels)
+            self.bn: nn.Module = sync_batch_norm(out_channels)
         else:
             self.bn = get_norm(norm, out_channels)
 

@@ -5,20 +5,25 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """``nn.SyncBatchNorm``, which also trains on the CPU; in one process it is ``BatchNorm2d``.
+def sync_batch_norm(channels: int) -> nn.Module:
+    """``nn.SyncBatchNorm`` where there is a GPU, :class:`SharedBatchNorm` where there is none.
 
-    On the CPU, processes share sums over pixels, so that batches and images may differ in size.
+    In one process, both are ``BatchNorm2d``; the names of their parameters and buffers are its.
+    DistributedDataParallel refuses a model with ``nn.SyncBatchNorm`` on the CPU.
+    """
+    return (nn.SyncBatchNorm if torch.cuda.is_available() else SharedBatchNorm)(channels)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over all processes, on any device.
+
+    Processes share sums over pixels, so that their batches and images may differ in size.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        shared = self.training and distributed.is_available() and distributed.is_initialized()
-        if not shared or x.is_cuda:
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(x)
-        return self._forward_on_cpu(x)
-
-    def _forward_on_cpu(self, x: Tensor) -> Tensor:
         x32 = x.float()
         count = x32.new_tensor([x.numel() / x.shape[1]])
         sums = torch.cat([x32.sum(dim=(0, 2, 3)), x32.square().sum(dim=(0, 2, 3)), count])

@@ -5,10 +5,11 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from focalnet_det.layers.sync_batch_norm import SyncBatchNorm
+from focalnet_det.layers.sync_batch_norm import SharedBatchNorm, sync_batch_norm
 
 # What two processes hold: different numbers of images, of different sizes.
 SIZES = ((3, 4, 5, 6), (1, 4, 3, 7))
@@ -19,9 +20,9 @@ def inputs() -> list[Tensor]:
     return [torch.randn(size) * 2 + 3 for size in SIZES]
 
 
-def layer() -> SyncBatchNorm:
+def layer() -> SharedBatchNorm:
     torch.manual_seed(1)
-    norm = SyncBatchNorm(4)
+    norm = SharedBatchNorm(4)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.normal_(norm.bias)
     return norm
@@ -80,3 +81,13 @@ def test_two_processes_are_one_batch(tmp_path: Path) -> None:
     for name, parameter in plain.named_parameters():
         total = results[0][3][name] + results[1][3][name]
         torch.testing.assert_close(total, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("gpu", "kind"), [(True, nn.SyncBatchNorm), (False, SharedBatchNorm)])
+def test_kind_is_that_of_the_machine(
+    gpu: bool, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    norm = sync_batch_norm(4)
+    assert type(norm) is kind
+    assert list(norm.state_dict()) == list(nn.BatchNorm2d(4).state_dict())
