@@ -19,7 +19,7 @@ class TestTimeAugmentation(nn.Module):
     image came from the original one. Records without views go to the model as they are.
 
     Args:
-        model: in eval mode.
+        model: put into eval mode before it is called.
     Raises: KeyError, at the first image, for a kind of answer that has no rule in ``MERGERS``.
     """
 
@@ -28,8 +28,8 @@ class TestTimeAugmentation(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # So that who restores the wrapper's mode restores the model's.
-        self.train(model.training)
+        # Detectron2 puts back the mode that it finds here.
+        self.training = model.training
 
     def forward(self, batched_inputs: Sequence[Record]) -> list[dict[str, Any]]:
         """Records -> for each {task: answer}, as the model gives it."""

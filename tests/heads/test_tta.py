@@ -12,11 +12,11 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
+from detectron2.evaluation import inference_context
 from test_segmentor import small
 
 from focalnet_det.data.augmentation import evaluation_resize, multiscale_or_crop, scaled
 from focalnet_det.data.build import build_test_loader
-from focalnet_det.heads.segmentor import MmsegSegmentor
 from focalnet_det.heads.tta import TestTimeAugmentation
 
 NAME = "test_tta_images"
@@ -115,10 +115,9 @@ def test_only_the_resize_of_evaluation_is_scaled() -> None:
         scaled(multiscale_or_crop(), 0.5)
 
 
-def test_the_segmentor_is_the_one_that_is_trained() -> None:
-    assert isinstance(TestTimeAugmentation(small()).model, MmsegSegmentor)
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_is_the_models(training: bool) -> None:
-    assert TestTimeAugmentation(nn.Identity().train(training)).training == training
+def test_the_mode_of_the_model_is_put_back(training: bool) -> None:
+    model = small().train(training)
+    with inference_context(TestTimeAugmentation(model)):
+        assert not model.sem_seg_head.training
+    assert model.sem_seg_head.training == model.training == training
