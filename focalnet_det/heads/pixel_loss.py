@@ -44,7 +44,11 @@ class PixelCrossEntropy(nn.Module):
         self.average = average
         self.ohem_threshold = ohem_threshold
         self.ohem_min_kept = ohem_min_kept
-        weights = None if class_weights is None else torch.tensor(list(class_weights))
+        weights = (
+            None
+            if class_weights is None
+            else torch.tensor([float(weight) for weight in class_weights])
+        )
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -111,7 +111,8 @@ class UPerNetHead(nn.Module):
             loss: None for the published one.
             loss_weight: of the main loss.
             auxiliary_weight: of the auxiliary loss; 0 builds no auxiliary head.
-        Raises: ValueError if there are fewer than two features.
+        Raises: ValueError if there are fewer than two features, or not as many class weights in
+            the loss as classes.
         """
         super().__init__()
         if len(input_shape) < 2:
@@ -122,6 +123,9 @@ class UPerNetHead(nn.Module):
         # One value per channel has no variance.
         self.needs_batch = 1 in pool_scales and norm in ("BN", "SyncBN")
         self.loss = loss or PixelCrossEntropy()
+        weights = self.loss.class_weights
+        if weights is not None and len(weights) != num_classes:
+            raise ValueError(f"{len(weights)} class weights for {num_classes} classes.")
         self.ignore_value = self.loss.ignore_value
         self.loss_weight, self.auxiliary_weight = loss_weight, auxiliary_weight
         self.psp_modules = nn.ModuleList(

@@ -166,6 +166,12 @@ def test_one_feature_is_an_error() -> None:
         small_head(input_shape={"stage4": SHAPES["stage4"]})
 
 
+def test_class_weights_must_fit_the_classes() -> None:
+    small_head(loss=PixelCrossEntropy(class_weights=[1] * 5))
+    with pytest.raises(ValueError, match="2 class weights for 5 classes"):
+        small_head(loss=PixelCrossEntropy(class_weights=[1, 2]))
+
+
 def test_yacs_builds_the_same_model() -> None:
     cfg = get_cfg()
     add_focalnet_config(cfg)

@@ -5,6 +5,7 @@ from detectron2.config import LazyCall as L
 from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.heads.build import semantic_fpn as build_semantic_fpn
 from focalnet_det.heads.build import upernet as build_upernet
+from focalnet_det.heads.pixel_loss import PixelCrossEntropy
 from focalnet_det.necks.fpn import build_fpn
 
 
@@ -19,6 +20,9 @@ def upernet(variant, *, num_classes=150, channels=512, crop=512, **backbone):
         channels=channels,
         auxiliary_channels=channels // 2,
         norm="SyncBN",
+        loss=L(PixelCrossEntropy)(
+            average="all", class_weights=None, ohem_threshold=None, ohem_min_kept=100_000
+        ),
         train_size=(crop, crop),
         window=None,
         window_stride=None,
