@@ -9,7 +9,7 @@ EXAMPLES = """examples:
   tools/convert_checkpoint.py mask_rcnn_epoch_12.pth --to detectron2 --output mask_rcnn.pth
   tools/convert_checkpoint.py output/mine/model_final.pth --to mmdet --output for_mmdet.pth
 """
-LAYOUTS = ("official", "timm", "huggingface", "detectron2", "mmdet")
+LAYOUTS = ("official", "timm", "huggingface", "detectron2", "mmdet", "mmseg")
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", metavar="FILE", help="path, folder, URL or registered name")
-    parser.add_argument("--to", required=True, choices=LAYOUTS, help="mmdet: whole detectors only")
+    parser.add_argument("--to", required=True, choices=LAYOUTS, help="mmdet, mmseg: whole models")
     parser.add_argument(
         "--output", required=True, metavar="FILE", help=".safetensors, .pth, or a folder"
     )

@@ -32,6 +32,7 @@ def print_lines(found: "Inspection") -> None:
         "file": found.origin,
         "layout": LAYOUTS[found.layout].title if found.layout else "unknown",
         "family": found.family,
+        "method": found.method,
         "variant": found.variant,
         "differs in": ", ".join(f"{k}={v}" for k, v in found.overrides.items()),
         **{name.replace("_", " "): value for name, value in found.shapes.items()},

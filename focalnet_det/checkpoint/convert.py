@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backbones.variants import VARIANTS
-from .detectors import find_method, to_detectron2, to_mmdet
+from .detectors import METHODS, find_method, find_own_method, to_detectron2, to_public
 from .files import read_checkpoint, unwrap, write_state_dict
 from .inspect import match_variant, visible_shapes
 from .layouts import LAYOUTS
@@ -17,7 +17,7 @@ from .translate import is_post_norm, translate, write
 from .zoo import resolve_weights
 
 # Layouts of the public detectors, for which whole models are written; beside LAYOUTS' own.
-DETECTOR_LAYOUTS = ("mmdet",)
+DETECTOR_LAYOUTS = tuple(dict.fromkeys(rules.layout for rules in METHODS.values()))
 
 
 @dataclass
@@ -46,18 +46,19 @@ class Conversion:
 def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
     """Translates a state dict; values are never changed.
 
-    A whole Mask R-CNN goes from mmdet to Detectron2 and back; of other detectors, and to other
-    layouts, the backbone alone.
+    Methods with a table in ``detectors.py`` go to Detectron2 and back as a whole; of other models,
+    and to other layouts, the backbone alone.
 
     Args:
         tensors: in any layout of ``LAYOUTS``.
-        to: "official", "timm", "huggingface", "detectron2", or "mmdet" for a whole detector.
+        to: "official", "timm", "huggingface", "detectron2", or "mmdet" or "mmseg" for whole models.
     Raises: ValueError if a name is in no row, or the layout cannot be written.
     """
     if to in DETECTOR_LAYOUTS:
-        return Conversion("detectron2", to_mmdet(tensors, "mask_rcnn"))
+        return Conversion("detectron2", _to_public(tensors, to))
     if to == "detectron2" and find_method(tensors) is not None:
-        return Conversion("mmdet", to_detectron2(tensors)[0])
+        converted, layout = to_detectron2(tensors)
+        return Conversion(layout, converted)
     translation = translate(tensors)
     if translation.unknown:
         more = len(translation.unknown) - 1
@@ -69,6 +70,18 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
     dropped = {translation.renamed.get(name, name): rule for name, rule in homeless.items()}
     outside = dict.fromkeys(translation.others, "outside the backbone")
     return Conversion(translation.layout, written, translation.dropped | dropped | outside)
+
+
+def _to_public(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    method = find_own_method(tensors)
+    if method is None or METHODS[method].layout != layout:
+        known = ", ".join(name for name, rules in METHODS.items() if rules.layout == layout)
+        found = "no method with a table" if method is None else method
+        raise ValueError(
+            f"Only whole models are written as {layout}, of {known} in Detectron2's names as saved "
+            f"here; this file is {found}."
+        )
+    return to_public(tensors, method)
 
 
 def convert_checkpoint(

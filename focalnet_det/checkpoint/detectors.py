@@ -1,13 +1,17 @@
-"""Whole detectors of mmdet's layout to Detectron2's names and back: one table of rows per method.
+"""Whole models of mmdet's and mmseg's layouts to Detectron2's names and back.
+
+One table of rows per method; which one a file belongs to is told by its names.
 
 For Mask R-CNN every tensor keeps its shape and order: both sides flatten RoI features as
 (C, 7, 7), order anchors by ratio, deltas as dx dy dw dh per class, and put the background last
-(mmdet since 2.0). What weights cannot carry over is listed in docs/checkpoints.md.
-Source: mmdet 2.11 as laid under microsoft/FocalNet:detection; facebookresearch/detectron2.
+(mmdet since 2.0). UPerNet's modules are mmseg's own. What weights cannot carry over is listed in
+docs/checkpoints.md.
+Source: mmdet 2.11 as laid under microsoft/FocalNet:detection, mmseg 0.11 under
+microsoft/FocalNet:segmentation; facebookresearch/detectron2.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -17,6 +21,8 @@ from .layouts import PAIR, Names, fill
 from .translate import translate
 
 BACKBONE = "backbone.bottom_up."
+# Parameters and buffers of a batch norm.
+NORM = (*PAIR, "running_mean", "running_var", "num_batches_tracked")
 Change = Callable[[Tensor], Tensor]
 
 
@@ -25,16 +31,22 @@ class DetectorRules:
     """How a method's parts outside the backbone are named on both sides.
 
     Attributes:
-        signature: pattern of a name that only this method has in mmdet's layout.
-        modules: mmdet module -> Detectron2 module, with weight and bias each.
-        to_detectron2, to_mmdet: pattern of a Detectron2 name -> change of its tensor, for what
+        signature: pattern of a name that only this method has in its public layout.
+        layout: of the public files, "mmdet" or "mmseg".
+        backbone: prefix of the backbone in Detectron2's names.
+        modules: public module -> Detectron2 module, with weight and bias each.
+        norms: the same for batch norms.
+        to_detectron2, to_public: pattern of a Detectron2 name -> change of its tensor, for what
             is ordered differently under the same shape; one undoes the other.
     """
 
     signature: str
     modules: Mapping[str, str]
+    layout: str = "mmdet"
+    backbone: str = BACKBONE
+    norms: Mapping[str, str] = field(default_factory=dict)
     to_detectron2: Mapping[str, Change] = field(default_factory=dict)
-    to_mmdet: Mapping[str, Change] = field(default_factory=dict)
+    to_public: Mapping[str, Change] = field(default_factory=dict)
 
 
 def _fpn(levels: int, first: int) -> dict[str, str]:
@@ -45,6 +57,18 @@ def _fpn(levels: int, first: int) -> dict[str, str]:
         rows[f"neck.fpn_convs.{i}.conv"] = f"backbone.fpn_output{i + first}"
     return rows
 
+
+_UPERNET_CONVS = {
+    **{f"decode_head.psp_modules.{p}.1": f"sem_seg_head.psp_modules.{p}.1" for p in range(4)},
+    **{
+        f"decode_head.{kind}.{i}": f"sem_seg_head.{kind}.{i}"
+        for kind in ("lateral_convs", "fpn_convs")
+        for i in range(3)
+    },
+    "decode_head.bottleneck": "sem_seg_head.bottleneck",
+    "decode_head.fpn_bottleneck": "sem_seg_head.fpn_bottleneck",
+    "auxiliary_head.convs.0": "sem_seg_head.auxiliary_head.convs.0",
+}
 
 METHODS: dict[str, DetectorRules] = {
     "mask_rcnn": DetectorRules(
@@ -66,55 +90,90 @@ METHODS: dict[str, DetectorRules] = {
             "roi_head.mask_head.conv_logits": "roi_heads.mask_head.predictor",
         },
     ),
+    "upernet": DetectorRules(
+        signature=r"decode_head\.psp_modules\.",
+        layout="mmseg",
+        backbone="backbone.",
+        modules={
+            **{f"{theirs}.conv": f"{ours}.conv" for theirs, ours in _UPERNET_CONVS.items()},
+            "decode_head.conv_seg": "sem_seg_head.conv_seg",
+            "auxiliary_head.conv_seg": "sem_seg_head.auxiliary_head.conv_seg",
+        },
+        norms={f"{theirs}.bn": f"{ours}.bn" for theirs, ours in _UPERNET_CONVS.items()},
+    ),
 }
 
 
 @cache
 def _rows(method: str, reading: bool) -> tuple[Names, list[str]]:
+    rules = METHODS[method]
     pairs = [
         (f"{theirs}.{part}", f"{ours}.{part}")
-        for theirs, ours in METHODS[method].modules.items()
-        for part in PAIR
+        for modules, parts in ((rules.modules, PAIR), (rules.norms, NORM))
+        for theirs, ours in modules.items()
+        for part in parts
     ]
     sources, targets = zip(*(pairs if reading else [(b, a) for a, b in pairs]), strict=True)
     return Names(sources), list(targets)
 
 
-def find_method(names: Mapping[str, Tensor]) -> str | None:
-    """The method of a detector in mmdet's layout, None if no table fits it."""
+def find_method(names: Iterable[str]) -> str | None:
+    """The method of a model in a public layout, None if no table fits it."""
+    names = list(names)
     for method, rules in METHODS.items():
         if any(re.match(rules.signature, name) for name in names):
             return method
     return None
 
 
-def to_detectron2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """A detector in mmdet's layout in Detectron2's names; anything else as it is.
+def find_own_method(names: Iterable[str]) -> str | None:
+    """The method of a model in Detectron2's names: the one whose table has all of them."""
+    names = list(names)
+    for method in METHODS:
+        others = _outside(names, METHODS[method].backbone)
+        rows, _ = _rows(method, False)
+        if others and all(rows.find(name) is not None for name in others):
+            return method
+    return None
 
-    Returns: the tensors, and the layout they were in ("mmdet" or "detectron2").
-    Raises: ValueError if a name of the detector is in no row.
+
+def _outside(names: Iterable[str], backbone: str) -> list[str]:
+    """Names outside the backbone. The necks of Detectron2 are modules beside ``bottom_up``."""
+    return [n for n in names if not n.startswith((backbone, "pixel_"))]
+
+
+def to_detectron2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """A model in a public layout in Detectron2's names; anything else as it is.
+
+    Returns: the tensors, and the layout they were in ("mmdet", "mmseg" or "detectron2").
+    Raises: ValueError if a name of the model is in no row.
     """
     method = find_method(tensors)
     if method is None:
         return dict(tensors), "detectron2"
-    translation = translate(tensors, "mmdet")
+    rules = METHODS[method]
+    translation = translate(tensors, rules.layout)
     _no_unknown(translation.unknown)
-    result = {BACKBONE + name: tensor for name, tensor in translation.backbone.items()}
-    changes = METHODS[method].to_detectron2
-    return result | _renamed(translation.others, method, True, changes), "mmdet"
+    result = {rules.backbone + name: tensor for name, tensor in translation.backbone.items()}
+    return result | _renamed(translation.others, method, True, rules.to_detectron2), rules.layout
 
 
-def to_mmdet(tensors: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
-    """The inverse of :func:`to_detectron2`.
+def to_public(tensors: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
+    """The inverse of :func:`to_detectron2`, to the layout of the method's public files.
 
     Raises: ValueError if a name is in no row of the method's table, KeyError if it has no table.
     """
     if method not in METHODS:
         raise KeyError(f"No table for {method!r}. Known: {', '.join(METHODS)}.")
-    inside = {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
-    others = {n: t for n, t in tensors.items() if not n.startswith((BACKBONE, "pixel_"))}
-    result = {f"backbone.{name}": tensor for name, tensor in inside.items()}
-    return result | _renamed(others, method, False, METHODS[method].to_mmdet)
+    rules = METHODS[method]
+    outside = _outside(tensors, rules.backbone)
+    others = {name: tensors[name] for name in outside}
+    result = {
+        f"backbone.{name.removeprefix(rules.backbone)}": tensor
+        for name, tensor in tensors.items()
+        if name.startswith(rules.backbone)
+    }
+    return result | _renamed(others, method, False, rules.to_public)
 
 
 def _renamed(

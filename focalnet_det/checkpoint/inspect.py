@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalNet
 from ..backbones.variants import VARIANTS, FocalNetSpec
+from .detectors import find_method, find_own_method
 from .files import Checkpoint, read_checkpoint, unwrap
 from .layouts import LAYOUTS, OUTPUT_NORMS
 from .translate import Translation, find, translate
@@ -45,6 +46,7 @@ class Inspection:
         classes: outputs of the classifier, None without one.
         output_norms: stages that have one.
         feature_scales: maps that a DETR-like detector reads, None if there is none.
+        method: of a whole model with a table in ``detectors.py``, such as "mask_rcnn"; else None.
         parts: names outside the backbone, counted by their first word.
         parameters: numbers in the backbone.
         precision: dtypes of the backbone's tensors.
@@ -62,6 +64,7 @@ class Inspection:
     classes: int | None = None
     output_norms: list[str] = field(default_factory=list)
     feature_scales: int | None = None
+    method: str | None = None
     parts: dict[str, int] = field(default_factory=dict)
     parameters: int = 0
     precision: list[str] = field(default_factory=list)
@@ -106,6 +109,7 @@ def _describe(result: Inspection, checkpoint: Checkpoint, translation: Translati
     scales = next((n for n in checkpoint.tensors if n.endswith("transformer.level_embed")), None)
     if scales is not None:
         result.feature_scales = checkpoint.tensors[scales].shape[0]
+    result.method = find_method(checkpoint.tensors) or find_own_method(checkpoint.tensors)
     result.parts = dict(Counter(name.split(".")[0] for name in translation.others))
     result.parameters = sum(tensor.numel() for tensor in backbone.values())
     result.precision = sorted({str(t.dtype).removeprefix("torch.") for t in backbone.values()})

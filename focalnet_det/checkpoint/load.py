@@ -19,7 +19,7 @@ from .translate import Translation, translate
 from .zoo import resolve_weights
 
 # Layers of Detectron2's heads whose size is a number of classes.
-CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor)\.")
+CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor|conv_seg)\.")
 OUTSIDE = "outside the backbone"
 
 
@@ -188,8 +188,8 @@ def load_initial_weights(
 
     Args:
         model: a Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
-        path: a file, URL or registered name. A whole detector may be one saved here, or one of
-            mmdet's whose method ``focalnet_det.checkpoint.detectors`` has a table for.
+        path: a file, URL or registered name. A whole model may be one saved here, or one of mmdet's
+            or mmseg's whose method ``focalnet_det.checkpoint.detectors`` has a table for.
         new_classes: let the last layers of the heads start anew where their class count differs;
             False, for evaluation, demands every tensor as it is.
     Returns: what happened to every tensor.
@@ -198,31 +198,37 @@ def load_initial_weights(
     checkpoint = open_checkpoint(path)
     target = model.state_dict()
     tensors, layout = to_detectron2(checkpoint.tensors)
-    if not any(name in target for name in tensors if not name.startswith("backbone.bottom_up.")):
+    prefix = backbone_prefix(target)
+    if not any(name in target for name in tensors if not name.startswith(prefix)):
         if not new_classes:
             raise ValueError(f"{path} holds no weights of this detector; is it a backbone's file?")
         backbone = model.get_submodule("backbone")
         return load_pretrained(getattr(backbone, "bottom_up", backbone), checkpoint.tensors)
-    report = _load_detector(model, tensors, checkpoint.origin, new_classes)
+    report = _load_detector(model, tensors, checkpoint.origin, new_classes, prefix)
     report.layout = layout
     return report
 
 
+def backbone_prefix(names: Iterable[str]) -> str:
+    """Of the backbone in a Detectron2 model, which may be the ``bottom_up`` of an FPN."""
+    return BACKBONE if any(name.startswith(BACKBONE) for name in names) else "backbone."
+
+
 def _load_detector(
-    model: nn.Module, tensors: Mapping[str, Tensor], origin: str, new_classes: bool
+    model: nn.Module, tensors: Mapping[str, Tensor], origin: str, new_classes: bool, prefix: str
 ) -> LoadReport:
     """Loads a whole detector in our own names."""
     target = model.state_dict()
-    inside = {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)}
-    own = {n.removeprefix(BACKBONE): t for n, t in target.items() if n.startswith(BACKBONE)}
+    inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    own = {n.removeprefix(prefix): t for n, t in target.items() if n.startswith(prefix)}
     fit = fit_backbone(inside, own, resize=new_classes)
-    fit.tensors = {BACKBONE + n: t for n, t in fit.tensors.items()}
-    fit.resized = {BACKBONE + n: t for n, t in fit.resized.items()}
-    fit.dropped = {BACKBONE + n: t for n, t in fit.dropped.items()}
-    fit.global_levels = {BACKBONE + n: t for n, t in fit.global_levels.items()}
+    fit.tensors = {prefix + n: t for n, t in fit.tensors.items()}
+    fit.resized = {prefix + n: t for n, t in fit.resized.items()}
+    fit.dropped = {prefix + n: t for n, t in fit.dropped.items()}
+    fit.global_levels = {prefix + n: t for n, t in fit.global_levels.items()}
     report = LoadReport(layout="detectron2", rules=dict(fit.dropped))
     for name, tensor in tensors.items():
-        if name.startswith(BACKBONE):
+        if name.startswith(prefix):
             continue
         if name not in target:
             fit.problems.append(f"{name} is not in the model")

@@ -14,7 +14,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes
 
 from focalnet_det.checkpoint import convert_checkpoint, load_initial_weights, read_state_dict
-from focalnet_det.checkpoint.detectors import find_method, to_detectron2, to_mmdet
+from focalnet_det.checkpoint.detectors import find_method, to_detectron2, to_public
 from focalnet_det.engine.experiment import load_config
 
 CONFIG = (
@@ -110,7 +110,7 @@ def test_every_tensor_arrives(model: nn.Module, theirs: State) -> None:
 
 def test_there_and_back(model: nn.Module, theirs: State, tmp_path: Path) -> None:
     assert find_method(theirs) == "mask_rcnn"
-    back = to_mmdet(to_detectron2(theirs)[0], "mask_rcnn")
+    back = to_public(to_detectron2(theirs)[0], "mask_rcnn")
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[n], t) for n, t in theirs.items())
     torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
@@ -120,7 +120,7 @@ def test_there_and_back(model: nn.Module, theirs: State, tmp_path: Path) -> None
     assert list(raw) == ["state_dict"]
     again = read_state_dict(tmp_path / "again.pth")
     assert all(torch.equal(again[n], t) for n, t in theirs.items())
-    ours = to_mmdet(model.state_dict(), "mask_rcnn")
+    ours = to_public(model.state_dict(), "mask_rcnn")
     assert all(torch.equal(ours[n], t) for n, t in theirs.items())
 
 
@@ -128,7 +128,7 @@ def test_a_row_too_many_is_refused(theirs: State) -> None:
     with pytest.raises(ValueError, match=r"neck\.fpn_convs\.4\.conv\.weight .*in no row"):
         to_detectron2(theirs | {"neck.fpn_convs.4.conv.weight": torch.ones(1)})
     with pytest.raises(KeyError, match="Known: mask_rcnn"):
-        to_mmdet(theirs, "yolo")
+        to_public(theirs, "yolo")
 
 
 # mmdet's formulae, computed anew.
