@@ -2,12 +2,14 @@
 
 from focalnet_det.evaluation.build import EVALUATORS, build_evaluator
 from focalnet_det.evaluation.coco import COCODetectionEvaluator
+from focalnet_det.evaluation.panoptic import PanopticEvaluator
 from focalnet_det.evaluation.semantic import SemanticEvaluator
 from focalnet_det.evaluation.tables import overall_table, per_class_table
 
 __all__ = [
     "EVALUATORS",
     "COCODetectionEvaluator",
+    "PanopticEvaluator",
     "SemanticEvaluator",
     "build_evaluator",
     "overall_table",

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
 from focalnet_det.evaluation.coco import COCODetectionEvaluator
+from focalnet_det.evaluation.panoptic import PanopticEvaluator
 from focalnet_det.evaluation.semantic import SemanticEvaluator
 
 
@@ -42,8 +43,33 @@ def _sem_seg(
     )
 
 
+def _panoptic(
+    metadata: Metadata, *, output_dir: Any, save_predictions: bool, **others: Any
+) -> DatasetEvaluator:
+    """Panoptic quality; mIoU, and box and mask AP where there are instances, as in Detectron2."""
+    missing = [k for k in ("panoptic_json", "panoptic_root") if metadata.get(k) is None]
+    if missing:
+        raise KeyError(f"Metadata of {metadata.name!r} has no {' and no '.join(missing)}.")
+    common = {"output_dir": output_dir, "save_predictions": save_predictions}
+    evaluators: list[DatasetEvaluator] = [_sem_seg(metadata, **common)]
+    if metadata.get("json_file") is not None:
+        evaluators.insert(0, _coco(metadata, **common, **others))
+    panoptic = PanopticEvaluator(
+        panoptic_json=PathManager.get_local_path(metadata.panoptic_json),
+        panoptic_root=metadata.panoptic_root,
+        thing_ids=metadata.get("thing_dataset_id_to_contiguous_id"),
+        stuff_ids=metadata.get("stuff_dataset_id_to_contiguous_id"),
+        **common,
+    )
+    return DatasetEvaluators([*evaluators, panoptic])
+
+
 # Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=, save_predictions=).
-EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {"coco": _coco, "sem_seg": _sem_seg}
+EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
+    "coco": _coco,
+    "coco_panoptic_seg": _panoptic,
+    "sem_seg": _sem_seg,
+}
 
 
 def build_evaluator(
@@ -60,7 +86,7 @@ def build_evaluator(
         output_dir: where results and metrics are written; None writes nothing.
         tasks: what to measure, e.g. ("bbox", "segm"); None: what the predictions hold.
         max_dets: detections per image and class that count for AP.
-        save_predictions: of "sem_seg", write a PNG per image as well.
+        save_predictions: of "sem_seg" and "coco_panoptic_seg", write a PNG per image as well.
     Raises: KeyError if the data set's evaluator_type is missing or unknown.
     """
     metadata = MetadataCatalog.get(dataset_name)

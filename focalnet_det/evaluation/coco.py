@@ -23,6 +23,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from torch import Tensor
 
+from focalnet_det.data.writing import write_atomically
 from focalnet_det.evaluation.tables import overall_table, per_class_table
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
                         yield json.dumps(record, allow_nan=False)
 
         if self._is_main:
-            _write_atomically(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
+            write_atomically(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
         else:
             deque(lines(), maxlen=0)
 
@@ -237,7 +238,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 for task, metrics in results.items()
             }
             text = json.dumps(finite, indent=2, allow_nan=False)
-            _write_atomically(self._output_dir / "coco_metrics.json", [text, "\n"])
+            write_atomically(self._output_dir / "coco_metrics.json", [text, "\n"])
 
 
 @dataclass(frozen=True)
@@ -391,11 +392,3 @@ def _separated(lines: Iterable[str]) -> Iterator[str]:
     """The elements of a JSON list, a line each."""
     for index, line in enumerate(lines):
         yield (",\n" if index else "\n") + line
-
-
-def _write_atomically(path: Path, parts: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-    temporary.replace(path)

@@ -1,0 +1,171 @@
+"""COCO panoptic files: a JSON of segments, and PNGs whose colours are the segments' ids."""
+
+import errno
+import json
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+from PIL import Image
+
+from .labels import UnreadableLabelsError
+
+VOID = 0
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanopticFile:
+    """What a panoptic JSON says.
+
+    Attributes:
+        images: by id.
+        annotations: by image id, each with "file_name" of its PNG and "segments_info".
+        categories: by id, in order of id.
+    """
+
+    path: Path
+    images: Mapping[int, Record]
+    annotations: Mapping[int, Record]
+    categories: Mapping[int, Record]
+
+    def names(self, *, things: bool) -> dict[int, str]:
+        """Category id -> name of the things, or of the stuff, in order of id."""
+        return {k: c["name"] for k, c in self.categories.items() if bool(c["isthing"]) == things}
+
+
+def read_panoptic_json(path: str | Path) -> PanopticFile:
+    """Reads a panoptic JSON.
+
+    Raises: FileNotFoundError if there is none, ValueError if it is not in COCO's panoptic format,
+        or contradicts itself in categories or image ids.
+    """
+    path = Path(path)
+    content = panoptic_content(path)
+    for key, problem in category_problems(content["categories"]):
+        raise ValueError(f"{path}: {key}: {problem}.")
+    images = {image["id"]: image for image in content["images"]}
+    annotations: dict[int, Record] = {}
+    for annotation in content["annotations"]:
+        image_id = annotation["image_id"]
+        if image_id not in images:
+            raise ValueError(f"{path} annotates image {image_id!r}, which it does not list.")
+        if image_id in annotations:
+            raise ValueError(f"{path} annotates image {image_id!r} twice.")
+        annotations[image_id] = annotation
+    categories = {c["id"]: c for c in sorted(content["categories"], key=lambda c: c["id"])}
+    return PanopticFile(path=path, images=images, annotations=annotations, categories=categories)
+
+
+def panoptic_content(path: Path) -> Record:
+    """Content of a panoptic JSON; contradictions are let pass, errors as in the function above."""
+    if not PathManager.isfile(str(path)):
+        raise FileNotFoundError(errno.ENOENT, "No such panoptic file", str(path))
+    try:
+        with PathManager.open(str(path), "r") as file:
+            content: Record = json.load(file)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    needed = {
+        "images": {"id", "file_name"},
+        "annotations": {"image_id", "file_name", "segments_info"},
+        "categories": {"id", "name", "isthing"},
+    }
+    for name, keys in needed.items():
+        rows = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise ValueError(f"{path} is not in COCO's panoptic format: it has no list {name!r}.")
+        for row in rows:
+            if lacking := keys - set(row):
+                raise ValueError(
+                    f"{path} is not in COCO's panoptic format: an element of {name!r} lacks "
+                    f"{', '.join(sorted(lacking))}."
+                )
+    return content
+
+
+def category_problems(categories: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """(problem, category) for every category that is listed twice, or as thing and as stuff."""
+    for key in ("id", "name"):
+        kinds: dict[Any, set[bool]] = {}
+        for category in categories:
+            kinds.setdefault(category[key], set()).add(bool(category["isthing"]))
+        counts = Counter(category[key] for category in categories)
+        for value, found in kinds.items():
+            if len(found) == 2:
+                yield "categories that are thing and stuff", f"{key} {value}"
+            elif counts[value] > 1:
+                yield "categories listed twice", f"{key} {value}"
+    if not categories:
+        yield "categories missing", "the list is empty"
+
+
+def read_segment_ids(path: str | Path) -> NDArray[np.int32]:
+    """Segment ids of a panoptic PNG, (H, W): R + 256 G + 65536 B, 0 where there is none.
+
+    Raises: FileNotFoundError if there is no such file, UnreadableLabelsError if it is damaged or
+        not in RGB.
+    """
+    try:
+        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+            image.load()
+            mode, colors = image.mode, np.asarray(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            errno.ENOENT, "No such file of panoptic segments", str(path)
+        ) from error
+    except MemoryError:
+        raise
+    # Pillow's decoders meet damage with many kinds of error.
+    except Exception as error:
+        raise UnreadableLabelsError(f"Cannot read panoptic file {path}: {error}.") from error
+    if mode != "RGB":
+        raise UnreadableLabelsError(
+            f"Panoptic file {path} is a picture of mode {mode}: segment ids are RGB colours."
+        )
+    red, green, blue = (colors[..., channel].astype(np.int32) for channel in range(3))
+    ids: NDArray[np.int32] = red + 256 * green + 65536 * blue
+    return ids
+
+
+def segment_colors(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """The picture of segment ids, (H, W) -> (H, W, 3) RGB."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
+def segment_problems(
+    pixels: Mapping[int, int], segments: Sequence[Record], categories: Container[int]
+) -> Iterator[tuple[str, str]]:
+    """(problem, detail) for every way in which a list of segments and a map of ids disagree.
+
+    Args:
+        pixels: of each id in the map, see :func:`segment_pixels`.
+        segments: dicts with "id" and "category_id".
+        categories: known ones.
+    """
+    counts = Counter(segment["id"] for segment in segments)
+    for segment_id, count in counts.items():
+        if segment_id == VOID:
+            yield "segments with the id of void", "id 0"
+        elif count > 1:
+            yield "segment ids that repeat", f"id {segment_id}, {count} times"
+        elif segment_id not in pixels:
+            yield "segments without pixels", f"id {segment_id}"
+    for segment in segments:
+        if segment["category_id"] not in categories:
+            yield "segments of no category", f"category {segment['category_id']}"
+    for segment_id in pixels:
+        if segment_id not in counts:
+            yield "pixels of no listed segment", f"id {segment_id}, {pixels[segment_id]} pixels"
+
+
+def segment_pixels(ids: NDArray[np.integer]) -> dict[int, int]:
+    """Pixels of each id of a map but 0."""
+    found, counts = np.unique(ids, return_counts=True)
+    return {int(i): int(n) for i, n in zip(found, counts, strict=True) if i != VOID}
