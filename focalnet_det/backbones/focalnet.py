@@ -21,8 +21,7 @@ from ..layers import (
     layer_scale_parameter,
     valid_mask,
 )
-from ..ops import aggregate_contexts, dispatch
-from ..ops.kernels import inference, training
+from ..ops import aggregate_contexts, dispatch, fused
 from ..ops.kernels.parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from .freezing import freeze, keep_frozen_in_eval
 
@@ -143,31 +142,31 @@ class FocalNetBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        if dispatch.choose_path(x, exact=self._is_plain) != "reference":
-            return self._fused(x, valid)
+        path = dispatch.choose_path(x, exact=self._is_plain)
+        if path != "reference":
+            return self._fused(x, valid, path)
         if self.post_norm:
             x = self.add_branch(x, self.norm1(self.modulation(x, valid)), self.gamma_1)
             return self.add_branch(x, self.norm2(self.mlp(x)), self.gamma_2)
         x = self.add_branch(x, self.modulation(self.norm1(x), valid), self.gamma_1)
         return self.add_branch(x, self.mlp(self.norm2(x)), self.gamma_2)
 
-    def _fused(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """The same through ``ops/kernels``."""
+    def _fused(self, x: Tensor, valid: Tensor | None, path: str) -> Tensor:
+        """The same through ``ops/fused.py``."""
         weights = self.weights()
-        dtype, stored = dispatch.compute_dtype(x)
-        mask = None if valid is None else channels_last(valid).to(dtype)
+        plan = fused.Plan(path, *dispatch.compute_dtype(x), self.lean_training)
+        mask = None if valid is None else channels_last(valid).to(plan.dtype)
         if not self.training and not self._needs_gradient(x):
-            return inference.block(x, weights, mask, dtype)
-        options = training.Options(dtype, stored, self.lean_training)
+            return fused.block(x, weights, mask, plan)
         before = None if self.post_norm else weights.norm1
-        branch = training.modulation(x, before, weights.modulation, mask, options)
+        branch = fused.modulation(x, before, weights.modulation, mask, plan)
         branch = self.modulation.proj_drop(branch)
         x = self.add_branch(x, self.norm1(branch) if self.post_norm else branch, self.gamma_1)
         if self.training and self.mlp.drop.p > 0:
             branch = self.mlp(x if self.post_norm else self.norm2(x))
         else:
             before = None if self.post_norm else weights.norm2
-            branch = training.mlp(x, before, weights.mlp, options)
+            branch = fused.mlp(x, before, weights.mlp, plan)
         return self.add_branch(x, self.norm2(branch) if self.post_norm else branch, self.gamma_2)
 
     def weights(self) -> BlockWeights:

@@ -41,27 +41,30 @@ def choose_path(x: Tensor, *, exact: Callable[[], bool] = lambda: True) -> str:
     forced = forced_path()
     if forced == "reference":
         return forced
-    if recording():
-        # Compilers and exporters fuse by themselves, and want operators that they know.
+    if traced() or (exporting() and forced is None):
+        # Such graphs are for other programs, which know stock operators alone.
         return "reference"
     obstacle = _obstacle(x, exact)
     if obstacle:
-        _report("reference", obstacle)
-        return "reference"
+        return _report("reference", obstacle)
     if forced is None and x.device.type != "cpu":
-        _report("reference", f"there are no kernels for {x.device.type} yet")
-        return "reference"
+        return _report("reference", f"there are no kernels for {x.device.type} yet")
     reason = {
         "native": "there is no native kernel",
         "triton": "there are no Triton kernels yet",
     }.get(forced or "", f"{VARIABLE} is {forced or 'unset'}")
-    _report("torch", reason)
-    return "torch"
+    return _report("torch", reason)
 
 
-def recording() -> bool:
-    """Whether a graph is being recorded, by tracing, compilation or export."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+def traced() -> bool:
+    """Whether ``torch.jit`` records a graph."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` records a graph. False before PyTorch 2.7, which cannot tell."""
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    return is_exporting is not None and bool(is_exporting())
 
 
 def compute_dtype(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
@@ -82,13 +85,15 @@ def emulates(x: Tensor) -> bool:
 
     Never with the reference forced or while a graph is recorded.
     """
-    if x.device.type != "cpu" or forced_path() == "reference" or recording():
+    if x.device.type != "cpu" or forced_path() == "reference":
+        return False
+    if torch.compiler.is_compiling() or traced():
         return False
     dtype, stored = compute_dtype(x)
     return dtype != stored
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _fast(dtype: torch.dtype) -> bool:
     cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     names = {
@@ -110,6 +115,13 @@ def _obstacle(x: Tensor, exact: Callable[[], bool]) -> str:
     return ""
 
 
+@torch.compiler.assume_constant_result
+def _report(path: str, reason: str) -> str:
+    """Also runs, once, where a graph is recorded."""
+    _log("Focal modulation runs on the %s path: %s.", path, reason)
+    return path
+
+
 @functools.cache
-def _report(path: str, reason: str) -> None:
-    logger.info("Focal modulation runs on the %s path: %s.", path, reason)
+def _log(*message: str) -> None:
+    logger.info(*message)

@@ -23,9 +23,7 @@ def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.d
         dtype: in which to compute.
     Returns: (N, H, W, C), in the type of ``x``.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        out = _block(x.to(dtype).contiguous(), weights.to(dtype), valid)
-    return out.to(x.dtype)
+    return _block(x.to(dtype).contiguous(), weights.to(dtype), valid).to(x.dtype)
 
 
 def _block(x: Tensor, weights: BlockWeights, valid: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Weights of a block as plain tensors, in the order in which the fused functions take them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,3 +79,55 @@ class BlockWeights(NamedTuple):
             None if self.gamma_2 is None else self.gamma_2.to(dtype),
             self.post_norm,
         )
+
+
+class ModulationLayout(NamedTuple):
+    """How :func:`flatten_modulation` lays tensors out: ``eps`` of norms that are there, or None."""
+
+    norm_eps: float | None
+    ln_eps: float | None
+    normalize: bool
+
+
+def flatten_modulation(
+    norm: Affine | None, weights: ModulationWeights
+) -> tuple[list[Tensor], ModulationLayout]:
+    """All tensors of a branch, those of its norm first, and what puts them together again."""
+    layers = (norm, weights.f, weights.h, weights.proj, weights.ln)
+    tensors = [tensor for layer in layers if layer is not None for tensor in layer[:2]]
+    layout = ModulationLayout(_eps(norm), _eps(weights.ln), weights.normalize)
+    return [*tensors, *weights.kernels], layout
+
+
+def unflatten_modulation(
+    tensors: Sequence[Tensor], layout: ModulationLayout
+) -> tuple[Affine | None, ModulationWeights]:
+    """The inverse of :func:`flatten_modulation`."""
+    rest = iter(tensors)
+    norm = _next_norm(rest, layout.norm_eps)
+    f, h, proj = (Affine(next(rest), next(rest)) for _ in range(3))
+    ln = _next_norm(rest, layout.ln_eps)
+    return norm, ModulationWeights(f, h, proj, ln, list(rest), layout.normalize)
+
+
+def flatten_mlp(norm: Affine | None, weights: MlpWeights) -> tuple[list[Tensor], float | None]:
+    """All tensors of a branch, those of its norm first, and the ``eps`` of the norm."""
+    layers = (norm, *weights)
+    return [tensor for layer in layers if layer is not None for tensor in layer[:2]], _eps(norm)
+
+
+def unflatten_mlp(
+    tensors: Sequence[Tensor], norm_eps: float | None
+) -> tuple[Affine | None, MlpWeights]:
+    """The inverse of :func:`flatten_mlp`."""
+    rest = iter(tensors)
+    norm = _next_norm(rest, norm_eps)
+    return norm, MlpWeights(Affine(next(rest), next(rest)), Affine(next(rest), next(rest)))
+
+
+def _next_norm(tensors: Iterator[Tensor], eps: float | None) -> Affine | None:
+    return None if eps is None else Affine(next(tensors), next(tensors), eps)
+
+
+def _eps(norm: Affine | None) -> float | None:
+    return None if norm is None else norm.eps

@@ -7,13 +7,11 @@ which costs a small part of what reading and writing the rest would. With ``lean
 the inputs is recomputed.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .depthwise import depthwise, depthwise_input_gradient, depthwise_weight_gradient
 from .parameters import Affine, MlpWeights, ModulationWeights
@@ -36,13 +34,13 @@ class Options(NamedTuple):
     lean: bool
 
 
-def modulation(
+def modulation_forward(
     x: Tensor,
     norm: Affine | None,
     weights: ModulationWeights,
     valid: Tensor | None,
     options: Options,
-) -> Tensor:
+) -> tuple[Tensor, list[Tensor]]:
     """Focal modulation of a map, with the norm before it if there is one.
 
     Args:
@@ -51,85 +49,60 @@ def modulation(
         weights: of the modulation.
         valid: (N, H, W, 1), see :func:`focalnet_det.ops.aggregate_contexts`.
         options: see the class.
-    Returns: (N, H, W, C), in the type that is stored. It can be differentiated once.
+    Returns: (N, H, W, C), in the type that is stored, and what :func:`modulation_kept` lists.
     """
-    settings = (*options, weights.normalize, _eps(norm), _eps(weights.ln))
-    tensors = [
-        *_pair(norm), *_pair(weights.f), *_pair(weights.h), *_pair(weights.proj),
-        *_pair(weights.ln), *weights.kernels,
-    ]  # fmt: skip
-    return _Modulation.apply(x, valid, settings, *tensors)
+    run = _Run(x, norm, weights, valid, options.dtype)
+    run.project()
+    run.contextualise()
+    out = torch.empty_like(run.flat, dtype=options.stored)
+    norm_product = run.norm(run.weights.ln)
+    for tile in tiles(run.flat):
+        product = run.query[tile] * run.modulator(run.aggregate(tile))
+        if norm_product is not None:
+            product = norm_product(product)
+        _linear_into(out[tile], product, run.weights.proj)
+    kept = [] if options.lean else [run.query, run.context, *run.levels]
+    return out.view(x.shape), [tensor.to(options.stored) for tensor in kept]
 
 
-def mlp(x: Tensor, norm: Affine | None, weights: MlpWeights, options: Options) -> Tensor:
-    """Linear, GELU, linear, with the norm before them if there is one; see :func:`modulation`."""
-    settings = (*options, _eps(norm))
-    tensors = [*_pair(norm), *_pair(weights.fc1), *_pair(weights.fc2)]
-    return _Mlp.apply(x, settings, *tensors)
+def modulation_backward(
+    gradient: Tensor,
+    x: Tensor,
+    norm: Affine | None,
+    weights: ModulationWeights,
+    valid: Tensor | None,
+    kept: list[Tensor],
+    options: Options,
+) -> list[Tensor]:
+    """Gradients by ``x`` and by the tensors that ``weights`` lists after those of ``norm``."""
+    run = _Run(x, norm, weights, valid, options.dtype)
+    run.project(kept=[tensor.to(run.dtype) for tensor in kept])
+    run.contextualise()
+    by_x, by_tensors = run.backward(gradient)
+    return [by_x, *(tensor for tensor in by_tensors if tensor is not None)]
 
 
-def _without_autocast(function: Any) -> Any:
-    """Types are chosen by the caller; autocast would turn every linear into its own."""
-
-    @functools.wraps(function)
-    def run(ctx: Any, x: Tensor, *arguments: Any) -> Any:
-        with torch.autocast(x.device.type, enabled=False):
-            return function(ctx, x, *arguments)
-
-    return run
-
-
-class _Modulation(torch.autograd.Function):
-    @staticmethod
-    @_without_autocast
-    def forward(
-        ctx: Any, x: Tensor, valid: Tensor | None, options: tuple, *tensors: Tensor | None
-    ) -> Tensor:
-        _, stored, lean, *_ = options
-        run = _Run(x, valid, options, tensors)
-        run.project()
-        run.contextualise()
-        out = torch.empty_like(run.flat, dtype=stored)
-        norm = run.norm(run.weights.ln)
-        for tile in tiles(run.flat):
-            product = run.query[tile] * run.modulator(run.aggregate(tile))
-            if norm is not None:
-                product = norm(product)
-            _linear_into(out[tile], product, run.weights.proj)
-        kept = [] if lean else [run.query, run.context, *run.levels]
-        ctx.options, ctx.count, ctx.dtypes = options, len(tensors), [_dtype(t) for t in tensors]
-        ctx.save_for_backward(x, valid, *tensors, *(tensor.to(stored) for tensor in kept))
-        return out.view(x.shape)
-
-    @staticmethod
-    @once_differentiable
-    @_without_autocast
-    def backward(ctx: Any, gradient: Tensor) -> tuple:  # type: ignore[override]
-        x, valid, *rest = ctx.saved_tensors
-        tensors, kept = rest[: ctx.count], rest[ctx.count :]
-        run = _Run(x, valid, ctx.options, tensors)
-        run.project(kept=[tensor.to(run.dtype) for tensor in kept])
-        run.contextualise()
-        by_x, by_tensors = run.backward(gradient)
-        return by_x, None, None, *_cast(by_tensors, ctx.dtypes)
+def modulation_kept(x: Tensor, levels: int, options: Options) -> list[Tensor]:
+    """Query, projected context and levels before their GELU, without values."""
+    n, h, w, c = x.shape
+    shapes = [] if options.lean else [(n, h * w, c), *[(n, h, w, c)] * (levels + 1)]
+    return [x.new_empty(shape, dtype=options.stored) for shape in shapes]
 
 
 class _Run:
     """One evaluation of the modulation: the intermediate results, and the backward pass."""
 
-    def __init__(self, x: Tensor, valid: Tensor | None, options: tuple, tensors: Any) -> None:
-        self.dtype, _, _, normalize, self.eps, ln_eps = options
-        self.out_dtype, self.shape = x.dtype, x.shape
-        cast: list[Any] = [None if t is None else t.to(self.dtype) for t in tensors]
-        self.norm1 = _affine(cast[0], cast[1], self.eps)
-        self.weights = ModulationWeights(
-            f=Affine(cast[2], cast[3]),
-            h=Affine(cast[4], cast[5]),
-            proj=Affine(cast[6], cast[7]),
-            ln=_affine(cast[8], cast[9], ln_eps),
-            kernels=cast[10:],
-            normalize=normalize,
-        )
+    def __init__(
+        self,
+        x: Tensor,
+        norm: Affine | None,
+        weights: ModulationWeights,
+        valid: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.dtype, self.out_dtype, self.shape = dtype, x.dtype, x.shape
+        self.norm1 = None if norm is None else norm.to(dtype)
+        self.weights = weights.to(dtype)
         n, h, w, c = x.shape
         self.x = x.to(self.dtype).contiguous()
         self.flat = self.x.view(n, h * w, c)
@@ -250,61 +223,68 @@ class _Run:
         return by_next.reshape(self.flat.shape), by_kernels
 
 
-class _Mlp(torch.autograd.Function):
-    @staticmethod
-    @_without_autocast
-    def forward(ctx: Any, x: Tensor, options: tuple, *tensors: Tensor | None) -> Tensor:
-        dtype, stored, lean, eps = options
-        norm, fc1, fc2 = _mlp_weights(tensors, dtype, eps)
-        flat = x.contiguous().view(1, -1, x.shape[-1])
-        out = torch.empty_like(flat, dtype=stored)
-        kept = None
-        if not lean:
-            kept = torch.empty(*flat.shape[:2], len(fc1.weight), dtype=stored, device=x.device)
-        for tile in tiles(flat):
-            normed, *_ = _norm_forward(flat[tile].to(dtype), norm)
-            if kept is None or kept.dtype != dtype:
-                hidden = _linear(normed, fc1)
-            else:
-                hidden = kept[tile]
-                _linear_into(hidden, normed, fc1)
-            if kept is not None and kept.dtype != dtype:
-                kept[tile] = hidden
-            _linear_into(out[tile], F.gelu(hidden), fc2)
-        ctx.options, ctx.dtypes = options, [_dtype(t) for t in tensors]
-        ctx.save_for_backward(x, kept, *tensors)
-        return out.view(x.shape)
+def mlp_forward(
+    x: Tensor, norm: Affine | None, weights: MlpWeights, options: Options
+) -> tuple[Tensor, list[Tensor]]:
+    """Linear, GELU, linear, with the norm before them if there is one.
 
-    @staticmethod
-    @once_differentiable
-    @_without_autocast
-    def backward(ctx: Any, gradient: Tensor) -> tuple:  # type: ignore[override]
-        x, kept, *tensors = ctx.saved_tensors
-        dtype, _, _, eps = ctx.options
-        norm, fc1, fc2 = _mlp_weights(tensors, dtype, eps)
-        flat = x.contiguous().view(1, -1, x.shape[-1])
-        gradient = gradient.contiguous().view_as(flat)
-        by_x = torch.empty_like(flat)
-        sums: list[Sums] = [[None, None] for _ in range(3)]
-        by_norm, by_fc1, by_fc2 = sums
-        for tile in tiles(flat):
-            before = flat[tile].to(dtype)
-            normed, *statistics = _norm_forward(before, norm)
-            hidden = _linear(normed, fc1) if kept is None else kept[tile].to(dtype)
-            by_hidden = _linear_backward(
-                gradient[tile].to(dtype), F.gelu(hidden), fc2.weight, by_fc2
-            )
-            aten.gelu_backward.grad_input(by_hidden, hidden, grad_input=by_hidden)
-            by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1)
-            by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
-        return by_x.view(x.shape), None, *_cast([*by_norm, *by_fc1, *by_fc2], ctx.dtypes)
+    Returns: as :func:`modulation_forward`; what is kept is the hidden layer before its GELU.
+    """
+    dtype, stored, lean = options
+    norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
+    flat = x.contiguous().view(1, -1, x.shape[-1])
+    out = torch.empty_like(flat, dtype=stored)
+    kept = mlp_kept(x, len(fc1.weight), options)
+    for tile in tiles(flat):
+        normed, *_ = _norm_forward(flat[tile].to(dtype), norm)
+        if lean or stored != dtype:
+            hidden = _linear(normed, fc1)
+        else:
+            hidden = kept[0][tile]
+            _linear_into(hidden, normed, fc1)
+        if not lean and stored != dtype:
+            kept[0][tile] = hidden
+        _linear_into(out[tile], F.gelu(hidden), fc2)
+    return out.view(x.shape), kept
+
+
+def mlp_backward(
+    gradient: Tensor,
+    x: Tensor,
+    norm: Affine | None,
+    weights: MlpWeights,
+    kept: list[Tensor],
+    options: Options,
+) -> list[Tensor]:
+    """Gradients by ``x``, by ``norm`` if there is one, and by the two linear layers."""
+    dtype = options.dtype
+    norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
+    flat = x.contiguous().view(1, -1, x.shape[-1])
+    gradient = gradient.contiguous().view_as(flat)
+    by_x = torch.empty_like(flat)
+    sums: list[Sums] = [[None, None] for _ in range(3)]
+    by_norm, by_fc1, by_fc2 = sums
+    for tile in tiles(flat):
+        before = flat[tile].to(dtype)
+        normed, *statistics = _norm_forward(before, norm)
+        hidden = kept[0][tile].to(dtype) if kept else _linear(normed, fc1)
+        by_hidden = _linear_backward(gradient[tile].to(dtype), F.gelu(hidden), fc2.weight, by_fc2)
+        aten.gelu_backward.grad_input(by_hidden, hidden, grad_input=by_hidden)
+        by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1)
+        by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
+    return [by_x.view(x.shape), *(s for s in (*by_norm, *by_fc1, *by_fc2) if s is not None)]
+
+
+def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
+    """The hidden layer before its GELU, (1, P, hidden), without values."""
+    shape = (1, x.shape[0] * x.shape[1] * x.shape[2], hidden)
+    return [] if options.lean else [x.new_empty(shape, dtype=options.stored)]
 
 
 def _mlp_weights(
-    tensors: Any, dtype: torch.dtype, eps: float
-) -> tuple[Affine | None, Affine, Affine]:
-    cast: list[Any] = [None if t is None else t.to(dtype) for t in tensors]
-    return _affine(cast[0], cast[1], eps), Affine(cast[2], cast[3]), Affine(cast[4], cast[5])
+    norm: Affine | None, weights: MlpWeights, dtype: torch.dtype
+) -> tuple[Affine | None, MlpWeights]:
+    return None if norm is None else norm.to(dtype), weights.to(dtype)
 
 
 def _linear(x: Tensor, weights: Affine) -> Tensor:
@@ -371,26 +351,3 @@ def _norm_backward(
         sums[1].add_(by_bias)
     result: Tensor = by_x
     return result
-
-
-def _pair(layer: Affine | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if layer is None else (layer.weight, layer.bias)
-
-
-def _affine(weight: Tensor | None, bias: Tensor | None, eps: float) -> Affine | None:
-    return None if weight is None or bias is None else Affine(weight, bias, eps)
-
-
-def _eps(norm: Affine | None) -> float:
-    return 0.0 if norm is None else norm.eps
-
-
-def _dtype(tensor: Tensor | None) -> torch.dtype | None:
-    return None if tensor is None else tensor.dtype
-
-
-def _cast(gradients: list, dtypes: list) -> list[Tensor | None]:
-    return [
-        None if gradient is None else gradient.to(dtype)
-        for gradient, dtype in zip(gradients, dtypes, strict=True)
-    ]
