@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,20 @@ def test_commands_are_the_makefile_and_our_tools() -> None:
     assert {"make demo", "make test"} <= set(commands())
 
 
+@cache
+def help_text(script: str) -> str:
+    """What ``--help`` prints."""
+    command = [sys.executable, str(ROOT / script), "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if ".py" in c])
 def test_command_is_understood(command: str) -> None:
     """Each script exists and takes the options shown; each config exists."""
     words = shlex.split(command)
     script = next(word for word in words if word.endswith(".py"))
     assert (ROOT / script).is_file()
-    shown = subprocess.run(
-        [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    shown = help_text(script)
     for word in words[words.index(script) + 1 :]:
         if word.startswith("--"):
             assert word in shown, f"{script} has no option {word}"
