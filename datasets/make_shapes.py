@@ -13,7 +13,6 @@ import logging
 import os
 from pathlib import Path
 
-from focalnet_det.data.shapes import default_root, make_shapes, parse_size
 from focalnet_det.errors import one_line_errors
 
 
@@ -21,9 +20,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out", type=Path, default=default_root(), help="folder to make (default: %(default)s)"
-    )
+    folder = "folder to make (default: $DETECTRON2_DATASETS/shapes, or datasets/shapes)"
+    parser.add_argument("--out", type=Path, help=folder)
     parser.add_argument("--train", type=int, default=1000, help="training images (default: 1000)")
     parser.add_argument("--val", type=int, default=150, help="validation images (default: 150)")
     parser.add_argument("--size", default="192", help="side, or WIDTHxHEIGHT, in px (default: 192)")
@@ -37,8 +35,10 @@ def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors():
+        from focalnet_det.data.shapes import default_root, make_shapes, parse_size
+
         make_shapes(
-            args.out,
+            args.out or default_root(),
             train=args.train,
             val=args.val,
             size=parse_size(args.size),

@@ -1,15 +1,29 @@
 """Multi-scale focal network backbones for detection and segmentation.
 
-Importing the package needs PyTorch alone; everything that touches Detectron2 is loaded on demand.
+Importing the package takes no time: PyTorch is loaded with the first backbone, Detectron2 with what
+touches it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .backbones import create_backbone, list_backbones
+if TYPE_CHECKING:
+    from .backbones import create_backbone, list_backbones
 
 __version__ = "0.1.0"
 
 __all__ = ["add_focalnet_config", "create_backbone", "list_backbones"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("create_backbone", "list_backbones"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import backbones
+
+    return getattr(backbones, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def add_focalnet_config(cfg: Any) -> None:

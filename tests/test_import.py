@@ -121,3 +121,20 @@ def test_what_needs_detectron2_says_how_to_get_it() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "tools/install_detectron2.py" in result.stdout
+
+
+def test_nothing_is_loaded_before_it_is_used() -> None:
+    """Scripts print their help at once, and no model waits for the compiler."""
+    code = """
+import json
+import focalnet_det
+first = "torch" in sys.modules
+focalnet_det.create_backbone("focalnet_nano")
+print(json.dumps([first, "torch" in sys.modules, "torch._dynamo" in sys.modules]))
+"""
+    assert json.loads(run(code).stdout) == [False, True, False]
+
+
+def test_unknown_name() -> None:
+    done = run("import focalnet_det; focalnet_det.creat_backbone")
+    assert "module 'focalnet_det' has no attribute 'creat_backbone'" in done.stderr

@@ -30,6 +30,12 @@ def forced_path() -> str | None:
     return path
 
 
+def _constant(function: Callable) -> Callable:
+    """``torch.compiler.assume_constant_result``, whose import takes as long as that of torch."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def choose_path(x: Tensor, *, exact: Callable[[], bool] = lambda: True) -> str:
     """The path for a block that gets ``x``; says so in the log once for each reason.
 
@@ -93,8 +99,13 @@ def emulates(x: Tensor) -> bool:
     return dtype != stored
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _fast(dtype: torch.dtype) -> bool:
+    return _has_instructions(dtype)
+
+
+@functools.cache
+def _has_instructions(dtype: torch.dtype) -> bool:
     cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     names = {
         torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
@@ -115,7 +126,7 @@ def _obstacle(x: Tensor, exact: Callable[[], bool]) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _report(path: str, reason: str) -> str:
     """Also runs, once, where a graph is recorded."""
     _log("Focal modulation runs on the %s path: %s.", path, reason)
