@@ -19,6 +19,8 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.LAYER_DECAY = 1.0
     # What the fields of the same names in focalnet_det.engine.experiment.TrainOptions say.
     cfg.SOLVER.RECIPE_BATCH = 0
+    cfg.SOLVER.INIT_LEVELS = ""
+    cfg.SOLVER.GROWTH_ITERATIONS = 10_000
     cfg.SOLVER.ACCUMULATION = 1
     cfg.SOLVER.EMA_DECAY = 0.0
     cfg.SOLVER.KEEP_CHECKPOINTS = 3

@@ -6,6 +6,8 @@ def run_options(**changes):
     options = {
         "output_dir": "output",
         "init_checkpoint": "",
+        "init_levels": "",
+        "growth_iterations": 10_000,
         "device": "auto",
         "precision": "fp32",
         "recipe_batch": 0,

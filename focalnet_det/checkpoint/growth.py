@@ -8,7 +8,7 @@ the first level it can, and then one optimizer step of 1e-4 destroys the network
 network learns, its global context goes on reading the old last level.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -98,5 +98,40 @@ def advance_growth(net: nn.Module, levels: float) -> None:
     for modulation in list(growing(net)):
         modulation.global_level += levels
         if modulation.global_level >= modulation.focal_level:
-            del modulation.global_level
-            cast(nn.Module, modulation).__class__ = FocalModulation
+            _finish(modulation)
+
+
+def _finish(modulation: GrownFocalModulation) -> None:
+    del modulation.global_level
+    cast(nn.Module, modulation).__class__ = FocalModulation
+
+
+def growth(net: nn.Module) -> dict[str, float]:
+    """The level that each growing modulation's global context reads, by the module's name."""
+    return {
+        name: float(module.global_level)
+        for name, module in net.named_modules()
+        if isinstance(module, GrownFocalModulation)
+    }
+
+
+def saved_growth(state: Mapping[str, Tensor]) -> dict[str, float]:
+    """:func:`growth` of the network that a state dict was taken from."""
+    suffix = ".global_level"
+    return {n.removesuffix(suffix): float(t) for n, t in state.items() if n.endswith(suffix)}
+
+
+def set_growth(net: nn.Module, levels: Mapping[str, float]) -> None:
+    """Gives a network this :func:`growth`: modulations that are not named become ordinary ones.
+
+    Raises: ValueError if a name is no modulation of the network, or it lacks the level.
+    """
+    modules = {n: m for n, m in net.named_modules() if isinstance(m, FocalModulation)}
+    for name in levels:
+        if name not in modules:
+            raise ValueError(f"{name} grows in the checkpoint, but is no modulation here.")
+    for name, modulation in modules.items():
+        if name in levels:
+            grow(modulation, levels[name])
+        elif isinstance(modulation, GrownFocalModulation):
+            _finish(modulation)

@@ -104,7 +104,7 @@ def load_pretrained(
         target,
         resize=allow_inflation,
         levels=levels,
-        normalized=any(getattr(m, "normalize_modulator", False) for m in net.modules()),
+        normalized=_normalizes(net),
     )
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
     # Grown levels that keep their initial kernels, as in the official code.
@@ -127,6 +127,10 @@ def load_pretrained(
     _apply(net, fit)
     report.notes += unknowns(translation.backbone, net)
     return report
+
+
+def _normalizes(net: nn.Module) -> bool:
+    return any(getattr(module, "normalize_modulator", False) for module in net.modules())
 
 
 def open_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
@@ -182,7 +186,7 @@ def _apply(net: nn.Module, fit: Fit) -> None:
 
 
 def load_initial_weights(
-    model: nn.Module, path: str | Path, *, new_classes: bool = True
+    model: nn.Module, path: str | Path, *, new_classes: bool = True, levels: str | None = None
 ) -> LoadReport:
     """Starts a detector from a file: a whole detector, or a backbone alone.
 
@@ -192,6 +196,7 @@ def load_initial_weights(
             or mmseg's whose method ``focalnet_det.checkpoint.detectors`` has a table for.
         new_classes: let the last layers of the heads start anew where their class count differs;
             False, for evaluation, demands every tensor as it is.
+        levels: for other numbers of focal levels, as in :func:`load_pretrained`.
     Returns: what happened to every tensor.
     Raises: ValueError as :func:`load_pretrained`; nothing is loaded then.
     """
@@ -203,8 +208,10 @@ def load_initial_weights(
         if not new_classes:
             raise ValueError(f"{path} holds no weights of this detector; is it a backbone's file?")
         backbone = model.get_submodule("backbone")
-        return load_pretrained(getattr(backbone, "bottom_up", backbone), checkpoint.tensors)
-    report = _load_detector(model, tensors, checkpoint.origin, new_classes, prefix)
+        return load_pretrained(
+            getattr(backbone, "bottom_up", backbone), checkpoint.tensors, levels=levels
+        )
+    report = _load_detector(model, tensors, checkpoint.origin, new_classes, prefix, levels)
     report.layout = layout
     return report
 
@@ -215,13 +222,21 @@ def backbone_prefix(names: Iterable[str]) -> str:
 
 
 def _load_detector(
-    model: nn.Module, tensors: Mapping[str, Tensor], origin: str, new_classes: bool, prefix: str
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    new_classes: bool,
+    prefix: str,
+    levels: str | None,
 ) -> LoadReport:
     """Loads a whole detector in our own names."""
     target = model.state_dict()
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     own = {n.removeprefix(prefix): t for n, t in target.items() if n.startswith(prefix)}
-    fit = fit_backbone(inside, own, resize=new_classes)
+    fit = fit_backbone(
+        inside, own, resize=new_classes, levels=levels, normalized=_normalizes(model)
+    )
+    initial = {prefix + name for name in _initial_kernels(own, fit)} if levels else set()
     fit.tensors = {prefix + n: t for n, t in fit.tensors.items()}
     fit.resized = {prefix + n: t for n, t in fit.resized.items()}
     fit.dropped = {prefix + n: t for n, t in fit.dropped.items()}
@@ -243,7 +258,8 @@ def _load_detector(
                 f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
             )
     report.missing = [n for n in target if n not in fit.tensors and not _grows(n, fit)]
-    fit.problems += [f"{n} is not in the file" for n in report.missing if n not in report.rules]
+    accepted = initial | set(report.rules)
+    fit.problems += [f"{n} is not in the file" for n in report.missing if n not in accepted]
     raise_problems(fit.problems, origin)
     report.loaded = [name for name in fit.tensors if name not in fit.resized]
     report.resized = [name for name in fit.tensors if name in fit.resized]

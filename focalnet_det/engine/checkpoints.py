@@ -14,11 +14,20 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint.growth import saved_growth, set_growth
+
 logger = logging.getLogger("focalnet_det")
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, but a file is whole or absent, never torn."""
+    """Detectron2's checkpointer, but a file is whole or absent, never torn.
+
+    A network whose focal levels were growing when it was saved goes on growing.
+    """
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        set_growth(self.model, saved_growth(checkpoint["model"]))
+        return super()._load_model(checkpoint)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As in fvcore, by way of a temporary name. To be called in all processes.

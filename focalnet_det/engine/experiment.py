@@ -15,6 +15,7 @@ from torch import nn
 from yaml import YAMLError
 
 from .. import add_focalnet_config
+from ..checkpoint.fit import LEVEL_MODES
 from ..data.augmentation import POLICIES, evaluation_resize
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
 from ..heads.mmdet_conventions import MmdetROIHeads, MmdetRPN
@@ -31,6 +32,10 @@ class TrainOptions:
     Attributes:
         output_dir: everything that a run writes.
         init_checkpoint: weights to start from, "" for none.
+        init_levels: if they have other numbers of focal levels: "official", "by_kernel",
+            "preserving" or "shrink", see ``focalnet_det.checkpoint.load_pretrained``; "" refuses.
+        growth_iterations: after preserving growth, iterations in which the global context moves to
+            the next level.
         device: "auto" takes a GPU if there is one.
         precision: "fp32", "bf16" or "fp16", of autocast.
         recipe_batch: images per iteration that the learning rate was chosen for, 0 for unknown.
@@ -56,6 +61,8 @@ class TrainOptions:
 
     output_dir: str = "output"
     init_checkpoint: str = ""
+    init_levels: str = ""
+    growth_iterations: int = 10_000
     device: str = "auto"
     precision: str = "fp32"
     recipe_batch: int = 0
@@ -92,6 +99,12 @@ class TrainOptions:
                 "accumulation and keep_checkpoints must be 1 or more, got "
                 f"{self.accumulation} and {self.keep_checkpoints}."
             )
+        if self.init_levels not in ("", *LEVEL_MODES):
+            raise ValueError(
+                f"Unknown init_levels {self.init_levels!r}. Known: {', '.join(LEVEL_MODES)}."
+            )
+        if self.growth_iterations < 1:
+            raise ValueError(f"growth_iterations must be 1 or more, got {self.growth_iterations}.")
         if len(self.profile) not in (0, 2):
             raise ValueError(f"profile must be () or (first, last), got {self.profile}.")
         if self.device == "auto":
@@ -323,6 +336,8 @@ def yacs_options(cfg: CfgNode) -> TrainOptions:
     return TrainOptions(
         output_dir=cfg.OUTPUT_DIR,
         init_checkpoint=cfg.MODEL.WEIGHTS,
+        init_levels=cfg.SOLVER.INIT_LEVELS,
+        growth_iterations=cfg.SOLVER.GROWTH_ITERATIONS,
         # Detectron2's default is "cuda", also where there is none: no one has asked for it.
         device="auto" if cfg.MODEL.DEVICE == "cuda" else cfg.MODEL.DEVICE,
         precision=precision,

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import math
 import resource
 import sys
 import time
@@ -10,6 +11,10 @@ from pathlib import Path
 import torch
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
+
+from ..checkpoint.growth import advance_growth, growing, growth, set_growth
+
+logger = logging.getLogger("focalnet_det")
 
 
 class ProgressLine(EventWriter):
@@ -73,6 +78,47 @@ def _peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class GrowthHook(HookBase):
+    """Moves the global contexts of a grown network to its new levels, after every iteration.
+
+    The level that they read is a buffer of the network, so checkpoints hold it.
+
+    Args:
+        iterations: to the next level.
+    """
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def before_train(self) -> None:
+        """Says how long growth will take, where there is some."""
+        inner = self.trainer.inner
+        left = [inner.get_submodule(n).focal_level - at for n, at in growth(inner).items()]
+        if not left:
+            return
+        end = self.trainer.start_iter + math.ceil(max(left) * self.iterations)
+        logger.info("The global contexts move to the new focal levels until iteration %d.", end)
+        if end > self.trainer.max_iter:
+            logger.warning(
+                "Training ends before, at %d: the network will be one that only this package "
+                "loads. Set growth_iterations to less than %d, or train longer.",
+                self.trainer.max_iter,
+                self.iterations,
+            )
+
+    def after_step(self) -> None:
+        """Moves on."""
+        inner, ema = self.trainer.inner, self.trainer.ema
+        if next(growing(inner), None) is None:
+            return
+        advance_growth(inner, 1 / self.iterations)
+        levels = growth(inner)
+        if ema is not None:
+            set_growth(ema.module, levels)
+        if not levels:
+            logger.info("The new focal levels are in use: the network is an ordinary one.")
 
 
 class ProfilerHook(HookBase):

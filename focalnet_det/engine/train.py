@@ -18,6 +18,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 
 from ..checkpoint import load_initial_weights
+from ..checkpoint.growth import saved_growth, set_growth
 from ..data.build import TrainLoader
 from ..data.mappers import DATA_ISSUES
 from ..data.tally import DataTally
@@ -31,7 +32,7 @@ from .checkpoints import (
 from .ema import averaged_model
 from .evaluate import evaluate
 from .experiment import Experiment, TrainOptions
-from .hooks import ProfilerHook, ProgressLine, WandbWriter
+from .hooks import GrowthHook, ProfilerHook, ProgressLine, WandbWriter
 from .pictures import save_predictions
 
 logger = logging.getLogger("focalnet_det")
@@ -60,8 +61,13 @@ class Trainer(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
         # With DistributedDataParallel the parameters are those of the module inside.
         self.inner = getattr(model, "module", model)
-        self.ema = averaged_model(self.inner, options.ema_decay) if options.ema_decay else None
+        self.start_average()
         self.tally = DataTally()
+
+    def start_average(self) -> None:
+        """Begins the moving average, if asked for, with the weights that the model has now."""
+        decay = self.options.ema_decay
+        self.ema = averaged_model(self.inner, decay) if decay else None
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -161,10 +167,11 @@ class Trainer(SimpleTrainer):
         self.data_loader.seed = state.get("data_seed", self.data_loader.seed)
         self.data_loader.start = self.iter + 1
         if self.ema is not None and "ema" in state:
+            set_growth(self.ema, saved_growth(state["ema"]))
             self.ema.load_state_dict(state["ema"])
         elif self.ema is not None:
             logger.warning("The checkpoint holds no averaged weights: they start from its weights.")
-            self.ema = averaged_model(self.inner, self.options.ema_decay)
+            self.start_average()
         if "tally" in state and comm.is_main_process():
             self.tally.load_state_dict(state["tally"])
         states = state.get("random", [])
@@ -237,6 +244,8 @@ def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=LRMultiplier(optimizer, multiplier, max_iter)),
             ProfilerHook(Path(options.output_dir), *options.profile) if options.profile else None,
+            # Before the checkpoint, which is to hold how far it is.
+            GrowthHook(options.growth_iterations),
             saving,
             hooks.EvalHook(eval_period, evaluate_now),
         ]
@@ -247,7 +256,10 @@ def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
         start = trainer.iter + 1
         logger.info("Resuming at iteration %d.", start)
     elif options.init_checkpoint:
-        logger.info("%s", load_initial_weights(model, options.init_checkpoint))
+        levels = options.init_levels or None
+        logger.info("%s", load_initial_weights(model, options.init_checkpoint, levels=levels))
+        # Growth changes which buffers there are.
+        trainer.start_average()
     if start >= max_iter:
         logger.info("Nothing left to train: %d of %d iterations are done.", start, max_iter)
         evaluate_now()
