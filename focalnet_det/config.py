@@ -33,8 +33,10 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.PRECISION = "fp32"
     # A name in focalnet_det.data.augmentation.POLICIES.
     cfg.INPUT.POLICY = "resize"
-    # "detectron2", or "mmdet", with which the published results were made: MmdetRPN and
-    # MmdetROIHeads stand in for RPN and StandardROIHeads.
+    # False resizes as mmdet does: without antialiasing where images shrink.
+    cfg.INPUT.ANTIALIAS = True
+    # "detectron2", or "mmdet", with which the published results were made: MmdetRPN, MmdetROIHeads
+    # and MmdetRCNN stand in for RPN, StandardROIHeads and GeneralizedRCNN.
     cfg.MODEL.CONVENTIONS = "detectron2"
     # UPerNetHead's own; the rest comes from MODEL.SEM_SEG_HEAD. LOSS_AVERAGE: "all" pixels, as
     # published, or "valid" ones.

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
+from numpy.typing import NDArray
 
 COCO_SIZES = tuple(range(480, 801, 32))
 
@@ -20,15 +22,47 @@ class RandomChoice(T.Augmentation):
         return self.choices[np.random.randint(len(self.choices))](aug_input)
 
 
+class PlainResizeTransform(T.ResizeTransform):
+    """Bilinear without antialiasing, as mmdet resizes; Detectron2 averages where it shrinks."""
+
+    def apply_image(self, img: NDArray[Any], interp: int | None = None) -> NDArray[Any]:
+        """(H, W) or (H, W, C); only 8-bit images, and not labels, differ from Detectron2's."""
+        if img.dtype != np.uint8 or interp is not None:
+            return super().apply_image(img, interp)
+        resized = cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(resized).reshape(self.new_h, self.new_w, *img.shape[2:])
+
+
+class PlainResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, with :class:`PlainResizeTransform`."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Draws the size."""
+        chosen = super().get_transform(image)
+        if not isinstance(chosen, T.ResizeTransform):
+            return chosen
+        return PlainResizeTransform(chosen.h, chosen.w, chosen.new_h, chosen.new_w)
+
+
+def shortest_edge(
+    short_sides: Sequence[int] | int, max_long_side: int, antialias: bool
+) -> T.ResizeShortestEdge:
+    """Resizes the short side to one of some lengths, pixels; ``antialias=False`` as mmdet does."""
+    kind = T.ResizeShortestEdge if antialias else PlainResizeShortestEdge
+    sides = short_sides if isinstance(short_sides, int) else tuple(short_sides)
+    return kind(sides, max_long_side, "choice")
+
+
 def resize(
     *,
     short_sides: Sequence[int] = COCO_SIZES,
     max_long_side: int = 1333,
     flip: bool = True,
+    antialias: bool = True,
 ) -> list[T.Augmentation]:
     """Horizontal flip, then the short side from a list, pixels, as in Detectron2's own recipes."""
     flips = [T.RandomFlip()] if flip else []
-    return [*flips, T.ResizeShortestEdge(tuple(short_sides), max_long_side, "choice")]
+    return [*flips, shortest_edge(short_sides, max_long_side, antialias)]
 
 
 def multiscale_or_crop(
@@ -37,6 +71,7 @@ def multiscale_or_crop(
     max_long_side: int = 1333,
     crop_short_sides: Sequence[int] = (400, 500, 600),
     crop_range: tuple[int, int] = (384, 600),
+    antialias: bool = True,
 ) -> list[T.Augmentation]:
     """The policy of the published FocalNet and Swin detectors, which is that of DETR.
 
@@ -47,12 +82,13 @@ def multiscale_or_crop(
         max_long_side: of both resizes, pixels.
         crop_short_sides: of the resize before the crop, pixels.
         crop_range: smallest and largest side of the crop, pixels.
+        antialias: False resizes as mmdet does, where images shrink.
     Source: arXiv:2005.12872, appendix A.4;
     microsoft/FocalNet:detection/configs/focalnet (train_pipeline).
     """
-    final = T.ResizeShortestEdge(tuple(short_sides), max_long_side, "choice")
+    final = shortest_edge(short_sides, max_long_side, antialias)
     crop = [
-        T.ResizeShortestEdge(tuple(crop_short_sides), max_long_side, "choice"),
+        shortest_edge(crop_short_sides, max_long_side, antialias),
         T.RandomCrop("absolute_range", tuple(crop_range)),
         final,
     ]
@@ -84,9 +120,11 @@ POLICIES: dict[str, Callable[..., list[Any]]] = {
 }
 
 
-def evaluation_resize(*, short_side: int = 800, max_long_side: int = 1333) -> list[T.Augmentation]:
-    """The deterministic resize of evaluation, pixels."""
-    return [T.ResizeShortestEdge(short_side, max_long_side)]
+def evaluation_resize(
+    *, short_side: int = 800, max_long_side: int = 1333, antialias: bool = True
+) -> list[T.Augmentation]:
+    """The deterministic resize of evaluation, pixels; ``antialias=False`` as mmdet does."""
+    return [shortest_edge(short_side, max_long_side, antialias)]
 
 
 def scaled(augmentations: Sequence[T.Augmentation], ratio: float) -> list[T.Augmentation]:
@@ -101,5 +139,5 @@ def scaled(augmentations: Sequence[T.Augmentation], ratio: float) -> list[T.Augm
                 f"Test-time augmentation scales ResizeShortestEdge, not {augmentation}."
             )
         short_side = round(augmentation.short_edge_length[0] * ratio)
-        result.append(T.ResizeShortestEdge(short_side, round(augmentation.max_size * ratio)))
+        result.append(type(augmentation)(short_side, round(augmentation.max_size * ratio)))
     return result

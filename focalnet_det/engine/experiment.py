@@ -19,6 +19,7 @@ from ..checkpoint.fit import LEVEL_MODES
 from ..data.augmentation import POLICIES, evaluation_resize
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
 from ..heads.mmdet_conventions import MmdetROIHeads, MmdetRPN
+from ..heads.mmdet_rcnn import MmdetRCNN
 from .solver import Schedule, adamw
 
 # Detectron2's registered name: what stands in for it.
@@ -250,7 +251,9 @@ def from_yacs(cfg: CfgNode) -> Experiment:
 
     def test_loader(name: str) -> Callable[[], Any]:
         resize = evaluation_resize(
-            short_side=cfg.INPUT.MIN_SIZE_TEST, max_long_side=cfg.INPUT.MAX_SIZE_TEST
+            short_side=cfg.INPUT.MIN_SIZE_TEST,
+            max_long_side=cfg.INPUT.MAX_SIZE_TEST,
+            antialias=cfg.INPUT.ANTIALIAS,
         )
         return lambda: build_test_loader(
             dataset=name,
@@ -283,6 +286,8 @@ def apply_conventions(cfg: CfgNode) -> None:
         for node in (cfg.MODEL.PROPOSAL_GENERATOR, cfg.MODEL.ROI_HEADS):
             if node.NAME in MMDET_PARTS:
                 node.NAME = MMDET_PARTS[node.NAME].__name__
+        if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+            cfg.MODEL.META_ARCHITECTURE = MmdetRCNN.__name__
 
 
 def yacs_schedule(solver: CfgNode) -> Schedule:
@@ -312,7 +317,9 @@ def yacs_train_loader(cfg: CfgNode) -> TrainLoader:
             f"Unknown INPUT.POLICY {cfg.INPUT.POLICY!r}. Known: {', '.join(POLICIES)}."
         )
     augmentations = POLICIES[cfg.INPUT.POLICY](
-        short_sides=cfg.INPUT.MIN_SIZE_TRAIN, max_long_side=cfg.INPUT.MAX_SIZE_TRAIN
+        short_sides=cfg.INPUT.MIN_SIZE_TRAIN,
+        max_long_side=cfg.INPUT.MAX_SIZE_TRAIN,
+        antialias=cfg.INPUT.ANTIALIAS,
     )
     return build_train_loader(
         datasets=cfg.DATASETS.TRAIN,

@@ -1,6 +1,7 @@
 """What mmdet does differently, against slow loops and hand-worked numbers."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,10 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
+from torch import Tensor
 
 from focalnet_det.engine.experiment import load_config, read_experiment
 from focalnet_det.heads.mmdet_conventions import (
@@ -19,6 +22,7 @@ from focalnet_det.heads.mmdet_conventions import (
     MmdetROIHeads,
     MmdetRPN,
 )
+from focalnet_det.heads.mmdet_rcnn import MmdetRCNN, in_original_image
 
 YAML = "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml"
 NANO = ["MODEL.FOCALNET.VARIANT=focalnet_nano", "MODEL.FOCALNET.FOCAL_WINDOWS=None"]
@@ -107,7 +111,9 @@ def test_one_key_switches() -> None:
     assert type(official.roi_heads) is MmdetROIHeads
     transform = official.roi_heads.box_predictor.box2box_transform
     assert type(transform) is MmdetBox2BoxTransform
+    assert type(official) is MmdetRCNN
     usual = read_experiment(load_config(YAML, [*NANO, "MODEL.CONVENTIONS=detectron2"])).model()
+    assert type(usual).__name__ == "GeneralizedRCNN"
     assert type(usual.proposal_generator).__name__ == "RPN"
     assert type(usual.roi_heads).__name__ == "StandardROIHeads"
     names = [{n: p.shape for n, p in m.named_parameters()} for m in (official, usual)]
@@ -121,3 +127,40 @@ def test_iou_is_what_the_matcher_gets() -> None:
     anchors = Boxes(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20], [20, 20, 30, 30]]))
     _, labels = MmdetMatcher()(pairwise_iou(boxes, anchors))
     assert labels.tolist() == [1, -1, 0]
+
+
+def found(boxes: Tensor, **fields: Any) -> Instances:
+    return Instances((100, 200), pred_boxes=Boxes(boxes), **fields)
+
+
+def test_boxes_go_back_unclipped_and_empty_ones_stay() -> None:
+    """x by 50/200, y by 40/100; Detectron2 drops the second box, which has no width."""
+    boxes = torch.tensor([[8.0, 10, 200.002, 60], [80, 10, 80, 60]])
+    ours = in_original_image(found(boxes, scores=torch.tensor([0.9, 0.8])), 40, 50)
+    assert ours.image_size == (40, 50)
+    expected = torch.tensor([[2.0, 4, 50.0005, 24], [20, 4, 20, 24]])
+    torch.testing.assert_close(ours.pred_boxes.tensor, expected, rtol=0, atol=1e-6)
+    assert ours.scores.tolist() == pytest.approx([0.9, 0.8])
+    assert len(detector_postprocess(found(boxes.clone()), 40, 50)) == 1
+
+
+def test_masks_and_keypoints_are_those_of_detectron2() -> None:
+    boxes = torch.tensor([[8.0, 10, 160, 60], [20, 30, 80, 90]])
+    fields = {"pred_masks": torch.rand(2, 1, 28, 28), "pred_keypoints": torch.rand(2, 17, 3) * 90}
+    ours = in_original_image(found(boxes.clone(), **fields), 40, 50)
+    copies = {n: t.clone() for n, t in fields.items()}
+    theirs = detector_postprocess(found(boxes.clone(), **copies), 40, 50)
+    assert ours.pred_masks.any()
+    assert torch.equal(ours.pred_masks, theirs.pred_masks)
+    torch.testing.assert_close(ours.pred_keypoints, theirs.pred_keypoints)
+
+
+def test_the_model_postprocesses_its_detections() -> None:
+    model = read_experiment(load_config(YAML, NANO)).model().eval()
+    record = {"image": torch.rand(3, 64, 96) * 255, "height": 128, "width": 96}
+    with torch.no_grad():
+        raw = model.inference([record], do_postprocess=False)[0]
+        final = model([record])[0]["instances"]
+    assert len(final) == len(raw)
+    expected = raw.pred_boxes.tensor * torch.tensor([1.0, 2.0, 1.0, 2.0])
+    torch.testing.assert_close(final.pred_boxes.tensor, expected)

@@ -17,6 +17,7 @@ from detectron2.modeling.roi_heads import (
 
 from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
+from focalnet_det.heads.mmdet_rcnn import MmdetRCNN
 from focalnet_det.necks.fpn import build_fpn
 
 LEVELS = ("p2", "p3", "p4", "p5")
@@ -67,6 +68,7 @@ def mask_rcnn(
 
 
 def _use_mmdet_conventions(model):
+    model._target_ = MmdetRCNN
     rpn, predictor = model.proposal_generator, model.roi_heads.box_predictor
     rpn._target_ = MmdetRPN
     rpn.anchor_matcher = L(MmdetMatcher)(thresholds=[0.3, 0.7], labels=[0, -1, 1])
