@@ -16,6 +16,13 @@ EXAMPLES = """examples:
       --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py \\
       --coco-json train.json --images train_images --val-json val.json --val-images val_images
 
+  # your own COCO panoptic files: things and stuff come from the file
+  tools/train_net.py \\
+      --config-file configs/Shapes-PanopticSegmentation/panoptic_fpn_focalnet_nano_small.py \\
+      --panoptic-json panoptic_train.json --panoptic-root panoptic_train --images train_images \\
+      --val-panoptic-json panoptic_val.json --val-panoptic-root panoptic_val \\
+      --val-images val_images
+
   # your own label maps (1 = first class, 0 and 255 = none)
   tools/train_net.py \\
       --config-file configs/ADE20K-SemanticSegmentation/upernet_focalnet_nano_small.py \\
@@ -42,6 +49,13 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--images", metavar="DIR", help="training images", **several)
     data.add_argument("--val-json", metavar="FILE", help="validation annotations", **several)
     data.add_argument("--val-images", metavar="DIR", help="default: those of --images", **several)
+    segments = parser.add_argument_group(
+        "your own data, COCO panoptic format, with the image folders"
+    )
+    segments.add_argument("--panoptic-json", metavar="FILE", help="training segments", **several)
+    segments.add_argument("--panoptic-root", metavar="DIR", help="PNGs of the training", **several)
+    segments.add_argument("--val-panoptic-json", metavar="FILE", help="validation", **several)
+    segments.add_argument("--val-panoptic-root", metavar="DIR", help="PNGs of it", **several)
     labels = parser.add_argument_group("your own data, folders of images and label maps")
     labels.add_argument("--sem-images", metavar="DIR", help="training images", **several)
     labels.add_argument("--sem-labels", metavar="DIR", help="value of a pixel = class", **several)

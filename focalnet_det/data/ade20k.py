@@ -1,18 +1,16 @@
 """ADE20K's scene parsing labels in the form that Detectron2 reads."""
 
 import os
-from collections.abc import Iterable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from .labels import LabelRule, read_values
 from .mappers import size_message
 from .semantic import paired_files
+from .writing import run_jobs, write_picture
 
 RULE = LabelRule(num_classes=150, first_label=1)
 # Pairs of image and label in each folder of the published archive.
@@ -51,15 +49,7 @@ def prepare_ade20k_sem_seg(root: Path, *, workers: int, partial: bool = False) -
         folder.mkdir(parents=True, exist_ok=True)
         jobs += [(image, labels, folder / f"{labels.stem}.png") for image, labels in pairs]
     missing = [job for job in jobs if not job[2].exists()]
-    return sum(tqdm(_converted(missing, workers), total=len(missing), disable=not missing))
-
-
-def _converted(jobs: list[tuple[Path, Path, Path]], workers: int) -> Iterable[int]:
-    if workers <= 1:
-        yield from map(convert, jobs)
-        return
-    with get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(convert, jobs, chunksize=32)
+    return sum(run_jobs(convert, missing, workers))
 
 
 def convert(job: tuple[Path, Path, Path]) -> int:
@@ -74,7 +64,5 @@ def convert(job: tuple[Path, Path, Path]) -> int:
     if values.shape != size:
         raise ValueError(size_message(path, values.shape, size))
     labels = RULE.classes(values, path).astype(np.uint8)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    Image.fromarray(labels).save(temporary, format="png")
-    temporary.replace(target)
+    write_picture(target, labels)
     return 1

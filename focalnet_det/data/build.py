@@ -83,7 +83,7 @@ def build_train_loader(
     """
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     dicts = dataset_records(names, filter_empty=filter_empty)
-    if masks and not any("segmentation" in a for r in dicts for a in r.get("annotations", ())):
+    if masks and not any(map(has_masks, dicts)):
         raise ValueError(f"No annotation of {', '.join(names)} has a mask; train a box detector.")
     mapper = InstanceMapper(
         is_train=True,
@@ -117,6 +117,13 @@ def build_train_loader(
     for name in names:
         loader.file_issues.update(MetadataCatalog.get(name).get("file_issues", {}))
     return loader
+
+
+def has_masks(record: dict[str, Any]) -> bool:
+    """Whether a record has an instance mask, or panoptic segments in place of annotations."""
+    if "annotations" not in record:
+        return "pan_seg_file_name" in record
+    return any("segmentation" in annotation for annotation in record["annotations"])
 
 
 def dataset_records(names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
@@ -18,6 +18,13 @@ class UnreadableLabelsError(OSError):
     """A file is there, but it is no label map."""
 
 
+class LabelReader(Protocol):
+    """How a file becomes classes: ``label_rule`` of a record."""
+
+    def read(self, path: str | Path) -> NDArray[np.int64]:
+        """Classes (H, W), 255 where there is none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
     """How the values of a label file become classes 0..num_classes-1.
@@ -29,6 +36,10 @@ class LabelRule:
 
     num_classes: int | None = None
     first_label: int = 0
+
+    def read(self, path: str | Path) -> NDArray[np.int64]:
+        """Classes of a label file; errors as in ``read_values`` and ``classes``."""
+        return self.classes(read_values(path), path)
 
     def classes(self, values: NDArray[Any], path: str | Path) -> NDArray[np.int64]:
         """Values of a file (H, W) -> classes, 255 where there is none.
@@ -76,10 +87,12 @@ def read_values(path: str | Path) -> NDArray[Any]:
     return values
 
 
-def read_labels(path: str | Path, rule: LabelRule | None = None) -> NDArray[np.int64]:
-    """Classes of a label file, (H, W), 255 where there is none; errors as in the functions above.
+def read_labels(path: str | Path, rule: LabelReader | None = None) -> NDArray[np.int64]:
+    """Classes of a file, (H, W), 255 where there is none.
 
     Args:
-        rule: None takes the values as they are.
+        rule: None takes the values of a label file as they are.
+    Raises: UnreadableLabelsError if the file is empty, damaged or no label map, FileNotFoundError
+        if it is absent, ValueError if it holds what the rule does not know.
     """
-    return (rule or LabelRule()).classes(read_values(path), path)
+    return (rule or LabelRule()).read(path)

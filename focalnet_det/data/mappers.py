@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from .labels import UnreadableLabelsError, read_labels
+from .panoptic import segment_annotations
 from .reading import UnreadableImageError, read_rgb, to_array
 from .tally import (
     BOX_OUTSIDE,
@@ -106,7 +107,8 @@ class InstanceMapper(DatasetMapper):
             dataset_dict: a record in Detectron2's format; left unchanged.
         Returns: the record with ``image``, uint8 (3, H, W); in training ``sem_seg``, int64 (H, W),
             in place of ``sem_seg_file_name`` and ``label_rule``, and ``instances`` in place of
-            ``annotations``; and ``data_issues``, {problem: count}, if there were any.
+            ``annotations``, or of the things of panoptic segments where there are none; and
+            ``data_issues``, {problem: count}, if there were any.
         Raises:
             SkippedImage if training has to do without the image;
             UnreadableImageError or SizeMismatchError in the same cases in evaluation;
@@ -119,6 +121,8 @@ class InstanceMapper(DatasetMapper):
         size = (image.shape[0], image.shape[1])
 
         sem_seg = self._read_labels(record, size) if self.is_train else None
+        if self.is_train and annotations is None and "pan_seg_file_name" in record:
+            annotations = self._read_segments(record)
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         image = augmented.image
@@ -165,6 +169,13 @@ class InstanceMapper(DatasetMapper):
             raise SkippedImage(LABEL_SIZE_DIFFERS, size_message(path, labels.shape, size))
         # Types that the resizing of transforms can handle.
         return labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.int32)
+
+    def _read_segments(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Instances of the panoptic segments of a record."""
+        try:
+            return segment_annotations(record)
+        except UnreadableLabelsError as error:
+            raise SkippedImage(UNREADABLE_LABELS, str(error)) from error
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: Sequence[int]

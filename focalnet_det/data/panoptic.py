@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image
 
-from .labels import UnreadableLabelsError
+from .labels import IGNORE, UnreadableLabelsError
+from .shapes_export import mask_box
 
 VOID = 0
 
@@ -169,3 +171,52 @@ def segment_pixels(ids: NDArray[np.integer]) -> dict[int, int]:
     """Pixels of each id of a map but 0."""
     found, counts = np.unique(ids, return_counts=True)
     return {int(i): int(n) for i, n in zip(found, counts, strict=True) if i != VOID}
+
+
+@dataclass(frozen=True)
+class SegmentLabels:
+    """Semantic labels of one panoptic PNG, by segment.
+
+    Attributes:
+        classes: segment id -> class; other pixels are of none.
+    """
+
+    classes: Mapping[int, int]
+
+    def read(self, path: str | Path) -> NDArray[np.int64]:
+        """Classes (H, W), 255 where there is none; errors as in ``read_segment_ids``."""
+        return self.of(read_segment_ids(path))
+
+    def of(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Segment ids -> classes."""
+        known = np.array(sorted(self.classes), dtype=np.int64)
+        values = np.array([*(self.classes[int(k)] for k in known), IGNORE], dtype=np.int64)
+        if not known.size:
+            return np.full(ids.shape, IGNORE, dtype=np.int64)
+        found = np.searchsorted(known, ids).clip(max=len(known) - 1)
+        labels: NDArray[np.int64] = values[np.where(known[found] == ids, found, len(known))]
+        return labels
+
+
+def segment_annotations(record: Mapping[str, Any]) -> list[Record]:
+    """Instances of the things of a record with panoptic segments, in Detectron2's format.
+
+    Raises: as ``read_segment_ids``.
+    """
+    ids = read_segment_ids(record["pan_seg_file_name"])
+    annotations = []
+    for segment in record["segments_info"]:
+        if not segment["isthing"]:
+            continue
+        mask = ids == segment["id"]
+        annotations.append(
+            {
+                "category_id": segment["category_id"],
+                "iscrowd": segment.get("iscrowd", 0),
+                # An empty box has the annotation dropped, and counted.
+                "bbox": mask_box(mask) if mask.any() else [0, 0, 0, 0],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "segmentation": mask,
+            }
+        )
+    return annotations

@@ -17,11 +17,17 @@ from torch.distributed.rendezvous import rendezvous
 from ..checkpoint import load_initial_weights
 from ..compat import create_local_process_group
 from ..data.datasets import register_shapes
+from ..data.panoptic_sets import (
+    register_ade20k_panoptic,
+    register_coco_panoptic,
+    register_shapes_panoptic,
+)
 from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
 from .evaluate import evaluate
 from .experiment import Experiment, load_config, read_experiment
 from .own_data import coco_files, use_coco_json
 from .own_labels import folder_pairs, use_label_folders
+from .own_panoptic import panoptic_sets, use_panoptic_sets
 from .pictures import save_predictions
 from .run import start_run
 from .train import autocast, train
@@ -42,6 +48,10 @@ class RunArguments:
     images: Sequence[str] = ()
     val_json: Sequence[str] = ()
     val_images: Sequence[str] = ()
+    panoptic_json: Sequence[str] = ()
+    panoptic_root: Sequence[str] = ()
+    val_panoptic_json: Sequence[str] = ()
+    val_panoptic_root: Sequence[str] = ()
     sem_images: Sequence[str] = ()
     sem_labels: Sequence[str] = ()
     val_sem_images: Sequence[str] = ()
@@ -139,12 +149,24 @@ def run(args: RunArguments) -> dict[str, Any]:
     register_shapes()
     register_shapes_sem_seg()
     register_ade20k_sem_seg()
+    register_shapes_panoptic()
+    register_coco_panoptic()
+    register_ade20k_panoptic()
     cfg = load_config(args.config_file, args.opts)
     if args.coco_json or args.val_json:
         use_coco_json(
             cfg,
             train=coco_files("coco-json", args.coco_json, args.images, ()),
             val=coco_files("val-json", args.val_json, args.val_images, args.images),
+            overrides=args.opts,
+        )
+    if args.panoptic_json or args.val_panoptic_json:
+        use_panoptic_sets(
+            cfg,
+            train=panoptic_sets("", args.panoptic_json, args.panoptic_root, args.images),
+            val=panoptic_sets(
+                "val-", args.val_panoptic_json, args.val_panoptic_root, args.val_images
+            ),
             overrides=args.opts,
         )
     if args.sem_images or args.sem_labels or args.val_sem_images or args.val_sem_labels:

@@ -19,10 +19,14 @@ def _coco(
     json_file = metadata.get("json_file")
     if json_file is None:
         raise KeyError(f"Metadata of {metadata.name!r} has no json_file: set it to the COCO JSON.")
+    names, ids = (metadata.get(f"thing_{k}") for k in ("classes", "dataset_id_to_contiguous_id"))
+    if names is not None and ids is not None:
+        # Panoptic sets in one numbering name the stuff too.
+        names = [names[k] for k in sorted(ids.values()) if k < len(names)]
     return COCODetectionEvaluator(
         json_file=PathManager.get_local_path(json_file),
-        class_names=metadata.get("thing_classes"),
-        thing_dataset_id_to_contiguous_id=metadata.get("thing_dataset_id_to_contiguous_id"),
+        class_names=names,
+        thing_dataset_id_to_contiguous_id=ids,
         output_dir=output_dir,
         tasks=tasks,
         max_dets=max_dets,

@@ -22,7 +22,7 @@ from hotcoco.metrics import pixel_confusion
 from numpy.typing import NDArray
 from PIL import Image
 
-from focalnet_det.data.labels import IGNORE, LabelRule, read_labels, read_values
+from focalnet_det.data.labels import IGNORE, LabelReader, read_labels, read_values
 from focalnet_det.data.mappers import size_message
 from focalnet_det.evaluation.tables import render_table, two_decimals
 from focalnet_det.visualization.semantic import save_comparison, save_iou_chart
@@ -81,7 +81,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self._boundary: Counts = np.zeros((2, count), dtype=np.int64)
         self._image_iou: dict[str, float] = {}
         # What is needed to draw an image again: label file and rule.
-        self._truth: dict[str, tuple[Any, LabelRule | None]] = {}
+        self._truth: dict[str, tuple[Any, LabelReader | None]] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
         """Counts the pixels of some images.
@@ -158,7 +158,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self,
         metrics: Mapping[str, float],
         image_iou: Mapping[str, float],
-        truth: Mapping[str, tuple[Any, LabelRule | None]],
+        truth: Mapping[str, tuple[Any, LabelReader | None]],
     ) -> None:
         """Draws the IoU of the classes and the worst images, from the saved predictions."""
         assert self._output_dir is not None

@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""Write COCO instances of ADE20K's 100 things. See datasets/README.md for the layout.
+
+Examples:
+    python datasets/prepare_ade20k_ins_seg.py
+    python datasets/prepare_ade20k_ins_seg.py --root /data/ADEChallengeData2016 --workers 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from focalnet_det.errors import one_line_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        help="unpacked archives (default: $DETECTRON2_DATASETS/ADEChallengeData2016)",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: cores")
+    parser.add_argument("--partial", action="store_true", help="accept a part of the data set")
+    args = parser.parse_args()
+    with one_line_errors():
+        from focalnet_det.data.ade20k import default_ade20k_root
+        from focalnet_det.data.ade20k_objects import prepare_ade20k_instances
+
+        root = args.root or default_ade20k_root()
+        written = prepare_ade20k_instances(root, workers=args.workers, partial=args.partial)
+        names = ", ".join(path.name for path in written)
+        print(f"{root}: complete, {names or 'nothing'} written.")
+
+
+if __name__ == "__main__":
+    main()
