@@ -9,12 +9,13 @@ ENV_DIR := $(or $(if $(ACTIVE),$(shell $(HAS_TORCH) 2>/dev/null && echo "$(ACTIV
 PY := "$(ENV_DIR)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast soak gpu-test lint clean
+.PHONY: help install demo zoo-check test test-fast soak gpu-test lint clean
 
 help:
 	@echo "make demo       train, evaluate and draw on the generated data set"
 	@echo "make test       every check and test (no GPU needed)"
 	@echo "make test-fast  the tests that take seconds"
+	@echo "make zoo-check  trains small recipes on the generated data, each up to its bar"
 	@echo "make soak       kills and resumes two trainings 30 times each"
 	@echo "make gpu-test   the tests that need a GPU"
 	@echo "make lint       ruff and mypy"
@@ -31,6 +32,13 @@ install:
 
 demo: install
 	@$(PY) tools/run_demo.py
+
+# Ten CPU minutes a recipe; ONLY=panoptic runs those with that in the name.
+zoo-check: export OMP_NUM_THREADS = 1
+
+zoo-check: install
+	@$(PY) datasets/make_shapes.py
+	@$(PY) tools/check_zoo.py --only "$(ONLY)"
 
 lint: install
 	$(PY) -m ruff check .

@@ -1,0 +1,89 @@
+"""Small recipes that must learn the generated shapes, and the score that each has to reach."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..evaluation.tables import render_table, two_decimals
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A recipe below ``configs``, a metric of its last evaluation, and its least value, percent."""
+
+    config: str
+    metric: str
+    least: float
+
+
+BARS = (
+    Bar(
+        "Shapes-PanopticSegmentation/panoptic_fpn_focalnet_nano_small.py",
+        "shapes_panoptic_val/panoptic_seg/PQ",
+        60,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Score of a recipe, percent, and CPU time of its run, seconds."""
+
+    bar: Bar
+    score: float
+    cpu_seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the score is the least one or more."""
+        return self.score >= self.bar.least
+
+
+def check_zoo(output: Path, *, only: str = "", bars: Sequence[Bar] = BARS) -> list[Outcome]:
+    """Trains recipes one after the other, each in a process of its own.
+
+    Args:
+        output: gets a folder a recipe.
+        only: recipes with this in their path; "" for all.
+    Raises: ValueError if there is no such recipe, subprocess.CalledProcessError if a run fails.
+    """
+    chosen = [bar for bar in bars if only in bar.config]
+    if not chosen:
+        raise ValueError(f"No recipe has {only!r} in {', '.join(bar.config for bar in bars)}.")
+    return [run_bar(bar, output / Path(bar.config).stem) for bar in chosen]
+
+
+def run_bar(bar: Bar, folder: Path) -> Outcome:
+    """Trains one recipe; errors as above."""
+    before = _children_seconds()
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--output", str(folder)]
+    subprocess.run([*command, "--config-file", str(ROOT / "configs" / bar.config)], check=True)
+    *_, last = (folder / "metrics.json").read_text().splitlines()
+    return Outcome(bar, float(json.loads(last)[bar.metric]), _children_seconds() - before)
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """One row a recipe."""
+    rows = [
+        [
+            Path(o.bar.config).stem,
+            o.bar.metric.rpartition("/")[2],
+            two_decimals(o.score),
+            f"{o.bar.least:g}",
+            f"{o.cpu_seconds / 60:.1f}",
+            "passed" if o.passed else "FAILED",
+        ]
+        for o in outcomes
+    ]
+    return render_table(["recipe", "metric", "score", "least", "CPU min", ""], rows)

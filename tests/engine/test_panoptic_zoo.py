@@ -1,0 +1,71 @@
+"""Every recipe on panoptic data trains and evaluates."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
+
+from test_zoo import THIN, semantic_data
+
+from focalnet_det.engine.main import RunArguments, run
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# A .yaml trains what its .py does, as tests of the configs say: one of each kind runs here.
+PANOPTIC = sorted(CONFIGS.glob("*-PanopticSegmentation/*.py"))
+PANOPTIC += CONFIGS.glob("*-PanopticSegmentation/*tiny_srf_1x.yaml")
+SEMANTIC = sorted(CONFIGS.glob("COCO-SemanticSegmentation/*.py"))
+SEMANTIC += CONFIGS.glob("COCO-SemanticSegmentation/*tiny_srf_1x.yaml")
+THIN_HEAD = {
+    ".py": ["model.sem_seg_head.conv_dims=32"],
+    ".yaml": ["MODEL.SEM_SEG_HEAD.CONVS_DIM=32"],
+}
+THIN_SEGMENTOR = {
+    ".py": [*(o for o in THIN[".py"] if "roi_heads" not in o), "model.channels=32"],
+    ".yaml": [o for o in THIN[".yaml"] if "ROI" not in o and "DETECTIONS" not in o],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PANOPTIC, ids=[path.name for path in PANOPTIC])
+def test_panoptic_recipe_trains_a_step_and_evaluates(
+    path: Path, shapes: Path, tmp_path: Path
+) -> None:
+    args = RunArguments(
+        config_file=str(path),
+        opts=[*THIN[path.suffix], *THIN_HEAD[path.suffix]],
+        output=str(tmp_path),
+        panoptic_json=[str(shapes / "annotations/panoptic_train.json")],
+        panoptic_root=[str(shapes / "panoptic_train")],
+        images=[str(shapes / "images/train")],
+        val_panoptic_json=[str(shapes / "annotations/panoptic_val.json")],
+        val_panoptic_root=[str(shapes / "panoptic_val")],
+        val_images=[str(shapes / "images/val")],
+    )
+    results = run(args)["panoptic_val_val"]
+    assert set(results) == {"sem_seg", "panoptic_seg"}
+    for name in ("PQ", "PQ_th", "PQ_st", "PQ-circle", "PQ-water"):
+        value = results["panoptic_seg"][name]
+        assert 0 <= value <= 100 or math.isnan(value)
+    trained, scored = (json.loads(line) for line in (tmp_path / "metrics.json").open())
+    assert 0 < trained["loss_sem_seg"] < trained["total_loss"] < 100
+    assert scored["panoptic_val_val/panoptic_seg/PQ"] == results["panoptic_seg"]["PQ"]
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SEMANTIC, ids=[path.name for path in SEMANTIC])
+def test_semantic_recipe_trains_a_step_and_evaluates(
+    path: Path, shapes: Path, tmp_path: Path
+) -> None:
+    opts = [*THIN_SEGMENTOR[path.suffix], *(THIN_HEAD[".yaml"] if path.suffix == ".yaml" else ())]
+    args = RunArguments(config_file=str(path), opts=opts, output=str(tmp_path))
+    results = run(dataclasses.replace(args, **semantic_data(shapes)))
+    assert 0 <= results["validation_val"]["sem_seg"]["mIoU"] <= 100
+    trained, _ = (json.loads(line) for line in (tmp_path / "metrics.json").open())
+    assert 0 < trained["total_loss"] < 100
+    shutil.rmtree(tmp_path)
