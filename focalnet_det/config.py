@@ -45,3 +45,5 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.TEST.MAX_DETS = 100
     # Test images that are drawn at the end.
     cfg.TEST.PICTURES = 6
+    # Boundary AP beside mask AP.
+    cfg.TEST.BOUNDARY_AP = False

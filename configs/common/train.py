@@ -26,6 +26,7 @@ def run_options(**changes):
         "max_dets": 100,
         "pictures": 6,
         "save_predictions": False,
+        "boundary_ap": False,
         "seed": -1,
         "ddp": {},
     }

@@ -33,6 +33,7 @@ def evaluate(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
             output_dir=folder,
             max_dets=experiment.options.max_dets,
             save_predictions=experiment.options.save_predictions,
+            boundary=experiment.options.boundary_ap,
         )
         # A loader takes a number from the model's generator: the training must not notice.
         with torch.random.fork_rng(devices=[]):

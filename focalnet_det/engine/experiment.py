@@ -55,7 +55,8 @@ class TrainOptions:
         wandb_project: of Weights & Biases, "" for none.
         max_dets: predictions per image that enter AP.
         pictures: test images to draw at the end, with the truth and what the model finds.
-        save_predictions: of semantic segmentation, write a PNG of every evaluated image.
+        save_predictions: of semantic and panoptic segmentation, write a PNG of every image.
+        boundary_ap: where masks are scored, boundary AP as well.
         seed: of everything random, negative for a different one each time.
         ddp: arguments of DistributedDataParallel.
     """
@@ -82,6 +83,7 @@ class TrainOptions:
     max_dets: int = 100
     pictures: int = 6
     save_predictions: bool = False
+    boundary_ap: bool = False
     seed: int = -1
     ddp: dict[str, Any] = field(default_factory=dict)
 
@@ -361,6 +363,7 @@ def yacs_options(cfg: CfgNode) -> TrainOptions:
         log_iterations=cfg.SOLVER.LOG_ITERATIONS,
         max_dets=cfg.TEST.MAX_DETS,
         pictures=cfg.TEST.PICTURES,
+        boundary_ap=cfg.TEST.BOUNDARY_AP,
         seed=cfg.SEED,
     )
 

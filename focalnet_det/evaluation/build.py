@@ -8,13 +8,20 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
+from focalnet_det.evaluation.boundary import BoundaryEvaluator
 from focalnet_det.evaluation.coco import COCODetectionEvaluator
 from focalnet_det.evaluation.panoptic import PanopticEvaluator
 from focalnet_det.evaluation.semantic import SemanticEvaluator
 
 
 def _coco(
-    metadata: Metadata, *, output_dir: Any, tasks: Any, max_dets: int, **_: Any
+    metadata: Metadata,
+    *,
+    output_dir: Any,
+    tasks: Any,
+    max_dets: int,
+    boundary: bool = False,
+    **_: Any,
 ) -> DatasetEvaluator:
     json_file = metadata.get("json_file")
     if json_file is None:
@@ -23,14 +30,15 @@ def _coco(
     if names is not None and ids is not None:
         # Panoptic sets in one numbering name the stuff too.
         names = [names[k] for k in sorted(ids.values()) if k < len(names)]
-    return COCODetectionEvaluator(
-        json_file=PathManager.get_local_path(json_file),
-        class_names=names,
-        thing_dataset_id_to_contiguous_id=ids,
-        output_dir=output_dir,
-        tasks=tasks,
-        max_dets=max_dets,
-    )
+    common = {
+        "json_file": PathManager.get_local_path(json_file),
+        "class_names": names,
+        "thing_dataset_id_to_contiguous_id": ids,
+        "output_dir": output_dir,
+        "max_dets": max_dets,
+    }
+    evaluator = COCODetectionEvaluator(**common, tasks=tasks)
+    return DatasetEvaluators([evaluator, BoundaryEvaluator(**common)]) if boundary else evaluator
 
 
 def _sem_seg(
@@ -68,7 +76,8 @@ def _panoptic(
     return DatasetEvaluators([*evaluators, panoptic])
 
 
-# Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=, save_predictions=).
+# Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=, save_predictions=,
+# boundary=).
 EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
     "coco": _coco,
     "coco_panoptic_seg": _panoptic,
@@ -83,6 +92,7 @@ def build_evaluator(
     tasks: Sequence[str] | None = None,
     max_dets: int = 100,
     save_predictions: bool = False,
+    boundary: bool = False,
 ) -> DatasetEvaluator:
     """Evaluator for a data set registered in Detectron2.
 
@@ -91,6 +101,7 @@ def build_evaluator(
         tasks: what to measure, e.g. ("bbox", "segm"); None: what the predictions hold.
         max_dets: detections per image and class that count for AP.
         save_predictions: of "sem_seg" and "coco_panoptic_seg", write a PNG per image as well.
+        boundary: where there are masks, boundary AP as well.
     Raises: KeyError if the data set's evaluator_type is missing or unknown.
     """
     metadata = MetadataCatalog.get(dataset_name)
@@ -106,4 +117,5 @@ def build_evaluator(
         tasks=tasks,
         max_dets=max_dets,
         save_predictions=save_predictions,
+        boundary=boundary,
     )
