@@ -1,9 +1,18 @@
-"""Test-time augmentation: an image at several sizes and mirrored, and one answer."""
+"""Test-time augmentation: an image at several sizes and mirrored, and one answer.
+
+One mechanism for every task: the model answers for each view, and a merger of each task makes one
+answer of them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from detectron2.data import transforms as T
+from detectron2.layers import batched_nms
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 VIEWS = "views"
@@ -40,22 +49,31 @@ class TestTimeAugmentation(nn.Module):
         if VIEWS not in record:
             answers: dict[str, Any] = self.model([record])[0]
             return answers
-        views = record[VIEWS]
-        given = ((self.model([view])[0], view[TRANSFORMS]) for view in views)
-        return merged(given)
+        mergers: dict[str, Merger] = {}
+        # One view at a time: the answers to one are held, not to all.
+        for view in record[VIEWS]:
+            for task, value in self.model([view])[0].items():
+                if task not in MERGERS:
+                    raise KeyError(
+                        f"Test-time augmentation cannot merge {task!r}. "
+                        f"Known: {', '.join(MERGERS)}."
+                    )
+                mergers.setdefault(task, MERGERS[task](self.model)).add(value, view)
+        merged: dict[str, Any] = {}
+        for task in MERGERS:
+            if task in mergers:
+                merged[task] = mergers[task].result(merged)
+        return merged
 
 
-def merged(answers: Any) -> dict[str, Any]:
-    """Merges (answer, transforms) pairs one at a time: those of one view are held, not of all."""
-    mergers: dict[str, SemanticMerger] = {}
-    for answer, transforms in answers:
-        for task, value in answer.items():
-            if task not in MERGERS:
-                raise KeyError(
-                    f"Test-time augmentation cannot merge {task!r}. Known: {', '.join(MERGERS)}."
-                )
-            mergers.setdefault(task, MERGERS[task]()).add(value, transforms)
-    return {task: merger.result() for task, merger in mergers.items()}
+class Merger(Protocol):
+    """Makes one answer of those to the views of an image."""
+
+    def add(self, value: Any, view: Record) -> None:
+        """Adds the answer to one view, of the original image's size, mirrored if the view is."""
+
+    def result(self, merged: Mapping[str, Any], /) -> Any:
+        """The answer, given those of the tasks before it in ``MERGERS``."""
 
 
 class SemanticMerger:
@@ -64,27 +82,152 @@ class SemanticMerger:
     Source: open-mmlab/mmsegmentation:mmseg/models/segmentors/encoder_decoder.py (aug_test).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, _model: nn.Module, /) -> None:
         self.total: Tensor | None = None
         self.count = 0
 
-    def add(self, logits: Tensor, transforms: T.TransformList) -> None:
-        """Adds one view: logits (K, H, W) of the original size, mirrored if the view is."""
-        probabilities = logits.softmax(dim=0)
-        if mirrored(transforms):
+    def add(self, value: Tensor, view: Record) -> None:
+        """Adds one view: logits (K, H, W)."""
+        probabilities = value.softmax(dim=0)
+        if mirrored(view[TRANSFORMS]):
             probabilities = probabilities.flip(-1)
         self.total = probabilities if self.total is None else self.total + probabilities
         self.count += 1
 
-    def result(self) -> Tensor:
+    def result(self, _merged: Mapping[str, Any], /) -> Tensor:
         """Probabilities (K, H, W)."""
         assert self.total is not None
         return self.total / self.count
 
 
-MERGERS: dict[str, Callable[[], SemanticMerger]] = {"sem_seg": SemanticMerger}
+class InstanceMerger:
+    """Non-maximum suppression over the boxes of all views; masks are the mean over the views.
+
+    Threshold and number of detections are the model's own. For the masks, models with a box head
+    are asked again, about the merged boxes on each view; of others, a box keeps its own mask.
+
+    Source: facebookresearch/detectron2:detectron2/modeling/test_time_augmentation.py.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Any: the parts of Detectron2's detectors are not known to be there.
+        self.model: Any = model
+        self.views: list[Record] = []
+        self.found: list[Instances] = []
+
+    def add(self, value: Instances, view: Record) -> None:
+        """Adds one view.
+
+        Raises: ValueError for keypoints, which have no rule.
+        """
+        if value.has("pred_keypoints"):
+            raise ValueError(
+                "Test-time augmentation has no rule for keypoints: leave out the views."
+            )
+        self.views.append(view)
+        if self.asks_again:
+            # They are made anew: those of all views would fill the memory.
+            fields = {k: v for k, v in value.get_fields().items() if k != "pred_masks"}
+            value = Instances(value.image_size, **fields)
+        self.found.append(unmirrored(value) if mirrored(view[TRANSFORMS]) else value)
+
+    @property
+    def asks_again(self) -> bool:
+        """Whether the masks of given boxes can be had from the model."""
+        return bool(getattr(getattr(self.model, "roi_heads", None), "mask_on", False))
+
+    def result(self, _merged: Mapping[str, Any], /) -> Instances:
+        """Instances, best first."""
+        everything = Instances.cat(self.found)
+        threshold, limit = suppression(self.model)
+        kept = batched_nms(
+            everything.pred_boxes.tensor, everything.scores, everything.pred_classes, threshold
+        )
+        result = everything[kept[:limit]]
+        if self.asks_again:
+            result.pred_masks = self.mean_masks(result)
+            # Pastes the masks into the image.
+            result = detector_postprocess(result, *result.image_size)
+        return result
+
+    def mean_masks(self, merged: Instances) -> Tensor:
+        """Mask probabilities of merged boxes, (N, 1, S, S), the mean over the views."""
+        total: Tensor | None = None
+        for view in self.views:
+            boxes = view[TRANSFORMS].apply_box(merged.pred_boxes.tensor.cpu().numpy())
+            given = Instances(tuple(view["image"].shape[-2:]))
+            device = merged.scores.device
+            given.pred_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32, device=device))
+            given.pred_classes, given.scores = merged.pred_classes, merged.scores
+            features = self.model.backbone(self.model.preprocess_image([view]).tensor)
+            (found,) = self.model.roi_heads.forward_with_given_boxes(features, [given])
+            masks = found.pred_masks
+            if mirrored(view[TRANSFORMS]):
+                masks = masks.flip(-1)
+            total = masks if total is None else total + masks
+        assert total is not None
+        return total / len(self.views)
+
+
+class PanopticMerger:
+    """Panoptic FPN's own combination of merged instances and merged semantic probabilities."""
+
+    def __init__(self, model: nn.Module) -> None:
+        names = ("overlap_thresh", "stuff_area_thresh", "instances_score_thresh")
+        try:
+            self.thresholds = [getattr(model, f"combine_{name}") for name in names]
+        except AttributeError as error:
+            raise ValueError(
+                "Test-time augmentation of panoptic answers is for panoptic FPN: "
+                f"{type(model).__name__} has no rule to combine things and stuff."
+            ) from error
+
+    def add(self, value: Any, view: Record) -> None:
+        """Nothing: the answer is made from those of the other tasks."""
+
+    def result(self, merged: Mapping[str, Any], /) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Map of segment ids (H, W), and the segments."""
+        classes = merged["sem_seg"].argmax(dim=0)
+        ids, segments = combine_semantic_and_instance_outputs(
+            merged["instances"], classes, *self.thresholds
+        )
+        return ids, segments
+
+
+# In order: an answer may be made from those before it.
+MERGERS: dict[str, Callable[[nn.Module], Merger]] = {
+    "sem_seg": SemanticMerger,
+    "instances": InstanceMerger,
+    "panoptic_seg": PanopticMerger,
+}
 
 
 def mirrored(transforms: T.TransformList) -> bool:
     """Whether an odd number of horizontal flips is among the transforms."""
     return sum(isinstance(t, T.HFlipTransform) for t in transforms.transforms) % 2 == 1
+
+
+def unmirrored(instances: Instances) -> Instances:
+    """Instances of a mirrored image, as they are in the image itself."""
+    width = instances.image_size[1]
+    fields = dict(instances.get_fields())
+    x0, y0, x1, y1 = fields["pred_boxes"].tensor.unbind(dim=1)
+    fields["pred_boxes"] = Boxes(torch.stack([width - x1, y0, width - x0, y1], dim=1))
+    if "pred_masks" in fields:
+        fields["pred_masks"] = fields["pred_masks"].flip(-1)
+    return Instances(instances.image_size, **fields)
+
+
+def suppression(model: nn.Module) -> tuple[float, int]:
+    """IoU threshold of a detector's non-maximum suppression, and its detections per image.
+
+    0.5 and 100, Detectron2's own, for models that do not say.
+    """
+    threshold, limit = 0.5, 100
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "test_nms_thresh"):
+            names = ("test_topk_per_image", "max_detections_per_image")
+            limits = [getattr(module, name) for name in names if hasattr(module, name)]
+            return float(module.test_nms_thresh), int(limits[0]) if limits else limit
+    return threshold, limit

@@ -100,12 +100,13 @@ def test_a_model_that_mirrors_is_not_changed_by_flips(folder: Path) -> None:
 
 
 def test_answers_without_a_rule_are_an_error(folder: Path) -> None:
-    class Boxes(nn.Module):
+    class Depth(nn.Module):
         def forward(self, x: list[dict]) -> list[dict]:
-            return [{"instances": None}]
+            return [{"depth": None}]
 
-    with pytest.raises(KeyError, match="cannot merge 'instances'. Known: sem_seg"):
-        list(map(TestTimeAugmentation(Boxes()), loader(flip=True)))
+    known = "Known: sem_seg, instances, panoptic_seg"
+    with pytest.raises(KeyError, match=f"cannot merge 'depth'. {known}"):
+        list(map(TestTimeAugmentation(Depth()), loader(flip=True)))
 
 
 def test_only_the_resize_of_evaluation_is_scaled() -> None:
