@@ -1,5 +1,6 @@
 """Label maps: files in which a pixel's value is its class."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +86,37 @@ def read_values(path: str | Path) -> NDArray[Any]:
             "single-channel or palette picture."
         )
     return values
+
+
+def pixel_counts(files: Iterable[str | Path], rule: LabelRule) -> NDArray[np.int64]:
+    """Pixels of each class in label files, (K,); files that cannot be read are left out.
+
+    Raises: ValueError if a file holds values of no class.
+    """
+    assert rule.num_classes is not None
+    counts = np.zeros(rule.num_classes, dtype=np.int64)
+    for path in files:
+        try:
+            labels = read_labels(path, rule)
+        except UnreadableLabelsError:
+            continue
+        counts += np.bincount(labels[labels != IGNORE], minlength=rule.num_classes)
+    return counts
+
+
+def balanced_weights(counts: NDArray[np.int64], largest: float = 10.0) -> list[float]:
+    """Loss weights that let rare classes count more: sqrt(median frequency / frequency).
+
+    Args:
+        counts: pixels of each class, (K,).
+        largest: weight.
+    Returns: K weights, two decimals; 1 for classes that do not occur.
+    Source: arXiv:1411.4734, section 6.3.2 (median frequency balancing), here with a square root.
+    """
+    there = counts > 0
+    weights = np.ones(len(counts))
+    weights[there] = np.sqrt(np.median(counts[there]) / counts[there])
+    return [round(float(weight), 2) for weight in weights.clip(0.01, largest)]
 
 
 def read_labels(path: str | Path, rule: LabelReader | None = None) -> NDArray[np.int64]:

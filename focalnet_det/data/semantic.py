@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from .ade20k_colors import ADE20K_COLORS
 from .labels import IGNORE, LabelRule
 from .shapes import default_root
 from .shapes_export import ADE_NAMES, COLOURS
@@ -203,4 +204,4 @@ def register_ade20k_sem_seg() -> None:
         name = f"ade20k_sem_seg_{split}"
         classes = ClassList(names=tuple(MetadataCatalog.get(name).stuff_classes))
         images, labels = root / "images" / folder, root / "annotations_detectron2" / folder
-        register_sem_seg(name, images, labels, classes)
+        register_sem_seg(name, images, labels, classes, colors=ADE20K_COLORS)

@@ -1,8 +1,8 @@
 """Semantic segmentation: IoU, accuracy and boundary IoU, as a Detectron2 evaluator.
 
-hotcoco counts the pixels. The definitions are those of mmsegmentation and Detectron2, except where
-a class that has no ground truth is predicted: like Detectron2, and unlike mmsegmentation, which
-counts it as 0, the means leave it out.
+hotcoco counts the pixels, or PyTorch where they are on a GPU. The definitions are those of
+mmsegmentation and Detectron2, except where a class that has no ground truth is predicted: like
+Detectron2, and unlike mmsegmentation, which counts it as 0, the means leave it out.
 """
 
 import json
@@ -16,11 +16,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from hotcoco.metrics import pixel_confusion
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from focalnet_det.data.labels import IGNORE, LabelReader, read_labels, read_values
 from focalnet_det.data.mappers import size_message
@@ -91,24 +93,31 @@ class SemanticEvaluator(DatasetEvaluator):
             outputs: dicts with "sem_seg": scores (K, H, W), of the original image's size.
         Raises: ValueError, naming the image, if a prediction cannot belong to the data set.
         """
+        count = len(self._classes)
         for image, output in zip(inputs, outputs, strict=True):
             name = str(image["file_name"])
             scores = output["sem_seg"]
-            if len(scores) != len(self._classes):
+            if len(scores) != count:
                 raise ValueError(
                     f"The model predicts {len(scores)} classes, the data set has "
-                    f"{len(self._classes)}: set the model's number of classes to that."
+                    f"{count}: set the model's number of classes to that."
                 )
             if name in self._image_iou:
                 logger.warning("Image %s was predicted twice; the first result counts.", name)
                 continue
             path = image["sem_seg_file_name"]
             truth = read_labels(path, image.get("label_rule"))
+            classes = scores.argmax(dim=0)
             # Only the class of each pixel leaves the GPU.
-            predicted = scores.argmax(dim=0).cpu().numpy()
+            predicted = classes.cpu().numpy()
             if truth.shape != predicted.shape:
                 raise ValueError(size_message(path, truth.shape, predicted.shape))
-            self._image_iou[name] = self._count(truth, predicted)
+            if classes.is_cuda:
+                confusion = confusion_of(torch.from_numpy(truth).to(classes.device), classes, count)
+            else:
+                found = pixel_confusion(truth, predicted, count, ignore_index=IGNORE)
+                confusion = found.astype(np.int64)
+            self._image_iou[name] = self._count(truth, predicted, confusion)
             self._truth[name] = (path, image.get("label_rule"))
             if self._save_predictions:
                 self._save(name, predicted)
@@ -134,13 +143,11 @@ class SemanticEvaluator(DatasetEvaluator):
             self._draw(metrics, image_iou, {k: v for part in parts for k, v in part[3].items()})
         return OrderedDict(sem_seg=metrics)
 
-    def _count(self, truth: Counts, predicted: Counts) -> float:
+    def _count(self, truth: Counts, predicted: Counts, confusion: Counts) -> float:
         """Adds one image; returns the mean IoU of its classes."""
-        count = len(self._classes)
-        confusion = pixel_confusion(truth, predicted, count, ignore_index=IGNORE).astype(np.int64)
         self._confusion += confusion
         width = max(1, round(self._boundary_ratio * math.hypot(*truth.shape)))
-        self._boundary += boundary_counts(truth, predicted, count, width)
+        self._boundary += boundary_counts(truth, predicted, len(self._classes), width)
         iou, _ = class_scores(confusion)
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else math.nan
 
@@ -214,6 +221,20 @@ class SemanticEvaluator(DatasetEvaluator):
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(content, allow_nan=False))
         temporary.replace(path)
+
+
+def confusion_of(truth: Tensor, predicted: Tensor, num_classes: int) -> Counts:
+    """Counts pixels on the device that holds the maps; equal to hotcoco's.
+
+    Args:
+        truth: (H, W), 0..K-1, or 255 where pixels do not count.
+        predicted: (H, W), 0..K-1.
+    Returns: (K, K), row the true class, column the predicted one.
+    """
+    valid = truth != IGNORE
+    pairs = truth[valid].long() * num_classes + predicted[valid].long()
+    counts = torch.bincount(pairs, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes).cpu().numpy()
 
 
 def class_scores(confusion: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

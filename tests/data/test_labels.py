@@ -14,7 +14,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 
 from focalnet_det.data import tally
-from focalnet_det.data.labels import LabelRule, UnreadableLabelsError, read_labels
+from focalnet_det.data.ade20k_colors import ADE20K_COLORS
+from focalnet_det.data.labels import (
+    LabelRule,
+    UnreadableLabelsError,
+    balanced_weights,
+    pixel_counts,
+    read_labels,
+)
 from focalnet_det.data.mappers import InstanceMapper, SkippedImage
 from focalnet_det.data.semantic import (
     paired_files,
@@ -232,3 +239,28 @@ def test_shapes_labels_agree_with_their_categories(
     (found,) = DatasetCatalog.get("shapes_sem_seg_val")
     labels = read_labels(found["sem_seg_file_name"], found["label_rule"])
     assert set(np.unique(labels)) <= {*range(10), 255}
+
+
+def test_weights_of_rare_classes(tmp_path: Path) -> None:
+    """4 pixels of class 0, 16 of class 1, 1 of class 3; class 2 is absent: the median is 4."""
+    first, second = np.full((2, 4), 2), np.array([[1, 1, 1, 1, 4], [0, 2, 2, 2, 2]])
+    rule = LabelRule(num_classes=4, first_label=1)
+    second = np.vstack([second, [[2, 2, 2, 2, 255]]])
+    files = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"]
+    for path, values in zip(files, (first, second), strict=False):
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    files[2].write_bytes(b"no picture")
+    counts = pixel_counts(files, rule)
+    assert counts.tolist() == [4, 16, 0, 1]
+    assert balanced_weights(counts) == [1.0, 0.5, 1.0, 2.0]
+    assert balanced_weights(np.array([1, 10_000, 10_000])) == [10.0, 1.0, 1.0]
+
+
+def test_ade20k_colours() -> None:
+    """Sky, tree, person and flag of the published table; two classes share a grey."""
+    assert len(ADE20K_COLORS) == 150
+    assert len(set(ADE20K_COLORS)) == 149
+    picked = [ADE20K_COLORS[i] for i in (2, 4, 12, 149)]
+    assert picked == [(6, 230, 230), (4, 200, 3), (150, 5, 61), (92, 0, 255)]
+    register_ade20k_sem_seg()
+    assert MetadataCatalog.get("ade20k_sem_seg_val").stuff_colors == ADE20K_COLORS

@@ -15,10 +15,11 @@ from PIL import Image
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 from detectron2.data import MetadataCatalog
+from hotcoco.metrics import pixel_confusion
 
 from focalnet_det.data.labels import LabelRule
 from focalnet_det.evaluation import SemanticEvaluator, build_evaluator
-from focalnet_det.evaluation.semantic import boundary_counts
+from focalnet_det.evaluation.semantic import boundary_counts, confusion_of
 
 NAMES = ["wall", "ghost", "sky", "phantom", "car"]  # "ghost" is only predicted, "phantom" is not
 ABSENT = ("ghost", "phantom")
@@ -101,6 +102,19 @@ def test_equals_plain_loops(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert saved["image_mIoU"]["/images/0.jpg"] * 100 == pytest.approx(
         single.evaluate()["sem_seg"]["mIoU"]
     )
+
+
+def test_counts_of_the_gpu_path_equal_hotcocos_and_plain_loops() -> None:
+    for truth, predicted in maps():
+        counts = confusion_of(torch.from_numpy(truth), torch.from_numpy(predicted), len(NAMES))
+        assert np.array_equal(counts, pixel_confusion(truth, predicted, 5, ignore_index=255))
+        expected = np.zeros((5, 5), dtype=int)
+        for t, p in zip(truth.ravel(), predicted.ravel(), strict=True):
+            if t != 255:
+                expected[t, p] += 1
+        assert counts.tolist() == expected.tolist()
+    ignored = torch.full((3, 4), 255)
+    assert confusion_of(ignored, torch.zeros(3, 4), 5).sum() == 0
 
 
 def test_a_class_that_is_wrongly_predicted_lowers_the_others(tmp_path: Path) -> None:
