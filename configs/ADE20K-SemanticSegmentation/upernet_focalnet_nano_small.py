@@ -9,11 +9,12 @@ from ..common.optim import adamw
 from ..common.schedules import poly
 from ..common.train import run_options
 
-_sizes = {"crop": 192, "short_side": 240, "long_side": 640, "ratios": (0.75, 1.75)}
+_sizes = {"crop": 256, "short_side": 320, "long_side": 860, "ratios": (0.75, 1.5)}
 
-model = upernet("focalnet_nano", channels=64, crop=192)
+model = upernet("focalnet_nano", channels=48, crop=256)
+model.loss.average = "valid"
 dataloader = semantic(
-    "ade20k_sem_seg_train", "ade20k_sem_seg_val", batch_size=8, num_workers=2, **_sizes
+    "ade20k_sem_seg_train", "ade20k_sem_seg_val", batch_size=4, num_workers=2, **_sizes
 )
 optimizer, schedule = adamw(lr=1e-3), poly(6000, warmup_iterations=200, warmup_factor=0.01)
 train = run_options(clip_norm=1.0, eval_period=1000, checkpoint_period=500)

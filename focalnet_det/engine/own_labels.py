@@ -1,5 +1,6 @@
 """One's own folders of images and label maps: points a config with a semantic head at them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,14 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from ..data.labels import IGNORE
+from ..data.labels import IGNORE, balanced_weights, pixel_counts
 from ..data.semantic import ClassList, paired_files, read_class_list, register_sem_seg
 from .own_data import set_num_classes, use_data_sets
+
+logger = logging.getLogger("focalnet_det")
+
+# With few images, a class of thin or rare objects would not be learned at all.
+FEW_IMAGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,8 @@ def use_label_folders(
     """Points a config at folders; the class count comes from the class list.
 
     Length, batch and, with the batch, learning rate are fitted to the data, unless the overrides
-    set a length.
+    set a length. Up to 1,000 images, UPerNet's loss weights the classes by their pixels, unless
+    the config or the overrides give weights.
 
     Args:
         train, val: what to train and to evaluate on; without training folders (to evaluate), the
@@ -82,4 +89,33 @@ def use_label_folders(
         head.NUM_CLASSES, head.IGNORE_VALUE = len(found.names), IGNORE
     else:
         set_num_classes(cfg.model, len(found.names))
+        chosen = any(key.startswith("model.loss.class_weights") for key in overrides)
+        if train.images and num_images <= FEW_IMAGES and not chosen:
+            balance_classes(cfg, train, found)
     use_data_sets(cfg, train=train_names, val=val_names, num_images=num_images, overrides=overrides)
+
+
+def balance_classes(cfg: DictConfig, train: FolderPairs, classes: ClassList) -> None:
+    """Gives a model whose loss has ``class_weights``, and none yet, those of its training labels.
+
+    Raises: ValueError if a label file holds values of no class.
+    """
+    loss = cfg.model.get("loss")
+    if loss is None or "class_weights" not in loss or loss.class_weights is not None:
+        return
+    files = (
+        label
+        for images, labels in zip(train.images, train.labels, strict=True)
+        for _, label in paired_files(images, labels)
+    )
+    weights = balanced_weights(pixel_counts(files, classes.rule))
+    loss.class_weights = weights
+    low, high = min(weights), max(weights)
+    logger.info(
+        "Few images: the loss weights the classes by their pixels, from %g (%s) to %g (%s). For "
+        "equal weights: model.loss.class_weights=null.",
+        low,
+        classes.names[weights.index(low)],
+        high,
+        classes.names[weights.index(high)],
+    )

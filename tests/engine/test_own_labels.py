@@ -74,6 +74,24 @@ def test_lazy_config_is_pointed_at_folders(folders: Path, caplog: pytest.LogCapt
     assert "4 training images in batches of 4" in caplog.text
 
 
+def test_few_images_balance_the_classes(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of the four images two are sky, one is road and one car."""
+    with caplog.at_level("INFO"):
+        use(cfg := load_config(NANO, []), folders)
+    assert list(cfg.model.loss.class_weights) == [1.0, 0.71, 1.0]
+    assert "from 0.71 (sky) to 1 (road)" in caplog.text
+    chosen = "model.loss.class_weights=null"
+    use(cfg := load_config(NANO, [chosen]), folders, overrides=[chosen])
+    assert cfg.model.loss.class_weights is None
+    own = "model.loss.class_weights=[1,2,3]"
+    use(cfg := load_config(NANO, [own]), folders)
+    assert list(cfg.model.loss.class_weights) == [1, 2, 3]
+    use(cfg := load_config(ADE / "semantic_fpn_focalnet_tiny_srf_160k.py", []), folders)
+    assert "loss" not in cfg.model
+    use(cfg := load_config(NANO, []), folders, train=FolderPairs())
+    assert cfg.model.loss.class_weights is None
+
+
 def test_yacs_config_is_pointed_at_folders(folders: Path) -> None:
     cfg = load_config(YACS, [])
     use(cfg, folders)
