@@ -1,7 +1,8 @@
 """Which implementation of a block runs: by device, type and availability, or by order.
 
 ``FOCALNET_DET_OPS`` forces a path: ``reference`` (the readable one), ``torch`` (fused, plain
-PyTorch), ``native`` or ``triton``. Unset, the fastest one runs that can.
+PyTorch), ``native`` (the same with kernels in C++ on CPUs) or ``triton``. Unset, the fastest one
+runs that can.
 """
 
 import functools
@@ -12,8 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .kernels import native
+
 VARIABLE = "FOCALNET_DET_OPS"
-# Fastest first; there are no kernels of the first two yet.
+# Fastest first; there are no kernels of the first yet.
 PATHS = ("triton", "native", "torch", "reference")
 
 logger = logging.getLogger(__name__)
@@ -55,10 +58,14 @@ def choose_path(x: Tensor, *, exact: Callable[[], bool] = lambda: True) -> str:
         return _report("reference", obstacle)
     if forced is None and x.device.type != "cpu":
         return _report("reference", f"there are no kernels for {x.device.type} yet")
-    reason = {
-        "native": "there is no native kernel",
-        "triton": "there are no Triton kernels yet",
-    }.get(forced or "", f"{VARIABLE} is {forced or 'unset'}")
+    reason = f"{VARIABLE} is {forced or 'unset'}"
+    if forced == "triton":
+        reason = "there are no Triton kernels yet"
+    elif forced != "torch":
+        missing = _native_obstacle(x.device.type, compute_dtype(x)[0])
+        if not missing:
+            return _report("native", reason)
+        reason = missing
     return _report("torch", reason)
 
 
@@ -112,6 +119,20 @@ def _has_instructions(dtype: torch.dtype) -> bool:
         torch.float16: ("amx_fp16", "avx512_fp16"),
     }
     return any(cpu.get(name) for name in names.get(dtype, ()))
+
+
+@torch.compiler.assume_constant_result
+def _native_obstacle(device: str, dtype: torch.dtype) -> str:
+    if device != "cpu":
+        return f"the native kernels run on CPUs, not on {device}"
+    if dtype not in native.DTYPES:
+        return f"there are no native kernels for {dtype}"
+    found = native.library()
+    if isinstance(found, native.BuildError):
+        return str(found)
+    if torch.get_num_threads() > 1 and not found.parallel:
+        return "the native kernels have found no OpenMP library for several threads"
+    return ""
 
 
 def _obstacle(x: Tensor, exact: Callable[[], bool]) -> str:

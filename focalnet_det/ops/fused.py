@@ -31,6 +31,7 @@ from .kernels.training import Options
 # Modules with `block`, `modulation_forward`, `mlp_forward`, their `_backward` and their `_kept`.
 PATHS = {
     "torch": ("inference", "training"),
+    "native": ("native_inference", "native_training"),
 }
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .depthwise import depthwise, depthwise_input_gradient, depthwise_weight_gradient
 from .parameters import Affine, MlpWeights, ModulationWeights
+from .steps import Steps
 from .tiles import rows, tiles
 
 aten = torch.ops.aten
@@ -34,12 +34,16 @@ class Options(NamedTuple):
     lean: bool
 
 
+PLAIN = Steps()
+
+
 def modulation_forward(
     x: Tensor,
     norm: Affine | None,
     weights: ModulationWeights,
     valid: Tensor | None,
     options: Options,
+    steps: Steps = PLAIN,
 ) -> tuple[Tensor, list[Tensor]]:
     """Focal modulation of a map, with the norm before it if there is one.
 
@@ -49,9 +53,10 @@ def modulation_forward(
         weights: of the modulation.
         valid: (N, H, W, 1), see :func:`focalnet_det.ops.aggregate_contexts`.
         options: see the class.
+        steps: what computes the parts that are no matrix products.
     Returns: (N, H, W, C), in the type that is stored, and what :func:`modulation_kept` lists.
     """
-    run = _Run(x, norm, weights, valid, options.dtype)
+    run = _Run(x, norm, weights, valid, options.dtype, steps)
     run.project()
     run.contextualise()
     out = torch.empty_like(run.flat, dtype=options.stored)
@@ -73,9 +78,10 @@ def modulation_backward(
     valid: Tensor | None,
     kept: list[Tensor],
     options: Options,
+    steps: Steps = PLAIN,
 ) -> list[Tensor]:
     """Gradients by ``x`` and by the tensors that ``weights`` lists after those of ``norm``."""
-    run = _Run(x, norm, weights, valid, options.dtype)
+    run = _Run(x, norm, weights, valid, options.dtype, steps)
     run.project(kept=[tensor.to(run.dtype) for tensor in kept])
     run.contextualise()
     by_x, by_tensors = run.backward(gradient)
@@ -99,7 +105,9 @@ class _Run:
         weights: ModulationWeights,
         valid: Tensor | None,
         dtype: torch.dtype,
+        steps: Steps,
     ) -> None:
+        self.steps = steps
         self.dtype, self.out_dtype, self.shape = dtype, x.dtype, x.shape
         self.norm1 = None if norm is None else norm.to(dtype)
         self.weights = weights.to(dtype)
@@ -129,11 +137,11 @@ class _Run:
         """Levels before their GELU, (N, H, W, C), if not kept, and after; the global context."""
         kept, self.contexts = bool(self.levels), [self.context]
         for level, kernel in enumerate(self.weights.kernels):
-            if not kept:
-                self.levels.append(depthwise(self.contexts[-1], kernel))
-            context = F.gelu(self.levels[level])
-            if self.valid is not None:
-                context *= self.valid
+            if kept:
+                context = self.steps.gelu(self.levels[level], self.valid)
+            else:
+                before, context = self.steps.level(self.contexts[-1], kernel, self.valid)
+                self.levels.append(before)
             self.contexts.append(context)
         self.mean = self.contexts[-1].sum((1, 2)) / self.area
         self.shared = F.gelu(self.mean)[:, None]
@@ -204,27 +212,30 @@ class _Run:
         by_next = by_mean[:, None, None].expand(self.shape)
         by_kernels: list[Tensor] = []
         for level in range(count - 1, -1, -1):
-            by_level = torch.empty_like(self.x)
-            flat, after = by_level.view_as(self.flat), by_next.reshape(self.flat.shape)
-            before = self.levels[level].view_as(self.flat)
-            for tile in tiles(self.flat):
-                by_tile = by_aggregated[tile] * self.gates[tile][..., level : level + 1]
-                by_tile += after[tile]
-                if self.valid is not None:
-                    by_tile *= self.valid.view(*self.flat.shape[:2], 1)[tile]
-                aten.gelu_backward.grad_input(by_tile, before[tile], grad_input=flat[tile])
-            kernel = weights.kernels[level]
-            by_kernels.insert(
-                0, depthwise_weight_gradient(self.contexts[level], by_level, kernel.shape[-1])
+            by_level = self.steps.level_backward(
+                by_aggregated.view(self.shape),
+                self.gates[..., level].view(self.shape[:3]),
+                by_next,
+                self.levels[level],
+                self.valid,
             )
-            by_next = depthwise_input_gradient(by_level, kernel)
+            kernel = weights.kernels[level]
+            by_kernel = self.steps.depthwise_weight_gradient(
+                self.contexts[level], by_level, kernel.shape[-1]
+            )
+            by_kernels.insert(0, by_kernel)
+            by_next = self.steps.depthwise_input_gradient(by_level, kernel)
         if self.valid is not None:
             by_next = by_next * self.valid
         return by_next.reshape(self.flat.shape), by_kernels
 
 
 def mlp_forward(
-    x: Tensor, norm: Affine | None, weights: MlpWeights, options: Options
+    x: Tensor,
+    norm: Affine | None,
+    weights: MlpWeights,
+    options: Options,
+    steps: Steps = PLAIN,
 ) -> tuple[Tensor, list[Tensor]]:
     """Linear, GELU, linear, with the norm before them if there is one.
 
@@ -244,7 +255,7 @@ def mlp_forward(
             _linear_into(hidden, normed, fc1)
         if not lean and stored != dtype:
             kept[0][tile] = hidden
-        _linear_into(out[tile], F.gelu(hidden), fc2)
+        _linear_into(out[tile], steps.gelu(hidden), fc2)
     return out.view(x.shape), kept
 
 
@@ -255,6 +266,7 @@ def mlp_backward(
     weights: MlpWeights,
     kept: list[Tensor],
     options: Options,
+    steps: Steps = PLAIN,
 ) -> list[Tensor]:
     """Gradients by ``x``, by ``norm`` if there is one, and by the two linear layers."""
     dtype = options.dtype
@@ -268,8 +280,9 @@ def mlp_backward(
         before = flat[tile].to(dtype)
         normed, *statistics = _norm_forward(before, norm)
         hidden = kept[0][tile].to(dtype) if kept else _linear(normed, fc1)
-        by_hidden = _linear_backward(gradient[tile].to(dtype), F.gelu(hidden), fc2.weight, by_fc2)
-        aten.gelu_backward.grad_input(by_hidden, hidden, grad_input=by_hidden)
+        after = steps.gelu(hidden)
+        by_hidden = _linear_backward(gradient[tile].to(dtype), after, fc2.weight, by_fc2)
+        by_hidden = steps.gelu_backward_(by_hidden, hidden)
         by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1)
         by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
     return [by_x.view(x.shape), *(s for s in (*by_norm, *by_fc1, *by_fc2) if s is not None)]

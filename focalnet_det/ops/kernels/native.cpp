@@ -1,0 +1,811 @@
+// Focal modulation on CPUs: depthwise convolutions and whole blocks, NHWC, float32 arithmetic.
+//
+// Built for the CPU it runs on, see native.py. `vec` is one register; every function is written once
+// for all widths. Threads are those of the OpenMP library that PyTorch has loaded, whose entry points
+// come from Python: linking another would start a second set of threads. Work is cut by shape alone
+// and partial sums are added in order, so results do not depend on the number of threads.
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define VECTOR 16
+#define ROWS 12  // rows of a tile of a matrix product: 2 x ROWS sums fit the registers
+#elif defined(__AVX__)
+#define VECTOR 8
+#define ROWS 6
+#else
+#define VECTOR 4
+#define ROWS 6
+#endif
+
+// Loops over registers are unrolled whole, or their arrays stay in memory.
+#define UNROLL _Pragma("GCC unroll 16")
+
+namespace {
+
+constexpr long V = VECTOR;
+constexpr long PANEL = 2 * V;   // columns of a tile of a matrix product
+constexpr long SIDE = 32;       // columns of a tile of a map
+constexpr long HEIGHT = 16;     // rows of a tile of a map
+constexpr long CHANNELS = 32;   // channels of a tile of a map: two cache lines of float32
+constexpr long GROUPS = CHANNELS / V;
+constexpr long HIDDEN = 384;    // part of the hidden layer that is computed at once
+constexpr long CACHE = 256 * 1024;  // bytes of the left matrix of a product, for half of the cache
+
+typedef float vec __attribute__((vector_size(4 * VECTOR)));
+typedef float loose __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * VECTOR)));
+typedef uint32_t uvec __attribute__((vector_size(4 * VECTOR)));
+typedef uint16_t half __attribute__((vector_size(2 * VECTOR)));
+typedef uint16_t loose_half __attribute__((vector_size(2 * VECTOR), aligned(2), may_alias));
+
+inline vec splat(float x) { return x - vec{}; }  // unlike a sum, exact for -0
+inline vec load(const float* p) { return *reinterpret_cast<const loose*>(p); }
+inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
+
+inline vec load(const uint16_t* p) {
+  half bits = *reinterpret_cast<const loose_half*>(p);
+  return (vec)(__builtin_convertvector(bits, uvec) << 16);
+}
+
+inline void store(uint16_t* p, vec x) {  // to nearest, ties to even; NaN stays NaN
+  uvec bits = (uvec)x;
+  uvec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  uvec nan = (uvec)(x != x);
+  rounded = (rounded & ~nan) | (0x7fc0 & nan);
+  *reinterpret_cast<loose_half*>(p) = __builtin_convertvector(rounded, half);
+}
+
+template <class T>
+inline vec load(const T* p, long count) {
+  if (count >= V) return load(p);
+  T part[V] = {};
+  std::memcpy(part, p, count * sizeof(T));
+  return load(part);
+}
+
+template <class T>
+inline void store(T* p, vec x, long count) {
+  if (count >= V) return store(p, x);
+  T part[V];
+  store(part, x);
+  std::memcpy(p, part, count * sizeof(T));
+}
+
+inline float sum(vec x) {
+  float total = 0;
+  for (long i = 0; i < V; i++) total += x[i];
+  return total;
+}
+
+inline vec select(ivec condition, vec a, vec b) {
+  return (vec)(((ivec)a & condition) | ((ivec)b & ~condition));
+}
+
+// erf(x / sqrt 2) as a quotient of polynomials in x^2, fitted on |x| < 5.6; error 4.5e-7.
+inline vec error_function(vec x) {
+  vec bound = splat(5.6f);
+  vec z = select(x > bound, bound, select(x < -bound, -bound, x));
+  vec t = z * z;
+  vec p = t * 4.4291002865293194e-08f + 1.271301880478859e-05f;
+  p = p * t + 0.000347695779055357f;
+  p = p * t + 0.009414482861757278f;
+  p = p * t + 0.06875166296958923f;
+  p = p * t + 0.797884464263916f;
+  vec q = t * 1.1802159178841976e-06f + 7.510100840590894e-05f;
+  q = q * t + 0.0019129618303850293f;
+  q = q * t + 0.028939926996827126f;
+  q = q * t + 0.25283312797546387f;
+  q = q * t + 1.0f;
+  return z * p / q;
+}
+
+inline vec gelu(vec x) {
+  vec half_x = x * 0.5f;
+  return half_x * error_function(x) + half_x;
+}
+
+// exp(x) for x <= 0: 2^n times a polynomial on half a binary digit.
+inline vec exponential(vec x) {
+  x = select(x < -87.0f, splat(-87.0f), x);
+  vec shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
+  ivec n = (ivec)shifted - 0x4b400000;
+  vec r = x - (shifted - 12582912.0f) * 0.693359375f;
+  r = r + (shifted - 12582912.0f) * 2.12194440e-4f;
+  vec y = r * (1.0f / 720) + 1.0f / 120;
+  y = y * r + 1.0f / 24;
+  y = y * r + 1.0f / 6;
+  y = y * r + 0.5f;
+  y = y * r + 1.0f;
+  y = y * r + 1.0f;
+  return y * (vec)((n + 127) << 23);
+}
+
+inline vec gelu_slope(vec x) {
+  vec density = exponential(x * x * -0.5f) * 0.398942280401432678f;
+  return error_function(x) * 0.5f + 0.5f + x * density;
+}
+
+// Threads
+
+typedef void (*parallel_type)(void (*)(void*), void*, unsigned, unsigned);
+parallel_type openmp_parallel = nullptr;
+
+// Calls `task(i)` for all i < count; which thread takes which is open.
+template <class Task>
+void for_each(long count, long threads, const Task& task) {
+  struct Work {
+    std::atomic<long> next;
+    long count;
+    const Task& task;
+  } work{{0}, count, task};
+  auto run = [](void* pointer) {
+    Work& shared = *static_cast<Work*>(pointer);
+    for (long i; (i = shared.next.fetch_add(1)) < shared.count;) shared.task(i);
+  };
+  if (threads > count) threads = count;
+  if (threads > 1 && openmp_parallel)
+    openmp_parallel(run, &work, threads, 0);
+  else
+    run(&work);
+}
+
+// Memory of a thread, aligned to cache lines, kept from call to call.
+struct Scratch {
+  float* data = nullptr;
+  long size = 0;
+  ~Scratch() { std::free(data); }
+  float* get(long floats) {
+    if (floats > size) {
+      std::free(data);
+      size = (floats + 15) / 16 * 16;
+      data = static_cast<float*>(std::aligned_alloc(64, size * sizeof(float)));
+      if (!data) std::abort();
+    }
+    return data;
+  }
+};
+thread_local Scratch scratch;
+
+inline long up(long x, long step) { return (x + step - 1) / step * step; }
+inline long least(long a, long b) { return a < b ? a : b; }
+inline long most(long a, long b) { return a > b ? a : b; }
+
+// Depthwise convolution: a tile of a map and its surroundings are copied to float32, one group of V
+// channels after the other, with zeros outside the map. Borders, odd channel counts and 16-bit
+// storage end there.
+
+struct Map {
+  long n, h, w, c;
+  long rows() const { return (h + HEIGHT - 1) / HEIGHT; }
+  long columns() const { return (w + SIDE - 1) / SIDE; }
+  long groups() const { return (c + CHANNELS - 1) / CHANNELS; }
+  long tiles() const { return n * rows() * columns(); }
+};
+
+struct Tile {
+  long image, y, x, height, width;
+  Tile(const Map& map, long index) {
+    x = index % map.columns() * SIDE;
+    index /= map.columns();
+    y = index % map.rows() * HEIGHT;
+    image = index / map.rows();
+    height = least(HEIGHT, map.h - y);
+    width = least(SIDE, map.w - x);
+  }
+};
+
+// out[group][row][column][V]; rows and columns start `radius` before the tile.
+template <class T>
+void pack(const T* data, const Map& map, const Tile& tile, long first, long radius, float* out) {
+  long height = tile.height + 2 * radius, width = tile.width + 2 * radius;
+  for (long group = 0; group < GROUPS; group++) {
+    long channel = first + group * V, count = map.c - channel;
+    if (count <= 0) return;
+    for (long i = 0; i < height; i++) {
+      float* row = out + (group * height + i) * width * V;
+      long y = tile.y + i - radius, left = tile.x - radius;
+      long begin = 0, end = 0;
+      if (y >= 0 && y < map.h) begin = most(0, -left), end = least(width, map.w - left);
+      for (long j = 0; j < begin; j++) store(row + j * V, vec{});
+      const T* source = data + ((tile.image * map.h + y) * map.w + left) * map.c + channel;
+      if (count >= V)
+        for (long j = begin; j < end; j++) store(row + j * V, load(source + j * map.c));
+      else
+        for (long j = begin; j < end; j++) store(row + j * V, load(source + j * map.c, count));
+      for (long j = most(begin, end); j < width; j++) store(row + j * V, vec{});
+    }
+  }
+}
+
+// taps[group of V channels][k * k][V], with zeros in the channels from c to `padded`.
+template <class T>
+void pack_taps(const T* kernel, long c, long padded, long size, bool flip, float* out) {
+  long taps = size * size;
+  for (long channel = 0; channel < padded; channel++)
+    for (long tap = 0; tap < taps; tap++) {
+      vec value{};
+      long source = flip ? taps - 1 - tap : tap;
+      if (channel < c) value = load(kernel + channel * taps + source, 1);
+      out[(channel / V * taps + tap) * V + channel % V] = value[0];
+    }
+}
+
+template <int COUNT>
+inline void correlate(const float* patch, long pitch, const float* taps, long size, long begin,
+                      long end, float* out) {
+  vec sums[COUNT] = {};
+  for (long i = begin; i < end; i++)
+    for (long j = 0; j < size; j++) {
+      vec tap = load(taps + (i * size + j) * V);
+      const float* source = patch + i * pitch + j * V;
+      UNROLL
+      for (int p = 0; p < COUNT; p++) sums[p] += tap * load(source + p * V);
+    }
+  UNROLL
+  for (int p = 0; p < COUNT; p++) store(out + p * V, sums[p]);
+}
+
+// What becomes of the sums of a level; null pointers are left out.
+template <class T>
+struct Level {
+  T* before;           // GELU, (N, H, W, C)
+  T* after;            // GELU
+  float* total;        // (N, H, W, C) gated sum: written at the first level, then added to
+  const float* gates;  // this level's, (N, H, W, pitch)
+  long pitch;
+  bool first;
+  const float* valid;  // (N, H, W)
+  float* sums;         // (tiles, C) over the pixels of a tile, after the GELU
+};
+
+template <class T>
+vec finish(const float* sums, const Level<T>& level, long pixel, long c, long channel, long width) {
+  long count = least(V, c - channel);
+  vec total{};
+  for (long j = 0; j < width; j++, pixel++) {
+    vec x = load(sums + j * V);
+    long place = pixel * c + channel;
+    if (level.before) store(level.before + place, x, count);
+    if (!level.after && !level.total) continue;
+    x = gelu(x);
+    if (level.valid) x *= level.valid[pixel];
+    total += x;
+    if (level.after) store(level.after + place, x, count);
+    if (!level.total) continue;
+    x *= level.gates[pixel * level.pitch];
+    if (!level.first) x += load(level.total + place, count);
+    store(level.total + place, x, count);
+  }
+  return total;
+}
+
+template <class T>
+void depthwise(const T* data, const float* taps, const Map& map, long size, const Level<T>& level,
+               long threads) {
+  long radius = size / 2;
+  for_each(map.tiles() * map.groups(), threads, [&](long index) {
+    Tile tile(map, index / map.groups());
+    long first = index % map.groups() * CHANNELS;
+    long pitch = (tile.width + 2 * radius) * V, height = tile.height + 2 * radius;
+    float* patch = scratch.get(GROUPS * height * pitch + SIDE * V);
+    float* sums = patch + GROUPS * height * pitch;
+    pack(data, map, tile, first, radius, patch);
+    for (long group = 0; group < GROUPS && first + group * V < map.c; group++) {
+      const float* weights = taps + (first / V + group) * size * size * V;
+      vec total{};
+      for (long i = 0; i < tile.height; i++) {
+        const float* row = patch + (group * height + i) * pitch;
+        // Rows outside the map are zero.
+        long begin = most(0, radius - tile.y - i);
+        long end = least(size, map.h + radius - tile.y - i), j = 0;
+        for (; j + 8 <= tile.width; j += 8)
+          correlate<8>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
+        for (; j + 4 <= tile.width; j += 4)
+          correlate<4>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
+        for (; j < tile.width; j++)
+          correlate<1>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
+        long pixel = (tile.image * map.h + tile.y + i) * map.w + tile.x;
+        total += finish(sums, level, pixel, map.c, first + group * V, tile.width);
+      }
+      long channel = first + group * V;
+      if (level.sums)
+        store(level.sums + index / map.groups() * map.c + channel, total, map.c - channel);
+    }
+  });
+}
+
+// Adds to sums[row of the kernel][column][V] the products of one row of the map.
+template <int COLUMNS, int LINES>
+inline void products(const float* patch, long pitch, const float* gradient, long width, float* sums) {
+  vec total[LINES][COLUMNS];
+  UNROLL
+  for (int i = 0; i < LINES; i++)
+    UNROLL
+    for (int j = 0; j < COLUMNS; j++) total[i][j] = load(sums + (i * COLUMNS + j) * V);
+  for (long p = 0; p < width; p++) {
+    vec factor = load(gradient + p * V);
+    UNROLL
+    for (int i = 0; i < LINES; i++)
+      UNROLL
+      for (int j = 0; j < COLUMNS; j++)
+        total[i][j] += factor * load(patch + i * pitch + (p + j) * V);
+  }
+  UNROLL
+  for (int i = 0; i < LINES; i++)
+    UNROLL
+    for (int j = 0; j < COLUMNS; j++) store(sums + (i * COLUMNS + j) * V, total[i][j]);
+}
+
+template <int COLUMNS, int LINES>
+void tile_products(const float* patch, const float* gradient, const Tile& tile, const Map& map,
+                   float* sums) {
+  long radius = COLUMNS / 2, pitch = (tile.width + 2 * radius) * V;
+  for (long y = 0; y < tile.height; y++)
+    for (long i = 0; i < COLUMNS; i += LINES) {
+      long source = tile.y + y + i - radius;
+      if (source + LINES <= 0 || source >= map.h) continue;  // zeros
+      products<COLUMNS, LINES>(patch + (y + i) * pitch, pitch, gradient + y * tile.width * V,
+                               tile.width, sums + i * COLUMNS * V);
+    }
+}
+
+typedef void (*products_type)(const float*, const float*, const Tile&, const Map&, float*);
+
+constexpr products_type PRODUCTS[] = {
+    tile_products<1, 1>,  tile_products<3, 3>,  tile_products<5, 1>,  tile_products<7, 1>,
+    tile_products<9, 1>,  tile_products<11, 1>, tile_products<13, 1>, tile_products<15, 1>,
+};
+
+template <class T>
+void weight_gradient(const T* data, const T* gradient, const Map& map, long size, T* out,
+                     long threads) {
+  long taps = size * size, radius = size / 2, groups = map.groups();
+  long parts = least(map.tiles(), 16), block = GROUPS * taps * V;
+  float* sums = static_cast<float*>(std::calloc(parts * groups * block, sizeof(float)));
+  if (!sums) std::abort();
+  for_each(parts * groups, threads, [&](long index) {
+    long part = index / groups, first = index % groups * CHANNELS;
+    for (long t = map.tiles() * part / parts; t < map.tiles() * (part + 1) / parts; t++) {
+      Tile tile(map, t);
+      long area = (tile.height + 2 * radius) * (tile.width + 2 * radius) * V;
+      long inner = tile.height * tile.width * V;
+      float* patch = scratch.get(GROUPS * (area + inner));
+      float* by_out = patch + GROUPS * area;
+      pack(data, map, tile, first, radius, patch);
+      pack(gradient, map, tile, first, 0, by_out);
+      for (long group = 0; group < GROUPS && first + group * V < map.c; group++)
+        PRODUCTS[radius](patch + group * area, by_out + group * inner, tile, map,
+                         sums + index * block + group * taps * V);
+    }
+  });
+  for (long channel = 0; channel < map.c; channel++)
+    for (long tap = 0; tap < taps; tap++) {
+      long group = channel / CHANNELS, line = channel % CHANNELS / V;
+      float total = 0;
+      for (long part = 0; part < parts; part++)
+        total += sums[(part * groups + group) * block + (line * taps + tap) * V + channel % V];
+      store(out + channel * taps + tap, splat(total), 1);
+    }
+  std::free(sums);
+}
+
+// Matrix products: a of `rows` rows, whose memory reaches to the next multiple of ROWS, times
+// weights (n, k) that lie as panels[n / PANEL][k][PANEL]. `done(row, column, sums)` takes the
+// results, V columns at a time.
+template <class Done>
+inline void multiply(const float* a, long pitch, long rows, const float* panels, long panel, long k,
+                     long n, const Done& done) {
+  for (long j = 0; j < n; j += PANEL, panels += panel)
+    for (long i = 0; i < rows; i += ROWS) {
+      vec sums[ROWS][2] = {};
+      const float* left = a + i * pitch;
+      for (long p = 0; p < k; p++) {
+        vec first = load(panels + p * PANEL), second = load(panels + p * PANEL + V);
+        UNROLL
+        for (int r = 0; r < ROWS; r++) {
+          vec factor = splat(left[r * pitch + p]);
+          sums[r][0] += factor * first;
+          sums[r][1] += factor * second;
+        }
+      }
+      UNROLL
+      for (int r = 0; r < ROWS; r++) {
+        if (i + r >= rows) break;
+        done(i + r, j, sums[r][0]);
+        done(i + r, j + V, sums[r][1]);
+      }
+    }
+}
+
+struct Linear {  // weight (n, k), bias (n), packed
+  const float *weight, *bias;
+  long n, k;
+  float *panels = nullptr, *biases = nullptr;
+  long floats() const { return up(n, PANEL) * (k + 1); }
+  float* place(float* memory) {
+    panels = memory, biases = memory + up(n, PANEL) * k;
+    return memory + floats();
+  }
+  void pack(long panel) const {
+    float* out = panels + panel * k * PANEL;
+    long first = panel * PANEL, count = least(PANEL, n - first);
+    for (long begin = 0; begin < k; begin += 16)
+      for (long column = 0; column < PANEL; column++) {
+        const float* source = weight + (first + column) * k;
+        for (long p = begin; p < least(begin + 16, k); p++)
+          out[p * PANEL + column] = column < count ? source[p] : 0.0f;
+      }
+    for (long column = 0; column < PANEL; column++)
+      biases[first + column] = column < count ? bias[first + column] : 0.0f;
+  }
+};
+
+struct Norm {  // null pointers: none
+  const float *weight, *bias;
+  float eps;
+  // Rows of c values, `pitch` apart and zero from c to there; `out` may be `x`.
+  void operator()(const float* x, long rows, long c, long pitch, float* out) const {
+    for (long i = 0; i < rows; i++, x += pitch, out += pitch) {
+      vec total{}, squares{};
+      for (long j = 0; j < pitch; j += V) total += load(x + j);
+      vec mean = splat(sum(total) / c);
+      for (long j = 0; j < c; j += V) {
+        vec d = load(x + j) - mean;
+        if (j + V > c)
+          for (long lane = c - j; lane < V; lane++) d[lane] = 0;
+        squares += d * d;
+      }
+      vec scale = splat(1 / std::sqrt(sum(squares) / c + eps));
+      for (long j = 0; j < c; j += V) {
+        vec y = (load(x + j) - mean) * scale * load(weight + j, c - j) + load(bias + j, c - j);
+        store(out + j, y);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+struct Block {  // mirrored in native.py
+  const float* x;  // (N, H, W, C)
+  float* out;
+  const float* valid;  // (N, H, W)
+  const float *norm1_weight, *norm1_bias, *f_weight, *f_bias, *h_weight, *h_bias;
+  const float *proj_weight, *proj_bias, *ln_weight, *ln_bias, *gamma1;
+  const float *norm2_weight, *norm2_bias, *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias, *gamma2;
+  const float* kernels[8];
+  long sizes[8];
+  long n, h, w, c, hidden, levels, post_norm, threads;
+  float norm1_eps, ln_eps, norm2_eps, divisor;
+};
+}
+
+namespace {
+
+float* allocate(long floats) {
+  void* memory = std::aligned_alloc(64, up(floats * sizeof(float), 64));
+  if (!memory) std::abort();
+  return static_cast<float*>(memory);
+}
+
+struct BlockRun {
+  const Block& b;
+  Map map;             // of the padded channels
+  long pixels, pitch;  // pitch: channels padded to whole panels
+  long gate_pitch, tile;
+  Linear query, context, gates, h, proj, fc1, fc2;
+  Norm norm1, ln, norm2;
+  float *memory, *maps, *taps, *gamma1, *gamma2, *shared, *partial;
+  float *level[2], *total, *gate;
+
+  explicit BlockRun(const Block& block) : b(block) {
+    long c = b.c;
+    pixels = b.n * b.h * b.w, pitch = up(c, PANEL), gate_pitch = b.levels + 1;
+    map = {b.n, b.h, b.w, pitch};
+    tile = CACHE / 4 / most(pitch, least(HIDDEN, up(b.hidden, PANEL)));
+    tile = most(tile / ROWS, 4) * ROWS;
+    query = {b.f_weight, b.f_bias, c, c};
+    context = {b.f_weight + c * c, b.f_bias + c, c, c};
+    gates = {b.f_weight + 2 * c * c, b.f_bias + 2 * c, gate_pitch, c};
+    h = {b.h_weight, b.h_bias, c, c};
+    proj = {b.proj_weight, b.proj_bias, c, c};
+    fc1 = {b.fc1_weight, b.fc1_bias, b.hidden, c};
+    fc2 = {b.fc2_weight, b.fc2_bias, c, b.hidden};
+    norm1 = {b.norm1_weight, b.norm1_bias, b.norm1_eps};
+    ln = {b.ln_weight, b.ln_bias, b.ln_eps};
+    norm2 = {b.norm2_weight, b.norm2_bias, b.norm2_eps};
+    pack_weights();
+    maps = allocate(pixels * (3 * pitch + gate_pitch));
+    level[0] = maps, level[1] = maps + pixels * pitch, total = maps + 2 * pixels * pitch;
+    gate = maps + 3 * pixels * pitch;
+  }
+
+  ~BlockRun() {
+    std::free(memory);
+    std::free(maps);
+  }
+
+  void pack_weights() {
+    Linear* linears[] = {&query, &context, &gates, &h, &proj, &fc1, &fc2};
+    long floats = (2 + b.n + map.tiles()) * pitch, largest = 1, panels[8] = {};
+    for (Linear* linear : linears) floats += linear->floats();
+    for (long i = 0; i < b.levels; i++) largest = most(largest, b.sizes[i] * b.sizes[i]);
+    memory = allocate(floats + largest * pitch);
+    float* next = memory;
+    for (int i = 0; i < 7; i++) {
+      next = linears[i]->place(next);
+      panels[i + 1] = panels[i] + up(linears[i]->n, PANEL) / PANEL;
+    }
+    for_each(panels[7], b.threads, [&](long index) {
+      int i = 0;
+      while (index >= panels[i + 1]) i++;
+      linears[i]->pack(index - panels[i]);
+    });
+    gamma1 = next, gamma2 = gamma1 + pitch, shared = gamma2 + pitch;
+    partial = shared + b.n * pitch, taps = partial + map.tiles() * pitch;
+    for (long j = 0; j < pitch; j++) {
+      gamma1[j] = j >= b.c ? 0 : b.gamma1 ? b.gamma1[j] : 1;
+      gamma2[j] = j >= b.c ? 0 : b.gamma2 ? b.gamma2[j] : 1;
+    }
+  }
+
+  template <class Task>
+  void for_tiles(const Task& task) {
+    for_each((pixels + tile - 1) / tile, b.threads, [&](long index) {
+      long first = index * tile, rows = least(tile, pixels - first);
+      float* x = scratch.get(tile * (3 * pitch + least(HIDDEN, up(b.hidden, PANEL))));
+      for (long i = 0; i < rows; i++) {
+        std::memcpy(x + i * pitch, b.x + (first + i) * b.c, b.c * sizeof(float));
+        for (long j = b.c; j < pitch; j++) x[i * pitch + j] = 0;
+      }
+      task(first, rows, x, x + tile * pitch, x + 2 * tile * pitch, x + 3 * tile * pitch);
+    });
+  }
+
+  template <class Done>
+  void apply(const Linear& linear, const float* a, long rows, const Done& done) {
+    multiply(a, pitch, rows, linear.panels, linear.k * PANEL, linear.k, linear.n,
+             [&](long i, long j, vec x) { done(i, j, x + load(linear.biases + j)); });
+  }
+
+  // Contexts of level 0 and gates.
+  void project() {
+    for_tiles([&](long first, long rows, float* x, float* normed, float*, float*) {
+      if (!b.post_norm) norm1(x, rows, b.c, pitch, normed = pad(normed, rows));
+      const float* a = b.post_norm ? x : normed;
+      apply(context, a, rows, [&](long i, long j, vec y) {
+        if (b.valid) y *= b.valid[first + i];
+        store(level[0] + (first + i) * pitch + j, y);
+      });
+      apply(gates, a, rows, [&](long i, long j, vec y) {
+        long count = gate_pitch - j;
+        if (count > 0) store(gate + (first + i) * gate_pitch + j, y / b.divisor, count);
+      });
+    });
+  }
+
+  // Columns beyond C are zero wherever a norm reads them.
+  float* pad(float* x, long rows) {
+    for (long i = 0; i < rows; i++)
+      for (long j = b.c; j < pitch; j++) x[i * pitch + j] = 0;
+    return x;
+  }
+
+  void contextualise() {
+    for (long i = 0; i < b.levels; i++) {
+      bool last = i + 1 == b.levels;
+      pack_taps(b.kernels[i], b.c, pitch, b.sizes[i], false, taps);
+      Level<float> to{nullptr,    last ? nullptr : level[(i + 1) % 2], total, gate + i, gate_pitch,
+                      i == 0,     b.valid,                             last ? partial : nullptr};
+      depthwise(level[i % 2], taps, map, b.sizes[i], to, b.threads);
+    }
+    long tiles = map.tiles() / b.n;
+    for (long image = 0; image < b.n; image++) {
+      double area = b.h * b.w;
+      if (b.valid) {
+        area = 0;
+        for (long i = 0; i < b.h * b.w; i++) area += b.valid[image * b.h * b.w + i];
+      }
+      for (long j = 0; j < pitch; j += V) {
+        vec sums{};
+        for (long t = image * tiles; t < (image + 1) * tiles; t++) sums += load(partial + t * pitch + j);
+        store(shared + image * pitch + j, gelu(sums / static_cast<float>(area)));
+      }
+    }
+  }
+
+  // The rest, pixel by pixel.
+  void modulate() {
+    for_tiles([&](long first, long rows, float* x, float* a, float* product, float* hidden) {
+      pad(a, rows), pad(product, rows);
+      if (!b.post_norm) norm1(x, rows, b.c, pitch, a);
+      apply(query, b.post_norm ? x : a, rows,
+            [&](long i, long j, vec y) { store(product + i * pitch + j, y); });
+      for (long i = 0; i < rows; i++) {
+        long pixel = first + i;
+        const float* global = shared + pixel / (b.h * b.w) * pitch;
+        float weight = gate[pixel * gate_pitch + b.levels];
+        for (long j = 0; j < pitch; j += V)
+          store(a + i * pitch + j, load(total + pixel * pitch + j) + load(global + j) * weight);
+      }
+      apply(h, a, rows, [&](long i, long j, vec y) {
+        float* to = product + i * pitch + j;
+        store(to, load(to) * y);
+      });
+      if (ln.weight) ln(product, rows, b.c, pitch, product);
+      if (b.post_norm) {
+        apply(proj, product, rows, [&](long i, long j, vec y) { store(a + i * pitch + j, y); });
+        norm1(a, rows, b.c, pitch, a);
+        add(x, a, gamma1, rows);
+      } else {
+        apply(proj, product, rows, [&](long i, long j, vec y) {
+          float* to = x + i * pitch + j;
+          store(to, load(to) + y * load(gamma1 + j));
+        });
+        norm2(x, rows, b.c, pitch, a);
+      }
+      if (b.post_norm) {
+        std::memset(product, 0, rows * pitch * sizeof(float));
+        mlp(x, hidden, rows, [&](long i, long j, vec y) {
+          float* to = product + i * pitch + j;
+          store(to, load(to) + y);
+        });
+        norm2(product, rows, b.c, pitch, product);
+        add(x, product, gamma2, rows);
+      } else {
+        mlp(a, hidden, rows, [&](long i, long j, vec y) {
+          float* to = x + i * pitch + j;
+          store(to, load(to) + y * load(gamma2 + j));
+        });
+      }
+      for (long i = 0; i < rows; i++)
+        std::memcpy(b.out + (first + i) * b.c, x + i * pitch, b.c * sizeof(float));
+    });
+  }
+
+  void add(float* x, const float* branch, const float* gamma, long rows) {
+    for (long i = 0; i < rows; i++)
+      for (long j = 0; j < pitch; j += V) {
+        float* to = x + i * pitch + j;
+        store(to, load(to) + load(branch + i * pitch + j) * load(gamma + j));
+      }
+  }
+
+  template <class Done>
+  void mlp(const float* a, float* hidden, long rows, const Done& done) {
+    for (long begin = 0; begin < b.hidden; begin += HIDDEN) {
+      long count = least(HIDDEN, b.hidden - begin), width = up(count, PANEL);
+      multiply(a, pitch, rows, fc1.panels + begin * b.c, b.c * PANEL, b.c, count,
+               [&](long i, long j, vec y) {
+                 store(hidden + i * width + j, gelu(y + load(fc1.biases + begin + j)));
+               });
+      multiply(hidden, width, rows, fc2.panels + begin * PANEL, b.hidden * PANEL, count, b.c,
+               [&](long i, long j, vec y) {
+                 done(i, j, begin ? y : y + load(fc2.biases + j));
+               });
+    }
+  }
+};
+
+template <class T>
+void convolve(const void* x, const void* kernel, const float* valid, void* before, void* after,
+              const Map& map, long size, bool flip, long threads) {
+  long padded = up(map.c, V);
+  float* taps = allocate(padded * size * size);
+  pack_taps(static_cast<const T*>(kernel), map.c, padded, size, flip, taps);
+  Level<T> level{};
+  level.before = static_cast<T*>(before), level.after = static_cast<T*>(after);
+  level.valid = valid;
+  depthwise(static_cast<const T*>(x), taps, map, size, level, threads);
+  std::free(taps);
+}
+
+// Calls `task(first, count)` for parts of `rows` rows of c values.
+template <class Task>
+void for_rows(long rows, long c, long threads, const Task& task) {
+  long part = most(1, 8192 / c);
+  for_each((rows + part - 1) / part, threads,
+           [&](long i) { task(i * part, least(part, rows - i * part)); });
+}
+
+template <class T>
+void gelu_rows(const void* x, const float* valid, void* out, long rows, long c, long threads) {
+  for_rows(rows, c, threads, [&](long first, long count) {
+    const T* from = static_cast<const T*>(x) + first * c;
+    T* to = static_cast<T*>(out) + first * c;
+    long width = valid ? c : count * c;  // without weights all rows are one
+    for (long i = 0; i < count * c; i += width)
+      for (long j = i; j < i + width; j += V) {
+        vec y = gelu(load(from + j, i + width - j));
+        store(to + j, valid ? y * valid[first + i / c] : y, i + width - j);
+      }
+  });
+}
+
+// out = slope(before) * valid * (gates * by_sum + by_after); null pointers count as 1 and 0.
+template <class T>
+struct LevelBackward {
+  const T *by_sum, *gates, *by_after, *before;
+  const float* valid;
+  T* out;
+  // Rows from one value of the gates to the next, and rows that one of `by_after` stands for.
+  long rows, c, pitch, repeat;
+
+  void operator()(long first, long count) const {
+    for (long i = first; i < first + count; i++) {
+      vec gate = gates ? splat(load(gates + i * pitch, 1)[0]) : splat(1);
+      vec inside = valid ? splat(valid[i]) : splat(1);
+      for (long j = 0; j < c; j += V) {
+        long place = i * c + j, left = c - j;
+        vec y = load(by_sum + place, left) * gate;
+        if (by_after) y += load(by_after + i / repeat * c + j, left);
+        store(out + place, y * inside * gelu_slope(load(before + place, left)), left);
+      }
+    }
+  }
+};
+
+template <class T>
+void level_backward(const void* const* arrays, const float* valid, const long* numbers) {
+  LevelBackward<T> run{static_cast<const T*>(arrays[0]), static_cast<const T*>(arrays[1]),
+                       static_cast<const T*>(arrays[2]), static_cast<const T*>(arrays[3]), valid,
+                       static_cast<T*>(const_cast<void*>(arrays[4])), numbers[0], numbers[1],
+                       numbers[2], numbers[3]};
+  for_rows(run.rows, run.c, numbers[4], run);
+}
+
+}  // namespace
+
+extern "C" {
+
+void focalnet_set_threads(void* parallel) {
+  openmp_parallel = reinterpret_cast<parallel_type>(parallel);
+}
+
+// `sixteen`: all arrays but `valid` are bfloat16, else float32. Null pointers: left out.
+
+void focalnet_depthwise(const void* x, const void* kernel, const float* valid, void* before,
+                        void* after, long n, long h, long w, long c, long size, long flip,
+                        long sixteen, long threads) {
+  auto run = sixteen ? convolve<uint16_t> : convolve<float>;
+  run(x, kernel, valid, before, after, {n, h, w, c}, size, flip, threads);
+}
+
+void focalnet_gelu(const void* x, const float* valid, void* out, long rows, long c, long sixteen,
+                   long threads) {
+  (sixteen ? gelu_rows<uint16_t> : gelu_rows<float>)(x, valid, out, rows, c, threads);
+}
+
+void focalnet_level_backward(const void* by_sum, const void* gates, const void* by_after,
+                             const void* before, const float* valid, void* out, long rows, long c,
+                             long pitch, long repeat, long sixteen, long threads) {
+  const void* arrays[] = {by_sum, gates, by_after, before, out};
+  const long numbers[] = {rows, c, pitch, repeat, threads};
+  (sixteen ? level_backward<uint16_t> : level_backward<float>)(arrays, valid, numbers);
+}
+
+void focalnet_depthwise_weight(const void* x, const void* gradient, void* out, long n, long h,
+                               long w, long c, long size, long sixteen, long threads) {
+  Map map{n, h, w, c};
+  if (sixteen)
+    weight_gradient(static_cast<const uint16_t*>(x), static_cast<const uint16_t*>(gradient), map,
+                    size, static_cast<uint16_t*>(out), threads);
+  else
+    weight_gradient(static_cast<const float*>(x), static_cast<const float*>(gradient), map, size,
+                    static_cast<float*>(out), threads);
+}
+
+void focalnet_block(const Block* block) {
+  BlockRun run(*block);
+  run.project();
+  run.contextualise();
+  run.modulate();
+}
+}

@@ -1,0 +1,316 @@
+"""Kernels in C++ for CPUs, built on first use where there is a compiler; never needed.
+
+``native.cpp`` is compiled in a few seconds for the CPU at hand and kept in a cache folder:
+``FOCALNET_DET_CACHE``, else ``focalnet_det`` in ``XDG_CACHE_HOME`` or ``~/.cache``. Its name there
+holds a hash of the source, the compiler and the CPU, so that machines can share the folder.
+``CXX`` chooses a compiler. Nothing of PyTorch is compiled against: tensors go as pointers.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .parameters import Affine, BlockWeights
+
+SOURCE = Path(__file__).with_name("native.cpp")
+COMPILERS = ("g++", "clang++", "c++")
+# The first set that the compiler takes.
+FLAGS = tuple(
+    # GCC's predictive commoning trades loads, which are free here, for registers, which are not.
+    (cpu, "-O3", "-fno-predictive-commoning", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
+    for cpu in ("-march=native", "-mcpu=native")
+)
+DTYPES = (torch.float32, torch.bfloat16)
+LARGEST_KERNEL = 15
+MOST_LEVELS = 8
+
+logger = logging.getLogger(__name__)
+
+
+class BuildError(RuntimeError):
+    """There is no library; the text says why."""
+
+
+@functools.cache
+def library() -> "Library | BuildError":
+    """The kernels, built if need be, or why there are none; decided once in a process."""
+    try:
+        return Library(_load())
+    except BuildError as error:
+        return error
+
+
+class Library:
+    """The functions of ``native.cpp`` on tensors. Threads: those of ``torch.get_num_threads()``."""
+
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self._functions = functions
+        entry = _openmp()
+        self.parallel = bool(entry)
+        functions.focalnet_set_threads(entry)
+
+    def depthwise(self, x: Tensor, kernel: Tensor, *, flip: bool = False) -> Tensor:
+        """Cross-correlation, see :func:`focalnet_det.ops.kernels.depthwise.depthwise`.
+
+        Args:
+            x: (N, H, W, C), of one of :data:`DTYPES`.
+            kernel: (C, 1, k, k), of the same type, odd k.
+            flip: turn the taps around: the gradient by the input.
+        Returns: (N, H, W, C), contiguous.
+        """
+        x, kernel = x.contiguous(), kernel.contiguous()
+        out = torch.empty_like(x)
+        tensors = x, kernel, None, out, None
+        self._call("depthwise", tensors, *x.shape, kernel.shape[-1], flip)
+        return out
+
+    def level(
+        self, x: Tensor, kernel: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`depthwise`, and the GELU of that times ``valid``, (N, H, W, 1)."""
+        x, kernel = x.contiguous(), kernel.contiguous()
+        before, after = torch.empty_like(x), torch.empty_like(x)
+        tensors = x, kernel, _single(valid), before, after
+        self._call("depthwise", tensors, *x.shape, kernel.shape[-1], False)
+        return before, after
+
+    def depthwise_weight_gradient(self, x: Tensor, gradient: Tensor, size: int) -> Tensor:
+        """Gradient by ``kernel`` for k up to :data:`LARGEST_KERNEL`; see :meth:`depthwise`."""
+        x, gradient = x.contiguous(), gradient.contiguous()
+        out = x.new_empty(x.shape[-1], 1, size, size)
+        self._call("depthwise_weight", (x, gradient, out), *x.shape, size)
+        return out
+
+    def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """GELU of (..., C) times ``valid``, (..., 1)."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._call("gelu", (x, _single(valid), out), x.shape[:-1].numel(), x.shape[-1])
+        return out
+
+    def level_backward(
+        self,
+        by_sum: Tensor,
+        gates: Tensor | None,
+        by_after: Tensor | None,
+        before: Tensor,
+        valid: Tensor | None,
+        *,
+        out: Tensor,
+    ) -> Tensor:
+        """Derivative of GELU at ``before`` times ``valid * (by_sum * gates + by_after)``.
+
+        Args:
+            by_sum, before: (..., C), contiguous.
+            gates: (...), any one stride.
+            by_after: (N, H, W, C), contiguous or expanded from (N, 1, 1, C).
+            valid: (..., 1).
+            out: (..., C), contiguous, the result; may be ``by_sum``.
+        """
+        rows, repeat = before.shape[:-1].numel(), 1
+        if by_after is not None and by_after.stride()[1:3] == (0, 0):
+            by_after, repeat = by_after[:, 0, 0], rows // len(by_after)
+        by_after = None if by_after is None else by_after.contiguous()
+        pitch = 0 if gates is None else gates.stride(-1)
+        tensors = by_sum, gates, by_after, before, _single(valid), out
+        self._call("level_backward", tensors, rows, before.shape[-1], pitch, repeat)
+        return out
+
+    def block(self, x: Tensor, weights: BlockWeights, valid: Tensor | None) -> Tensor:
+        """A whole block in inference; see :func:`focalnet_det.ops.kernels.inference.block`.
+
+        Args:
+            x: (N, H, W, C), float32, as are all weights; at most :data:`MOST_LEVELS` levels.
+            weights: of the block.
+            valid: (N, H, W, 1), float32.
+        Returns: (N, H, W, C), contiguous.
+        """
+        x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        struct = _Block(x=x.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads())
+        alive: list[Tensor] = []
+
+        def pointer(tensor: Tensor | None) -> int | None:
+            if tensor is None:
+                return None
+            alive.append(tensor.detach().contiguous())
+            return alive[-1].data_ptr()
+
+        modulation, mlp = weights.modulation, weights.mlp
+        layers: dict[str, Affine | None] = {
+            "norm1": weights.norm1, "f": modulation.f, "h": modulation.h,
+            "proj": modulation.proj, "ln": modulation.ln, "norm2": weights.norm2,
+            "fc1": mlp.fc1, "fc2": mlp.fc2,
+        }  # fmt: skip
+        for name, layer in layers.items():
+            if layer is not None:
+                setattr(struct, f"{name}_weight", pointer(layer.weight))
+                setattr(struct, f"{name}_bias", pointer(layer.bias))
+                if hasattr(struct, f"{name}_eps"):
+                    setattr(struct, f"{name}_eps", layer.eps)
+        struct.gamma1, struct.gamma2 = pointer(weights.gamma_1), pointer(weights.gamma_2)
+        struct.valid = pointer(valid)
+        struct.n, struct.h, struct.w, struct.c = x.shape
+        struct.hidden, struct.post_norm = len(mlp.fc1.weight), weights.post_norm
+        struct.levels, struct.divisor = len(modulation.kernels), modulation.divisor
+        for level, kernel in enumerate(modulation.kernels):
+            struct.kernels[level], struct.sizes[level] = pointer(kernel), kernel.shape[-1]
+        self._functions.focalnet_block(ctypes.byref(struct))
+        return out
+
+    def _call(self, name: str, tensors: tuple[Tensor | None, ...], *numbers: int) -> None:
+        """All functions take pointers, then numbers, then the type and the threads."""
+        pointers = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors]
+        sixteen = tensors[0] is not None and tensors[0].dtype == torch.bfloat16
+        function = getattr(self._functions, f"focalnet_{name}")
+        numbers = (*numbers, sixteen, torch.get_num_threads())
+        function(*pointers, *(ctypes.c_long(number) for number in numbers))
+
+
+class _Block(ctypes.Structure):
+    """``struct Block`` of the source."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "x", "out", "valid", "norm1_weight", "norm1_bias", "f_weight", "f_bias", "h_weight",
+            "h_bias", "proj_weight", "proj_bias", "ln_weight", "ln_bias", "gamma1",
+            "norm2_weight", "norm2_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias",
+            "gamma2",
+        )),
+        ("kernels", ctypes.c_void_p * MOST_LEVELS),
+        ("sizes", ctypes.c_long * MOST_LEVELS),
+        *((name, ctypes.c_long) for name in (
+            "n", "h", "w", "c", "hidden", "levels", "post_norm", "threads",
+        )),
+        *((name, ctypes.c_float) for name in ("norm1_eps", "ln_eps", "norm2_eps", "divisor")),
+    )  # fmt: skip
+
+
+def _single(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.float().contiguous()
+
+
+def _openmp() -> ctypes.c_void_p:
+    """Entry point of the OpenMP library that PyTorch has loaded; null, one thread, without one."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+    except (AttributeError, OSError):
+        return ctypes.c_void_p()
+
+
+# Building
+
+
+def _load() -> ctypes.CDLL:
+    """Raises: BuildError."""
+    compiler = _compiler()
+    version = _run([*compiler, "--version"])
+    key = hashlib.sha256(
+        "\n".join([SOURCE.read_text(), repr(FLAGS), *compiler, version, _cpu()]).encode()
+    ).hexdigest()
+    try:
+        folder = _cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / "lock"):
+            return _cached(folder / f"{key[:20]}.so", compiler)
+    except OSError:
+        # The cache cannot be written.
+        with tempfile.TemporaryDirectory(prefix="focalnet_det_") as name:
+            return _cached(Path(name) / "native.so", compiler)
+
+
+def _cached(file: Path, compiler: list[str]) -> ctypes.CDLL:
+    if file.exists():
+        try:
+            return ctypes.CDLL(str(file))
+        except OSError:
+            logger.warning("%s cannot be loaded: building it again.", file)
+    start = time.perf_counter()
+    _build(file, compiler)
+    seconds = time.perf_counter() - start
+    logger.info("Built the native kernels with %s in %.1f s: %s.", compiler[0], seconds, file)
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise BuildError(
+            f"the kernels that {compiler[0]} built cannot be loaded: {error}"
+        ) from None
+
+
+def _build(file: Path, compiler: list[str]) -> None:
+    # Others never see half a file.
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    errors = []
+    for flags in FLAGS:
+        try:
+            _run([*compiler, *flags, str(SOURCE), "-o", str(part)])
+        except BuildError as error:
+            errors.append(error)
+            continue
+        os.replace(part, file)
+        return
+    raise errors[0]
+
+
+def _compiler() -> list[str]:
+    if os.name != "posix":
+        raise BuildError("the native kernels need a POSIX system")
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for command in [chosen] if chosen else [[name] for name in COMPILERS]:
+        if shutil.which(command[0]):
+            return command
+    names = chosen[0] if chosen else ", ".join(COMPILERS)
+    raise BuildError(f"there is no C++ compiler ({names})")
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
+        raise BuildError(f"{command[0]} fails: {lines[0].strip()}")
+    return done.stdout
+
+
+def _cache_folder() -> Path:
+    if folder := os.environ.get("FOCALNET_DET_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "focalnet_det"
+
+
+def _cpu() -> str:
+    """What a library built for this machine depends on."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join([platform.machine(), platform.processor(),
+                      *sorted({line for line in lines if line.startswith(wanted)})])  # fmt: skip
+
+
+def _lock(file: Path) -> Any:
+    """A context in which no other process holds ``file``."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def held() -> Any:
+        import fcntl
+
+        with file.open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    return held()

@@ -1,0 +1,66 @@
+"""Parts of a branch in training that are no matrix products, as plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import depthwise
+from .tiles import tiles
+
+aten = torch.ops.aten
+
+
+class Steps:
+    """Maps are (N, H, W, C), contiguous, of one type; ``valid`` is (N, H, W, 1) or None."""
+
+    def level(self, context: Tensor, kernel: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The next level before and after its GELU; the latter zero outside the image."""
+        before = depthwise.depthwise(context, kernel)
+        return before, self.gelu(before, valid)
+
+    def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """GELU, zero outside the image; any shape without ``valid``."""
+        after = F.gelu(x)
+        return after if valid is None else after.mul_(valid)
+
+    def gelu_backward_(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """Gradient by ``x`` of its GELU, in the place of that by the GELU."""
+        aten.gelu_backward.grad_input(gradient, x, grad_input=gradient)
+        return gradient
+
+    def level_backward(
+        self,
+        by_aggregated: Tensor,
+        gates: Tensor,
+        by_after: Tensor,
+        before: Tensor,
+        valid: Tensor | None,
+    ) -> Tensor:
+        """Gradient by a level before its GELU.
+
+        Args:
+            by_aggregated: by the gated sum.
+            gates: (N, H, W), of this level.
+            by_after: by the level after its GELU through what follows from it; any strides.
+            before: the level.
+            valid: see the class.
+        Returns: (N, H, W, C).
+        """
+        out = torch.empty_like(before)
+        shape = before.shape[0], -1, before.shape[-1]
+        flat, after, first = out.view(shape), by_after.reshape(shape), before.view(shape)
+        for tile in tiles(flat):
+            by_tile = by_aggregated.view(shape)[tile] * gates.flatten(1)[tile][..., None]
+            by_tile += after[tile]
+            if valid is not None:
+                by_tile *= valid.flatten(1)[tile][..., None]
+            aten.gelu_backward.grad_input(by_tile, first[tile], grad_input=flat[tile])
+        return out
+
+    def depthwise_input_gradient(self, gradient: Tensor, kernel: Tensor) -> Tensor:
+        """See :mod:`focalnet_det.ops.kernels.depthwise`."""
+        return depthwise.depthwise_input_gradient(gradient, kernel)
+
+    def depthwise_weight_gradient(self, x: Tensor, gradient: Tensor, size: int) -> Tensor:
+        """See :mod:`focalnet_det.ops.kernels.depthwise`."""
+        return depthwise.depthwise_weight_gradient(x, gradient, size)

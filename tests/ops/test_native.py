@@ -1,0 +1,386 @@
+"""Kernels in C++ against the readable reference, and how they are built or done without."""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focalnet_det.backbones.focalnet import FocalNetBlock
+from focalnet_det.ops import dispatch
+from focalnet_det.ops.kernels import native
+
+COMPILER = os.environ.get("CXX") or next(filter(shutil.which, native.COMPILERS), None)
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None, reason=f"no C++ compiler: none of {', '.join(native.COMPILERS)} nor CXX"
+)
+# Largest difference over the largest value; in bfloat16 against float64 of the rounded inputs.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Nothing built or decided yet; the cache is the folder that is returned."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FOCALNET_DET_CACHE", str(folder))
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    native.library.cache_clear()
+    dispatch._log.cache_clear()
+    yield folder
+    native.library.cache_clear()
+    dispatch._log.cache_clear()
+
+
+@pytest.fixture
+def library() -> native.Library:
+    """From the cache of this machine, or built there."""
+    found = native.library()
+    assert isinstance(found, native.Library), found
+    return found
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    expected = expected.double()
+    return float((actual.double() - expected).abs().max() / expected.abs().max())
+
+
+def block(levels: int, window: int, dim: int, **flags: object) -> FocalNetBlock:
+    arguments = {
+        "mlp_ratio": 4.0,
+        "post_norm": False,
+        "post_norm_in_modulation": False,
+        "layer_scale": None,
+        "normalize_modulator": False,
+        "drop_rate": 0.0,
+        "drop_path_rate": 0.0,
+    }
+    module = FocalNetBlock(dim, focal_level=levels, focal_window=window, **arguments | flags)
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, 0.5, 0.3)
+        else:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return module.eval()
+
+
+def run(module: FocalNetBlock, x: Tensor, valid: Tensor | None, path: str) -> dict[str, Tensor]:
+    """Output without and with autograd, and all gradients."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(dispatch.VARIABLE, path)
+        assert dispatch.choose_path(x, exact=module._is_plain) == path
+        x = x.detach().requires_grad_()
+        module.zero_grad()
+        with torch.no_grad():
+            results = {"inference": module(x, valid)}
+        results["output"] = module(x, valid)
+        results["output"].float().pow(3).sum().backward()
+        results["output"] = results["output"].detach()
+    results["x"] = x.grad
+    return results | {key: p.grad.clone() for key, p in module.named_parameters()}
+
+
+# Functions
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 4, 30, 5), (1, 35, 6, 40), (3, 9, 70, 13), (1, 18, 33, 96)]
+)
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 9, 11, 13, 15])
+def test_depthwise_equals_the_stock_layer(
+    size: int, shape: tuple, dtype: torch.dtype, library: native.Library
+) -> None:
+    x, gradient = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    kernel = torch.randn(shape[-1], 1, size, size).to(dtype)
+    inputs = x.double().requires_grad_(), kernel.double().requires_grad_()
+    expected = F.conv2d(
+        inputs[0].permute(0, 3, 1, 2), inputs[1], padding=size // 2, groups=shape[-1]
+    ).permute(0, 2, 3, 1)
+    by_x, by_kernel = torch.autograd.grad(expected, inputs, gradient.double())
+    valid = (torch.rand(*shape[:3], 1) > 0.3).float()
+    before, after = library.level(x, kernel, valid)
+    for actual, wanted in (
+        (library.depthwise(x, kernel), expected),
+        (before, expected),
+        (library.depthwise(gradient, kernel, flip=True), by_x),
+        (library.depthwise_weight_gradient(x, gradient, size), by_kernel),
+    ):
+        assert actual.dtype == dtype
+        assert relative_error(actual, wanted.detach()) <= TOLERANCE[dtype]
+    wanted = (F.gelu(expected) * valid).detach()
+    assert (after - wanted).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+
+
+@needs_compiler
+def test_gelu_and_its_slope(library: native.Library) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 99_991), torch.tensor([0.0, -0.0, 60.0, -60.0, 1e9])])
+    exact = x.double().requires_grad_()
+    expected = F.gelu(exact)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    actual = library.gelu(x)
+    assert ((actual - expected).abs() <= 3e-7 * x.abs().clamp(min=1)).all()
+    ones, out = torch.ones_like(x), torch.empty_like(x)
+    actual = library.level_backward(ones, None, None, x, None, out=out)
+    assert relative_error(actual, slope.detach()) <= 2e-6
+    special = torch.tensor([float("nan"), float("inf")])
+    assert library.gelu(special).isnan()[0]
+    assert library.gelu(special)[1] == float("inf")
+
+
+@needs_compiler
+def test_bfloat16_is_rounded_to_nearest_even(library: native.Library) -> None:
+    x = torch.tensor([1.0, 3.3895314e38, float("inf"), float("nan"), 1e-40]).bfloat16()
+    x = torch.cat([x, torch.randn(1000).bfloat16()]).view(1, 1, -1, 1)
+    factor = torch.tensor([1.0078125]).bfloat16().view(1, 1, 1, 1)
+    expected = (x.float() * factor.float()).bfloat16()
+    assert torch.equal(library.depthwise(x, factor).isnan(), expected.isnan())
+    torch.testing.assert_close(
+        library.depthwise(x, factor), expected, rtol=0, atol=0, equal_nan=True
+    )
+
+
+# Blocks
+
+FLAGS = {
+    "plain": {},
+    "post-norm": {"post_norm": True, "layer_scale": 0.1},
+    "all": {
+        "post_norm": True,
+        "post_norm_in_modulation": True,
+        "layer_scale": 0.1,
+        "normalize_modulator": True,
+        "lean_training": True,
+    },
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
+@pytest.mark.parametrize(
+    ("levels", "window", "dim", "size"),
+    [
+        (0, 3, 8, (5, 6)),
+        (2, 3, 96, (23, 37)),
+        (3, 9, 13, (4, 40)),
+        (4, 9, 5, (2, 1)),
+        (1, 17, 8, (9, 9)),
+        (4, 3, 40, (17, 33)),
+    ],
+)
+def test_blocks_equal_the_reference(
+    levels: int, window: int, dim: int, size: tuple, flags: dict, masked: bool, library: object
+) -> None:
+    module, x = block(levels, window, dim, **flags), torch.randn(2, *size, dim)
+    valid = torch.ones(2, 1, *size)
+    valid[1, :, size[0] // 2 + 1 :] = 0
+    expected = run(module, x, valid if masked else None, "reference")
+    for key, actual in run(module, x, valid if masked else None, "native").items():
+        assert relative_error(actual, expected[key]) <= 2e-5, key
+
+
+@needs_compiler
+def test_a_hidden_layer_in_parts_and_inputs_that_are_not_contiguous(library: object) -> None:
+    module = block(2, 3, 104)
+    x = torch.randn(2, 104, 9, 14).permute(0, 2, 3, 1)[:, :, ::2]
+    assert not x.is_contiguous()
+    assert len(module.mlp.fc1.weight) > 384
+    expected = run(module, x, None, "reference")
+    for key, actual in run(module, x, None, "native").items():
+        assert relative_error(actual, expected[key]) <= 2e-5, key
+
+
+@needs_compiler
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16(autocast: bool, library: object) -> None:
+    module, x = block(2, 3, 24), torch.randn(2, 9, 7, 24)
+    module, x = module.bfloat16().float(), x.bfloat16().float()
+    expected = run(module, x, None, "reference")
+    if not autocast:
+        module, x = module.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual = run(module, x, None, "native")
+    for key, value in actual.items():
+        assert relative_error(value, expected[key]) <= 4e-2, key
+
+
+@needs_compiler
+def test_the_type_of_computation_may_be_bfloat16(
+    library: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_fast", lambda dtype: True)
+    module, x = block(2, 3, 24), torch.randn(2, 9, 7, 24)
+    module, x = module.bfloat16().float(), x.bfloat16().float()
+    expected = run(module, x, None, "reference")
+    for key, value in run(module.bfloat16(), x.bfloat16(), None, "native").items():
+        assert relative_error(value, expected[key]) <= 6e-2, key
+
+
+@needs_compiler
+def test_an_empty_batch_runs_on_the_reference(library: object) -> None:
+    x = torch.randn(0, 4, 5, 8)
+    assert dispatch.choose_path(x) == "reference"
+    assert block(2, 3, 8)(x).shape == x.shape
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_repeat_bit_by_bit(threads: int, library: native.Library) -> None:
+    module, x = block(3, 9, 40), torch.randn(2, 37, 70, 40)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first, second = (run(module, x, None, "native") for _ in range(2))
+        weight = library.depthwise_weight_gradient(x, x, 9)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert torch.equal(weight, library.depthwise_weight_gradient(x, x, 9)), "differs by threads"
+
+
+# Building
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.set_level(logging.INFO)
+    x = torch.randn(1, 4, 5, 8)
+    module = block(2, 3, 8)
+    with torch.no_grad():
+        assert module(x).isfinite().all()
+        module(x)
+    return [
+        record.getMessage() for record in caplog.records if record.name.startswith("focalnet_det")
+    ]
+
+
+def test_without_a_compiler(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert logged(caplog) == [
+        "Focal modulation runs on the torch path: there is no C++ compiler (g++, clang++, c++)."
+    ]
+    assert not fresh.exists()
+
+
+def test_a_compiler_that_fails(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    script = tmp_path / "c++"
+    script.write_text(
+        f"#!{shutil.which('sh')}\n"
+        '[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: no such CPU" >&2\nexit 1\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("CXX", str(script))
+    assert logged(caplog) == [
+        f"Focal modulation runs on the torch path: {script} fails: x.cpp:1: error: no such CPU."
+    ]
+    assert not list(fresh.glob("*.so*"))
+
+
+def test_unset_and_forced_paths_without_the_library(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    x = torch.randn(1, 4, 5, 8)
+    for forced, path in (("", "torch"), ("native", "torch"), ("reference", "reference")):
+        monkeypatch.setenv(dispatch.VARIABLE, forced)
+        assert dispatch.choose_path(x) == path
+    assert "no-such-compiler" in str(native.library())
+
+
+# What every process has to find, quick to build.
+SMALL = 'extern "C" void focalnet_set_threads(void*) {}'
+
+
+def builds(folder: Path) -> int:
+    """How often a process builds that wants the library, in a small form, in ``folder``."""
+    native.SOURCE = folder.with_suffix(".cpp")
+    os.environ["FOCALNET_DET_CACHE"] = str(folder)
+    native.library.cache_clear()
+    build, count = native._build, 0
+
+    def counted(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        build(*arguments)
+
+    native._build = counted
+    assert isinstance(native.library(), native.Library)
+    return count
+
+
+@needs_compiler
+def test_processes_that_start_together_build_once_and_others_mend(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.with_suffix(".cpp").write_text(SMALL)
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2, maxtasksperchild=1) as pool:
+        assert sorted(pool.map(builds, [folder] * 2, chunksize=1)) == [0, 1]
+        (file,) = folder.glob("*.so")
+        size = file.stat().st_size
+        file.write_bytes(b"\x7fELF")
+        assert pool.map(builds, [folder]) == [1]
+    assert file.stat().st_size == size
+    assert not list(folder.glob("*.so.*")), "half a file is left"
+
+
+@needs_compiler
+def test_the_default_where_there_is_a_compiler(
+    library: native.Library, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    dispatch._log.cache_clear()
+    assert logged(caplog) == [
+        "Focal modulation runs on the native path: FOCALNET_DET_OPS is unset."
+    ]
+
+
+@needs_compiler
+def test_other_sources_compilers_and_machines_have_other_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FOCALNET_DET_CACHE", str(tmp_path))
+    names = []
+    monkeypatch.setattr(native, "_cached", lambda file, compiler: names.append(file.name))
+    native._load()
+    native._load()
+    monkeypatch.setattr(native, "_cpu", lambda: "another one")
+    native._load()
+    source = tmp_path / "native.cpp"
+    source.write_text(native.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(native, "SOURCE", source)
+    native._load()
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    monkeypatch.setenv("FOCALNET_DET_CACHE", str(blocked / "cache"))
+    seen = []
+
+    def cached(file: Path, compiler: list[str]) -> ctypes.CDLL:
+        seen.append(file)
+        raise native.BuildError("far enough")
+
+    monkeypatch.setattr(native, "_cached", cached)
+    assert str(native.library()) == "far enough"
+    assert seen[0].name == "native.so"
+    assert not seen[0].parent.exists(), "the temporary folder is left"
