@@ -121,7 +121,7 @@ def _has_instructions(dtype: torch.dtype) -> bool:
     return any(cpu.get(name) for name in names.get(dtype, ()))
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _native_obstacle(device: str, dtype: torch.dtype) -> str:
     if device != "cpu":
         return f"the native kernels run on CPUs, not on {device}"
