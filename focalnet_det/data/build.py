@@ -11,6 +11,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.utils import comm
 
 from .augmentation import scaled
@@ -74,7 +75,7 @@ def build_train_loader(
         batch_size: images per iteration, over all processes.
         num_workers: loader processes per training process.
         masks: load instance masks, as bitmaps: polygons and RLE alike, cropped exactly.
-        keypoints: load keypoints.
+        keypoints: load keypoints, and leave out images that have none.
         image_format: channel order, "RGB" or "BGR".
         filter_empty: leave out images that have no annotation but crowds.
         aspect_ratio_grouping: batch upright images with upright ones, to save padding.
@@ -82,7 +83,7 @@ def build_train_loader(
         there are none.
     """
     names = [datasets] if isinstance(datasets, str) else list(datasets)
-    dicts = dataset_records(names, filter_empty=filter_empty)
+    dicts = dataset_records(names, filter_empty=filter_empty, min_keypoints=int(keypoints))
     if masks and not any(map(has_masks, dicts)):
         raise ValueError(f"No annotation of {', '.join(names)} has a mask; train a box detector.")
     mapper = InstanceMapper(
@@ -91,6 +92,7 @@ def build_train_loader(
         image_format=image_format,
         masks=masks,
         keypoints=keypoints,
+        keypoint_hflip_indices=create_keypoint_hflip_indices(names) if keypoints else None,
         recompute_boxes=masks,
     )
     processes = comm.get_world_size()
@@ -126,18 +128,35 @@ def has_masks(record: dict[str, Any]) -> bool:
     return any("segmentation" in annotation for annotation in record["annotations"])
 
 
-def dataset_records(names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
+def dataset_records(
+    names: Sequence[str], *, filter_empty: bool, min_keypoints: int = 0
+) -> list[dict[str, Any]]:
     """Records of registered data sets.
 
-    Raises: FileNotFoundError that says where the data should be.
+    Raises: FileNotFoundError that says where the data should be; ValueError if no image has
+        keypoints and they are asked for.
     """
+    if min_keypoints:
+        check_keypoints(names)
     try:
-        return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+        return get_detection_dataset_dicts(
+            list(names), filter_empty=filter_empty, min_keypoints=min_keypoints
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Data set {', '.join(names)}: {error.filename} does not exist. Put the data there, or "
             "set DETECTRON2_DATASETS to the folder that holds it; see datasets/README.md."
         ) from error
+
+
+def check_keypoints(names: Sequence[str]) -> None:
+    """Raises: ValueError if a data set names no keypoints."""
+    for name in names:
+        if not MetadataCatalog.get(name).get("keypoint_names"):
+            raise ValueError(
+                f"Data set {name} names no keypoints: its category needs a list of `keypoints`, as "
+                "COCO's person has."
+            )
 
 
 def build_test_loader(

@@ -50,8 +50,22 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path)
         thing_classes=classes,
         file_issues=problems_of_file(content),
         num_annotated_images=len({annotation["image_id"] for annotation in content["annotations"]}),
+        **keypoint_metadata(content),
     )
     return classes
+
+
+def keypoint_metadata(content: dict[str, Any]) -> dict[str, Any]:
+    """What Detectron2 wants to know of a COCO file's keypoints; nothing if it has none.
+
+    In a mirrored image, ``left_x`` and ``right_x`` change places.
+    """
+    names = next((c["keypoints"] for c in content["categories"] if c.get("keypoints")), None)
+    if names is None:
+        return {}
+    pairs = [(n, n.replace("left", "right")) for n in names if "left" in n]
+    flips = [(left, right) for left, right in pairs if right in names]
+    return {"keypoint_names": list(names), "keypoint_flip_map": flips}
 
 
 def read_coco_file(json_file: Path) -> dict[str, Any]:

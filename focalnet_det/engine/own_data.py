@@ -127,11 +127,14 @@ def use_coco_json(
     val_names, val_classes = val.register("val")
     if val_names:
         check_same_classes(val_classes, classes, val.annotations[0], train.annotations[0])
+    points = len(MetadataCatalog.get(train_names[0]).get("keypoint_names") or ())
     num_images = sum(MetadataCatalog.get(name).num_annotated_images for name in train_names)
     if isinstance(cfg, CfgNode):
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = points or 17
     else:
         set_num_classes(cfg.model, len(classes))
+        set_everywhere(cfg.model, "num_keypoints", points or 17)
     use_data_sets(cfg, train=train_names, val=val_names, num_images=num_images, overrides=overrides)
 
 
@@ -196,14 +199,19 @@ def say(found: Plan, lr: float, override: str) -> None:
 
 
 def set_num_classes(node: Any, count: int) -> None:
-    """Sets every ``num_classes`` of a LazyConfig model that is not a reference to another."""
+    """:func:`set_everywhere` for ``num_classes``."""
+    set_everywhere(node, "num_classes", count)
+
+
+def set_everywhere(node: Any, name: str, value: int) -> None:
+    """Sets every field of that name in a LazyConfig model that is not a reference to another."""
     if isinstance(node, DictConfig):
         for key in node:
-            if key == "num_classes":
+            if key == name:
                 if not OmegaConf.is_interpolation(node, key):
-                    node[key] = count
+                    node[key] = value
             else:
-                set_num_classes(node[key], count)
+                set_everywhere(node[key], name, value)
     elif isinstance(node, ListConfig):
         for item in node:
-            set_num_classes(item, count)
+            set_everywhere(item, name, value)

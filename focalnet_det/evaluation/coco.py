@@ -1,4 +1,4 @@
-"""Box and mask AP in the COCO protocol, as a Detectron2 evaluator.
+"""Box, mask and keypoint AP in the COCO protocol, as a Detectron2 evaluator.
 
 hotcoco computes the scores; they are those of pycocotools to the last bit, except that
 pycocotools never counts a match with annotation id 0 (COCO's ids start above it).
@@ -29,20 +29,28 @@ from focalnet_det.evaluation.tables import overall_table, per_class_table
 logger = logging.getLogger(__name__)
 
 # Prediction field that each task scores, and the key of the COCO result it becomes.
-TASK_FIELDS = {"bbox": ("pred_boxes", "bbox"), "segm": ("pred_masks", "segmentation")}
+TASK_FIELDS = {
+    "bbox": ("pred_boxes", "bbox"),
+    "segm": ("pred_masks", "segmentation"),
+    "keypoints": ("pred_keypoints", "keypoints"),
+}
+# Detections per image that count for keypoint AP in COCO's protocol.
+KEYPOINT_LIMIT = 20
+# COCO has measured how far annotators disagree on its 17 keypoints; this stands for other sets.
+OTHER_SIGMA = 0.05
 
 Record = dict[str, Any]
 
 
 class COCODetectionEvaluator(DatasetEvaluator):
-    """AP and AR of boxes and masks, in percent; NaN where nothing can be measured.
+    """AP and AR of boxes, masks and keypoints, in percent; NaN where nothing can be measured.
 
     Masks are run-length encoded as they come, so that no image's pixels are kept. The main rank
     scores what all ranks saw; the others return an empty dict.
 
     Args:
         json_file: COCO annotations; without "annotations" (a test set), nothing is scored.
-        tasks: of "bbox" and "segm"; None scores what the predictions hold.
+        tasks: of "bbox", "segm" and "keypoints"; None scores what the predictions hold.
         class_names: by contiguous id; default: the names in `json_file`.
         thing_dataset_id_to_contiguous_id: category id -> class that the model predicts; default:
             the rank of the category id, as Detectron2's COCO loader assigns.
@@ -175,7 +183,13 @@ class COCODetectionEvaluator(DatasetEvaluator):
     def _match(self, task: str, records: Mapping[int, list[Record]]) -> Any:
         """Predictions of some images matched to their ground truth."""
         params = hotcoco.Params(task)
-        params.max_dets = self._limits
+        if task == "keypoints":
+            params.max_dets = [KEYPOINT_LIMIT]
+            count = self._truth.num_keypoints
+            if count != len(params.kpt_oks_sigmas):
+                params.kpt_oks_sigmas = [OTHER_SIGMA] * count
+        else:
+            params.max_dets = self._limits
         matches = hotcoco.StreamingEval(self._truth.category_records, task, params=params)
         # COCO takes an instance's area from its box if there is one; mask AP needs the mask's.
         keys = ("image_id", "category_id", "score", TASK_FIELDS[task][1])
@@ -213,6 +227,12 @@ class COCODetectionEvaluator(DatasetEvaluator):
             self._truth.check_masks(image_id, masks)
             for record, mask in zip(records, masks, strict=True):
                 record["segmentation"] = _encode(mask)
+        if "keypoints" in held:
+            points = _finite("pred_keypoints", instances.pred_keypoints, image_id)
+            # COCO numbers pixels; Detectron2 measures from the corner of the first one.
+            points = points - points.new_tensor([0.5, 0.5, 0.0])
+            for record, values in zip(records, points.flatten(1).tolist(), strict=True):
+                record["keypoints"] = values
         return records
 
     def _score(self, matches: Any) -> dict[str, float]:
@@ -220,7 +240,11 @@ class COCODetectionEvaluator(DatasetEvaluator):
         scorer.accumulate()
         assert scorer.eval is not None
         precision, recall = scorer.eval["precision"], scorer.eval["recall"]
-        metrics = _summarize(precision, recall, self._limits)
+        # Of keypoints, COCO leaves out small objects.
+        keypoints = scorer.params.iouType == "keypoints"
+        limits = [KEYPOINT_LIMIT] if keypoints else self._limits
+        areas = ["all", "m", "l"] if keypoints else ["all", "s", "m", "l"]
+        metrics = _summarize(precision, recall, limits, areas)
         for name, category in self._classes.items():
             k = scorer.params.catIds.index(category)
             metrics[f"AP-{name}"] = _percent(precision[:, :, k, 0, -1])
@@ -253,6 +277,7 @@ class _GroundTruth:
     instance_counts: Mapping[int, int]
     has_annotations: bool
     without_mask: int | None  # id of one annotation without segmentation
+    num_keypoints: int  # of an annotation
 
     def known_image(self, image_id: Any) -> int:
         if image_id in self.images:
@@ -313,6 +338,7 @@ def _load_ground_truth(path: Path) -> _GroundTruth:
         instance_counts=Counter(a["category_id"] for a in annotations if not a.get("iscrowd")),
         has_annotations="annotations" in data,
         without_mask=next((a["id"] for a in annotations if not a.get("segmentation")), None),
+        num_keypoints=max((len(a.get("keypoints", ())) // 3 for a in annotations), default=0),
     )
 
 
@@ -368,23 +394,25 @@ def _percent(values: np.ndarray) -> float:
 
 
 def _summarize(
-    precision: np.ndarray, recall: np.ndarray, limits: Sequence[int]
+    precision: np.ndarray, recall: np.ndarray, limits: Sequence[int], areas: Sequence[str]
 ) -> dict[str, float]:
     """COCO's summary, AP at the largest limit.
 
     Args:
         precision: (T, R, K, A, M): IoU, recall, class, area range, detection limit; -1 undefined.
         recall: (T, K, A, M).
+        limits: of detections, M.
+        areas: names of the area ranges, A; the first is all.
     """
     metrics = {
         "AP": _percent(precision[:, :, :, 0, -1]),
         "AP50": _percent(precision[0, :, :, 0, -1]),
         "AP75": _percent(precision[5, :, :, 0, -1]),
     }
-    areas = {"s": 1, "m": 2, "l": 3}
-    metrics |= {f"AP{name}": _percent(precision[:, :, :, a, -1]) for name, a in areas.items()}
+    sizes = list(enumerate(areas))[1:]
+    metrics |= {f"AP{name}": _percent(precision[:, :, :, a, -1]) for a, name in sizes}
     metrics |= {f"AR{limit}": _percent(recall[:, :, 0, m]) for m, limit in enumerate(limits)}
-    metrics |= {f"AR{name}": _percent(recall[:, :, a, -1]) for name, a in areas.items()}
+    metrics |= {f"AR{name}": _percent(recall[:, :, a, -1]) for a, name in sizes}
     return metrics
 
 

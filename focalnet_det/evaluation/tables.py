@@ -11,7 +11,7 @@ from rich.text import Text
 
 WIDTH = 80
 OVERALL_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-TASK_TITLES = {"bbox": "box AP", "segm": "mask AP"}
+TASK_TITLES = {"bbox": "box AP", "segm": "mask AP", "keypoints": "keypoint AP"}
 
 Results = Mapping[str, Mapping[str, float]]
 

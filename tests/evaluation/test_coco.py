@@ -570,9 +570,9 @@ def test_ground_truth_without_area(tmp_path, small):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ("keypoints",)}, "Known: bbox, segm"),
-        ({"tasks": "bbox"}, "Known: bbox, segm"),
-        ({"tasks": ()}, "Known: bbox, segm"),
+        ({"tasks": ("densepose",)}, "Known: bbox, keypoints, segm"),
+        ({"tasks": "bbox"}, "Known: bbox, keypoints, segm"),
+        ({"tasks": ()}, "Known: bbox, keypoints, segm"),
         ({"max_dets": 0}, "max_dets must be at least 1"),
         ({"class_names": ["one"]}, "has 4 categories"),
         ({"class_names": ["one"] * 4}, "different name for each"),
