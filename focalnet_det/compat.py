@@ -13,7 +13,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,21 @@ def feature_shape(channels: int, stride: int) -> "ShapeSpec":
     from detectron2.layers import ShapeSpec
 
     return ShapeSpec(channels=channels, stride=stride)
+
+
+def dense_head_norm(name: str) -> Callable[[int], "nn.Module"]:
+    """A norm by Detectron2's name, for its dense heads.
+
+    v0.6 tries the norm of a dense head with one channel, which GroupNorm refuses today.
+    """
+
+    def norm(channels: int) -> "nn.Module":
+        from detectron2.layers import get_norm
+        from torch import nn
+
+        return nn.Identity() if channels == 1 else get_norm(name, channels)
+
+    return norm
 
 
 def has_padding_constraints() -> bool:

@@ -36,7 +36,8 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     # False resizes as mmdet does: without antialiasing where images shrink.
     cfg.INPUT.ANTIALIAS = True
     # "detectron2", or "mmdet", with which the published results were made: MmdetRPN, MmdetROIHeads
-    # and MmdetRCNN stand in for RPN, StandardROIHeads and GeneralizedRCNN.
+    # and MmdetRCNN stand in for RPN, StandardROIHeads and GeneralizedRCNN, and
+    # MmdetRetinaNet for RetinaNet.
     cfg.MODEL.CONVENTIONS = "detectron2"
     # UPerNetHead's own; the rest comes from MODEL.SEM_SEG_HEAD. LOSS_AVERAGE: "all" pixels, as
     # published, or "valid" ones.

@@ -84,11 +84,12 @@ def build_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbon
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """FocalNet with FPN, p3..p7, for RetinaNet and other dense detectors."""
+    """FocalNet with FPN, p3..p7, for RetinaNet; ``MODEL.CONVENTIONS`` decides on P7's ReLU."""
     return build_retinanet_fpn(
         _bottom_up(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        p7_relu=cfg.MODEL.get("CONVENTIONS") != "mmdet",
     )

@@ -18,12 +18,13 @@ from .. import add_focalnet_config
 from ..checkpoint.fit import LEVEL_MODES
 from ..data.augmentation import POLICIES, evaluation_resize
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
-from ..heads.mmdet_conventions import MmdetROIHeads, MmdetRPN
+from ..heads.mmdet_conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet_rcnn import MmdetRCNN
 from .solver import Schedule, adamw
 
 # Detectron2's registered name: what stands in for it.
 MMDET_PARTS = {"RPN": MmdetRPN, "StandardROIHeads": MmdetROIHeads}
+MMDET_MODELS = {"GeneralizedRCNN": MmdetRCNN, "RetinaNet": MmdetRetinaNet}
 
 
 @dataclass(kw_only=True)
@@ -288,8 +289,9 @@ def apply_conventions(cfg: CfgNode) -> None:
         for node in (cfg.MODEL.PROPOSAL_GENERATOR, cfg.MODEL.ROI_HEADS):
             if node.NAME in MMDET_PARTS:
                 node.NAME = MMDET_PARTS[node.NAME].__name__
-        if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-            cfg.MODEL.META_ARCHITECTURE = MmdetRCNN.__name__
+        if cfg.MODEL.META_ARCHITECTURE in MMDET_MODELS:
+            name = MMDET_MODELS[cfg.MODEL.META_ARCHITECTURE].__name__
+            cfg.MODEL.META_ARCHITECTURE = name
 
 
 def yacs_schedule(solver: CfgNode) -> Schedule:

@@ -28,6 +28,12 @@ BARS = (
         "shapes_panoptic_val/panoptic_seg/PQ",
         60,
     ),
+    Bar(
+        "Shapes-InstanceSegmentation/cascade_mask_rcnn_focalnet_nano_fpn_small.py",
+        "shapes_val/segm/AP",
+        50,
+    ),
+    Bar("Shapes-Detection/retinanet_focalnet_nano_fpn_small.py", "shapes_val/bbox/AP", 50),
 )
 
 

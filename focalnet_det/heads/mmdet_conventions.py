@@ -1,4 +1,4 @@
-"""Mask R-CNN's parts as mmdet has them, where they differ from Detectron2's.
+"""Parts of Mask R-CNN and RetinaNet as mmdet has them, where they differ from Detectron2's.
 
 The published FocalNet detectors were trained and evaluated with mmdet 2.11. The layers are the
 same in both libraries; these are the differences in what is computed with them.
@@ -6,16 +6,23 @@ Source: mmdet 2.11:mmdet/core/bbox/assigners/max_iou_assigner.py, coder/delta_xy
 mmdet/models/dense_heads/anchor_head.py.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    RetinaNet,
+)
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 
@@ -57,12 +64,9 @@ class MmdetBox2BoxTransform(Box2BoxTransform):
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """(N, 4k) deltas on (N, 4) boxes -> (N, 4k) boxes, pixels."""
-        weight = deltas.new_tensor(self.weights[2:]).repeat(deltas.shape[-1] // 4)
-        limited = deltas.clone()
-        sizes = limited.unflatten(-1, (-1, 4))[..., 2:]
-        lowest = (-self.scale_clamp * weight).view(-1, 2)
-        sizes.copy_(torch.maximum(sizes, lowest))
-        return super().apply_deltas(limited, boxes)
+        lowest = [-math.inf, -math.inf, *(-self.scale_clamp * w for w in self.weights[2:])]
+        limits = deltas.new_tensor(lowest).repeat(deltas.shape[-1] // 4)
+        return super().apply_deltas(torch.maximum(deltas, limits), boxes)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -77,6 +81,27 @@ class MmdetRPN(RPN):
         arguments["anchor_matcher"] = MmdetMatcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS)
         arguments["box2box_transform"] = MmdetBox2BoxTransform(rpn.BBOX_REG_WEIGHTS)
         return arguments
+
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As in RPN, but anchors that cross the image's border are left out before matching.
+
+        With ``anchor_boundary_thresh`` of 0 or more, that is. Detectron2 ignores them after
+        matching, so that an object whose best anchor is among them may be left without one.
+        """
+        if self.anchor_boundary_thresh < 0:
+            return super().label_and_sample_anchors(anchors, gt_instances)
+        every = Boxes.cat(anchors)
+        labels, boxes = [], []
+        for truth in gt_instances:
+            inside = every.inside_box(truth.image_size, self.anchor_boundary_thresh)
+            found, matched = super().label_and_sample_anchors([every[inside]], [truth])
+            labels.append(found[0].new_full((len(every),), -1))
+            labels[-1][inside] = found[0]
+            boxes.append(torch.zeros_like(every.tensor))
+            boxes[-1][inside] = matched[0]
+        return labels, boxes
 
     def losses(
         self,
@@ -105,3 +130,49 @@ class MmdetROIHeads(StandardROIHeads):
         weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
         arguments["box_predictor"].box2box_transform = MmdetBox2BoxTransform(weights)
         return arguments
+
+
+@META_ARCH_REGISTRY.register()
+class MmdetRetinaNet(RetinaNet):
+    """Detectron2's RetinaNet with mmdet's assignment, loss normalisation and box decoding.
+
+    The losses are divided by the positives of the batch (one at least for each image) rather than
+    by a moving average; boxes are clipped to the image before NMS rather than after it. Its P7 has
+    no ReLU before it: see :func:`focalnet_det.necks.fpn.build_retinanet_fpn`.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """As in RetinaNet; the IoU thresholds and weights come from the same keys."""
+        arguments: dict[str, Any] = super().from_config(cfg)
+        node = cfg.MODEL.RETINANET
+        arguments["anchor_matcher"] = MmdetMatcher(
+            node.IOU_THRESHOLDS, node.IOU_LABELS, min_low_quality_iou=0.0
+        )
+        arguments["box2box_transform"] = MmdetBox2BoxTransform(node.BBOX_REG_WEIGHTS)
+        return arguments
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """As in RetinaNet."""
+        losses: dict[str, Tensor] = super().losses(
+            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        )
+        positives = [((g >= 0) & (g != self.num_classes)).sum().item() for g in gt_labels]
+        factor = max(sum(positives), 1) / sum(max(count, 1) for count in positives)
+        return {name: loss * factor for name, loss in losses.items()}
+
+    def _ema_update(self, _: str, value: float, *__: float) -> float:
+        """No average: the positives of this batch."""
+        return value
+
+    def _decode_multi_level_predictions(self, *arguments: Any) -> Instances:
+        decoded = super()._decode_multi_level_predictions(*arguments)
+        decoded.pred_boxes.clip(decoded.image_size)
+        return decoded

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor
 
 
 def build_fpn(
@@ -42,24 +43,57 @@ def build_retinanet_fpn(
     out_channels: int = 256,
     norm: str = "",
     fuse_type: str = "sum",
+    p6_from: str = "backbone",
+    p7_relu: bool = True,
 ) -> FPN:
-    """FPN with two strided convolutions on the last backbone feature: stage2..4 become p3..p7.
+    """FPN with two strided convolutions on top: stage2..4 become p3..p7.
 
-    Arguments as in :func:`build_fpn`; by default the stride-4 feature is left out.
+    Args:
+        bottom_up, in_features, out_channels, norm, fuse_type: as in :func:`build_fpn`; by default
+            the stride-4 feature is left out.
+        p6_from: "backbone", for its last feature, or "p5".
+        p7_relu: ReLU between the two convolutions, which mmdet does not have.
+    Raises: ValueError for a feature that the backbone does not have, or an unknown ``p6_from``.
     Source: arXiv:1708.02002, section 4; detectron2:modeling/backbone/fpn.py (LastLevelP6P7).
     """
+    if p6_from not in ("backbone", "p5"):
+        raise ValueError(f"Unknown p6_from {p6_from!r}. Known: backbone, p5.")
     names = list(in_features or [n for n, s in bottom_up.output_shape().items() if s.stride > 4])
     names = checked_features(bottom_up, names)
+    freeze_unread_norms(bottom_up, names)
     last = names[-1]
     channels = bottom_up.output_shape()[last].channels
+    if p6_from == "p5":
+        last, channels = p6_from, out_channels
+    top_block = LastLevelP6P7 if p7_relu else PlainP6P7
     return FPN(
         bottom_up=bottom_up,
         in_features=names,
         out_channels=out_channels,
         norm=norm,
-        top_block=LastLevelP6P7(channels, out_channels, in_feature=last),
+        top_block=top_block(channels, out_channels, in_feature=last),
         fuse_type=fuse_type,
     )
+
+
+def freeze_unread_norms(bottom_up: Backbone, in_features: Sequence[str]) -> None:
+    """Freezes the output norms of features that the neck does not read.
+
+    They get no gradient, and DistributedDataParallel refuses trainable parameters without one.
+    """
+    for i, name in enumerate(("stage1", "stage2", "stage3", "stage4")):
+        norm = getattr(bottom_up, f"norm{i}", None)
+        if norm is not None and name not in in_features:
+            norm.requires_grad_(False)
+
+
+class PlainP6P7(LastLevelP6P7):
+    """Detectron2's two extra levels without the ReLU between them, as in mmdet."""
+
+    def forward(self, c5: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> p6 and p7, of half and a quarter of the sides."""
+        p6 = self.p6(c5)
+        return [p6, self.p7(p6)]
 
 
 def checked_features(bottom_up: Backbone, in_features: Sequence[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ ELSEWHERE = ("common", "COCO-PanopticSegmentation", "COCO-SemanticSegmentation")
 ELSEWHERE += ("Shapes-PanopticSegmentation",)
 LEAVES = sorted(p for p in (ROOT / "configs").glob("*/*") if p.parent.name not in ELSEWHERE)
 SEMANTIC = [p for p in LEAVES if p.parent.name.endswith("SemanticSegmentation")]
-INSTANCES = [p for p in LEAVES if p not in SEMANTIC]
+MASK_RCNN = [p for p in LEAVES if re.match("mask_rcnn_focalnet_.*_([0-9]x|demo|small)", p.stem)]
 NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 # A thin network with the recipe's kernels, thin box heads and small images; the rest is as it is.
 THIN = {
@@ -47,6 +48,11 @@ THIN = {
 }
 
 
+def family(path: Path) -> str:
+    """Method of a leaf: what its name begins with."""
+    return re.split("_(focalnet|swin|resnet)", path.stem)[0]
+
+
 def data(shapes: Path) -> dict[str, list[str]]:
     return {
         "coco_json": [str(shapes / "annotations/instances_train.json")],
@@ -61,7 +67,7 @@ def names(paths: list[Path]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", INSTANCES, ids=names(INSTANCES))
+@pytest.mark.parametrize("path", MASK_RCNN, ids=names(MASK_RCNN))
 def test_recipe_trains_a_step_and_evaluates(path: Path, shapes: Path, tmp_path: Path) -> None:
     opts = list(THIN[path.suffix])
     results = run(
@@ -76,6 +82,122 @@ def test_recipe_trains_a_step_and_evaluates(path: Path, shapes: Path, tmp_path: 
     weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     shutil.rmtree(tmp_path)  # checkpoints of every recipe would fill a small disk
+
+
+# Other detectors: a thin backbone of each kind, thin heads, tiny images; the rest is the recipe.
+SWIN = ["model.backbone.bottom_up.num_heads=[1,1,2,4]"]
+BACKBONES = {
+    "focalnet": THIN[".py"][:2],
+    "swin": [*THIN[".py"][:2], *SWIN],
+    "resnet50": [],
+}
+RUN = [
+    *("dataloader.train.batch_size=2", "dataloader.train.num_workers=0", "schedule.epochs=null"),
+    *("dataloader.test.0.num_workers=0", "schedule.iterations=1", "train.device=cpu"),
+    *("dataloader.test.0.augmentations.short_side=64", "train.precision=fp32", "train.pictures=0"),
+]
+R_CNN = [
+    *("model.backbone.out_channels=32", "model.proposal_generator.head.in_channels=32"),
+    *("model.proposal_generator.post_nms_topk=[50,50]", "model.roi_heads.batch_size_per_image=16"),
+]
+MASK_HEAD = ["input_shape.channels=32", "conv_dims=[16,16]"]
+PREDICTOR = ["input_shape.channels=16", "test_topk_per_image=3"]
+
+
+def under(node: str, fields: list[str]) -> list[str]:
+    return [f"model.{node}.{field}" for field in fields]
+
+
+ONE_BOX_HEAD = [
+    *under("roi_heads.box_head", ["input_shape.channels=32", "fc_dims=[16,16]"]),
+    *under("roi_heads.box_predictor", PREDICTOR),
+]
+FAMILIES = {
+    "cascade_mask_rcnn": [
+        *R_CNN,
+        *(o for k in range(3) for o in under(f"roi_heads.box_predictors.{k}", PREDICTOR)),
+        *(f"model.roi_heads.box_heads.{k}.{o}" for k in range(3)
+          for o in ("input_shape.channels=32", "conv_dims=[16]", "fc_dims=[16]")),
+    ],
+    "mask_rcnn": [*R_CNN, *ONE_BOX_HEAD, *under("roi_heads.mask_head", MASK_HEAD)],
+    "faster_rcnn": [*R_CNN, *ONE_BOX_HEAD],
+    "keypoint_rcnn": [
+        *(*R_CNN, *ONE_BOX_HEAD),
+        *under("roi_heads.keypoint_head", ["input_shape.channels=32", "conv_dims=[16]"]),
+    ],
+    "retinanet": ["model.backbone.out_channels=32", "model.head.conv_dims=[32]"],
+    # Its GroupNorm has 32 groups, and wants more than one value in each.
+    "fcos": ["model.backbone.out_channels=64", "model.head.conv_dims=[64]"],
+}  # fmt: skip
+for method, width in (("retinanet", 32), ("fcos", 64)):
+    FAMILIES[method] += [f"model.head.input_shape.{k}.channels={width}" for k in range(5)]
+FAMILIES["fcos"] += ["model.test_score_thresh=0.0001"]
+
+
+def mask_heads(path: Path) -> list[str]:
+    """Of a cascade: one, or one for each stage."""
+    one = "detectron2" in path.stem
+    nodes = ["mask_head"] if one else [f"mask_heads.{k}" for k in range(3)]
+    return [o for node in nodes for o in under(f"roi_heads.{node}", MASK_HEAD)]
+
+
+OTHERS = [p for p in LEAVES if p not in SEMANTIC + MASK_RCNN and family(p) in FAMILIES]
+
+
+THIN_YAML = [
+    *("TEST.PICTURES=0", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS=(16,)", "MODEL.FPN.OUT_CHANNELS=32"),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN=50", "MODEL.RPN.POST_NMS_TOPK_TEST=50"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM=16", "MODEL.ROI_MASK_HEAD.NUM_CONV=1"),
+    "MODEL.RETINANET.NUM_CONVS=1",
+]
+
+
+def with_keypoints(source: Path, folder: Path) -> str:
+    """A copy of a COCO file in which every object has 17 keypoints inside its box."""
+    content = json.loads(source.read_text())
+    names = ["nose", *(f"{side}_{i}" for i in range(8) for side in ("left", "right"))]
+    content["categories"] = [{"id": 1, "name": "shape", "keypoints": names}]
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        points = [(x + w * i / 17, y + h * i / 17, 2) for i in range(17)]
+        annotation["keypoints"] = [number for point in points for number in point]
+        annotation |= {"num_keypoints": 17, "category_id": 1}
+    target = folder / source.name
+    target.write_text(json.dumps(content))
+    return str(target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OTHERS, ids=names(OTHERS))
+def test_detector_trains_a_step_and_evaluates(path: Path, shapes: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = data(shapes)
+    kind = family(path)
+    if kind == "keypoint_rcnn":
+        for option in ("coco_json", "val_json"):
+            arguments[option] = [with_keypoints(Path(arguments[option][0]), tmp_path)]
+    if path.suffix == ".py":
+        backbone = next(b for b in BACKBONES if b in path.stem)
+        sizes = ["dataloader.train.augmentations.short_sides=[64]"]
+        if "lsj" in path.stem:
+            sizes = ["dataloader.train.augmentations.size=64"]
+        opts = [*RUN, *sizes, *BACKBONES[backbone], *FAMILIES[kind]]
+        if kind == "cascade_mask_rcnn":
+            opts += mask_heads(path)
+    else:
+        opts = [*THIN[".yaml"], *THIN_YAML]
+    if "nano" in path.stem:
+        opts = [*RUN[:2], *RUN[3:], *BACKBONES["focalnet"]]
+    results = run(
+        RunArguments(config_file=str(path), opts=opts, output=str(tmp_path / "run"), **arguments)
+    )
+    tasks = {"mask_rcnn": "segm", "cascade_mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
+    metrics = results["instances_val_val"]
+    assert set(metrics) == {"bbox", tasks.get(kind, "bbox")}
+    assert all(0 <= values["AP"] <= 100 for values in metrics.values())
+    trained, scored = (json.loads(line) for line in (tmp_path / "run/metrics.json").open())
+    assert 0 < trained["total_loss"] < 100
+    assert scored["instances_val_val/bbox/AP"] == metrics["bbox"]["AP"]
+    shutil.rmtree(tmp_path)
 
 
 def semantic_data(shapes: Path) -> dict[str, Any]:

@@ -1,25 +1,34 @@
-"""COCO 2017 instances."""
+"""COCO 2017 instances and keypoints."""
 
 from detectron2.config import LazyCall as L
 
-from focalnet_det.data.augmentation import evaluation_resize, multiscale_or_crop
+from focalnet_det.data.augmentation import evaluation_resize, multiscale_or_crop, resize
 from focalnet_det.data.build import build_test_loader, build_train_loader
 
 
-def coco_instances(batch_size=16, num_workers=4):
+def coco_instances(
+    batch_size=16, num_workers=4, masks=True, train="coco_2017_train", test="coco_2017_val"
+):
     """The published training augmentation; evaluation at 800/1333."""
     return {
         "train": L(build_train_loader)(
-            datasets="coco_2017_train",
+            datasets=train,
             augmentations=L(multiscale_or_crop)(),
             batch_size=batch_size,
             num_workers=num_workers,
+            masks=masks,
         ),
         "test": [
             L(build_test_loader)(
-                dataset="coco_2017_val",
-                augmentations=L(evaluation_resize)(),
-                num_workers=num_workers,
+                dataset=test, augmentations=L(evaluation_resize)(), num_workers=num_workers
             )
         ],
     }
+
+
+def coco_keypoints(**options):
+    """Persons with keypoints; crops would cut them apart, so that images are resized alone."""
+    names = {"train": "keypoints_coco_2017_train", "test": "keypoints_coco_2017_val"}
+    data = coco_instances(masks=False, **(names | options))
+    data["train"].keypoints, data["train"].augmentations = True, L(resize)()
+    return data

@@ -7,7 +7,16 @@ from focalnet_det.data.build import build_test_loader, build_train_loader
 
 
 def small_instances(
-    train, test, *, short_sides, crop, test_size, batch_size, num_workers=2, vertical_flip=False
+    train,
+    test,
+    *,
+    short_sides,
+    crop,
+    test_size,
+    batch_size,
+    num_workers=2,
+    vertical_flip=False,
+    masks=True,
 ):
     """Resize to one of some short sides, crop a square; evaluate at one size, pixels."""
     return {
@@ -18,6 +27,7 @@ def small_instances(
             ),
             batch_size=batch_size,
             num_workers=num_workers,
+            masks=masks,
         ),
         "test": [
             L(build_test_loader)(

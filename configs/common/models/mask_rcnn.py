@@ -1,4 +1,4 @@
-"""Mask R-CNN with FPN, as Detectron2 and the published FocalNet recipe have it."""
+"""Faster and Mask R-CNN with FPN, as Detectron2 and the published FocalNet recipe have them."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
@@ -15,16 +15,17 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
-from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 from focalnet_det.heads.mmdet_rcnn import MmdetRCNN
 from focalnet_det.necks.fpn import build_fpn
+
+from .backbones import backbone_of
 
 LEVELS = ("p2", "p3", "p4", "p5")
 
 
 def mask_rcnn(
-    variant,
+    name,
     *,
     num_classes=80,
     channels=256,
@@ -38,7 +39,7 @@ def mask_rcnn(
     conventions="mmdet",
     **backbone,
 ):
-    """Mask R-CNN on a FocalNet variant; further arguments go to the backbone.
+    """Mask R-CNN on a backbone by name, see backbone_of; further arguments go to the backbone.
 
     anchor_size: side of the anchors on the finest level, pixels; each level doubles it.
     rois: sampled per image to train the heads.
@@ -51,7 +52,7 @@ def mask_rcnn(
         raise ValueError(f"Unknown conventions {conventions!r}. Known: detectron2, mmdet.")
     model = L(GeneralizedRCNN)(
         backbone=L(build_fpn)(
-            bottom_up=L(focalnet_backbone)(variant=variant, **backbone),
+            bottom_up=backbone_of(name, **backbone),
             out_channels=channels,
             norm=norm,
         ),
@@ -64,6 +65,18 @@ def mask_rcnn(
     model.roi_heads.box_predictor.test_topk_per_image = detections
     if conventions == "mmdet":
         _use_mmdet_conventions(model)
+    return model
+
+
+def faster_rcnn(name, **options):
+    """Faster R-CNN: Mask R-CNN without masks; arguments as in mask_rcnn."""
+    return without_masks(mask_rcnn(name, **options))
+
+
+def without_masks(model):
+    """Takes the mask branch out of a Mask R-CNN."""
+    for part in ("mask_in_features", "mask_pooler", "mask_head"):
+        del model.roi_heads[part]
     return model
 
 
@@ -107,7 +120,7 @@ def _roi_heads(num_classes, channels, fc_dim, mask_convs, norm, rois):
             thresholds=[0.5], labels=[0, 1], allow_low_quality_matches=False
         ),
         box_in_features=list(LEVELS),
-        box_pooler=_pooler(7),
+        box_pooler=roi_pooler(7),
         box_head=L(FastRCNNConvFCHead)(
             input_shape=L(ShapeSpec)(channels=channels, height=7, width=7),
             conv_dims=[],
@@ -120,7 +133,7 @@ def _roi_heads(num_classes, channels, fc_dim, mask_convs, norm, rois):
             num_classes="${..num_classes}",
         ),
         mask_in_features=list(LEVELS),
-        mask_pooler=_pooler(14),
+        mask_pooler=roi_pooler(14),
         mask_head=L(MaskRCNNConvUpsampleHead)(
             input_shape=L(ShapeSpec)(channels=channels, height=14, width=14),
             num_classes="${..num_classes}",
@@ -130,7 +143,8 @@ def _roi_heads(num_classes, channels, fc_dim, mask_convs, norm, rois):
     )
 
 
-def _pooler(size):
+def roi_pooler(size):
+    """RoIAlign from all levels to size x size."""
     return L(ROIPooler)(
         output_size=size,
         scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),

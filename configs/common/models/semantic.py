@@ -2,20 +2,21 @@
 
 from detectron2.config import LazyCall as L
 
-from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.heads.build import semantic_fpn as build_semantic_fpn
 from focalnet_det.heads.build import upernet as build_upernet
 from focalnet_det.heads.pixel_loss import PixelCrossEntropy
 from focalnet_det.necks.fpn import build_fpn
 
+from .backbones import backbone_of
 
-def upernet(variant, *, num_classes=150, channels=512, crop=512, **backbone):
-    """UPerNet on a FocalNet variant, as published; further arguments go to the backbone.
+
+def upernet(name, *, num_classes=150, channels=512, crop=512, **backbone):
+    """UPerNet on a backbone by name, as published; further arguments go to the backbone.
 
     crop: side of the training crops, pixels; smaller batches are padded to it.
     """
     return L(build_upernet)(
-        backbone=L(focalnet_backbone)(variant=variant, **backbone),
+        backbone=backbone_of(name, **backbone),
         num_classes=num_classes,
         channels=channels,
         auxiliary_channels=channels // 2,
@@ -29,13 +30,11 @@ def upernet(variant, *, num_classes=150, channels=512, crop=512, **backbone):
     )
 
 
-def semantic_fpn(
-    variant, *, num_classes=150, channels=256, head_channels=128, crop=512, **backbone
-):
+def semantic_fpn(name, *, num_classes=150, channels=256, head_channels=128, crop=512, **backbone):
     """Semantic FPN with Detectron2's head; arguments as in upernet."""
     return L(build_semantic_fpn)(
         backbone=L(build_fpn)(
-            bottom_up=L(focalnet_backbone)(variant=variant, **backbone),
+            bottom_up=backbone_of(name, **backbone),
             out_channels=channels,
             norm="",
         ),

@@ -1,0 +1,23 @@
+"""Detectron2's heads of dense detectors, with norms that they can be built with."""
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.modeling.meta_arch.fcos import FCOSHead
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+
+from ..compat import dense_head_norm
+
+
+def retinanet_head(*, norm: str = "", **arguments: Any) -> RetinaNetHead:
+    """RetinaNet's head; arguments as in Detectron2."""
+    return RetinaNetHead(norm=_norm(norm), **arguments)
+
+
+def fcos_head(*, norm: str = "", **arguments: Any) -> FCOSHead:
+    """FCOS's head; arguments as in Detectron2."""
+    return FCOSHead(norm=_norm(norm), **arguments)
+
+
+def _norm(name: str) -> str | Callable[[int], Any]:
+    return dense_head_norm(name) if name == "GN" else name
