@@ -7,10 +7,14 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from ..visualization.predictions import save_comparison
+from ..visualization.panoptic import PANOPTIC
+from ..visualization.predictions import INSTANCES, save_comparison
 from .experiment import Experiment
 
 logger = logging.getLogger("focalnet_det")
+
+# By the evaluator_type of a data set.
+DRAWINGS = {"coco": INSTANCES, "coco_panoptic_seg": PANOPTIC}
 
 
 def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
@@ -23,7 +27,8 @@ def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
     """
     options = experiment.options
     name = next(iter(experiment.test_loaders), None)
-    if name is None or MetadataCatalog.get(name).get("evaluator_type") != "coco":
+    drawings = DRAWINGS.get(MetadataCatalog.get(name).get("evaluator_type")) if name else None
+    if name is None or drawings is None:
         return None
     records = DatasetCatalog.get(name)
     count = min(options.pictures, len(records))
@@ -42,6 +47,7 @@ def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
             [mapped[i] for i in chosen],
             MetadataCatalog.get(name),
             path,
+            drawings=drawings,
         )
     model.train(was_training)
     logger.info("Pictures: %s", path)

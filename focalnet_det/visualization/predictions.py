@@ -1,6 +1,7 @@
 """Instances drawn on images: ground truth beside prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def save_comparison(
     path: Path,
     *,
     min_score: float = 0.5,
+    drawings: "Drawings | None" = None,
 ) -> None:
     """Saves a PNG with a row per image: image, ground truth, prediction.
 
@@ -84,16 +86,19 @@ def save_comparison(
         records: of the data set, with annotations.
         inputs: the same images as the model wants them.
         path: of the PNG.
+        min_score: of the instances that are drawn.
+        drawings: what is drawn; None for instances.
     """
+    drawings = drawings or INSTANCES
     figure, axes = plt.subplots(
         len(records), 3, figsize=(9, 3.05 * len(records)), squeeze=False, layout="constrained"
     )
     for row, record, item in zip(axes, records, inputs, strict=True):
         with torch.no_grad():
-            instances = model([item])[0]["instances"].to("cpu")
+            output = model([item])[0]
         row[0].imshow(read_rgb(record))
-        row[1].imshow(draw_ground_truth(record, metadata))
-        row[2].imshow(draw_predictions(record, instances, metadata, min_score=min_score))
+        row[1].imshow(drawings.truth(record, metadata))
+        row[2].imshow(drawings.prediction(record, output, metadata, min_score))
         for axis in row:
             axis.set_axis_off()
     for axis, title in zip(axes[0], ("image", "ground truth", "prediction"), strict=True):
@@ -101,6 +106,30 @@ def save_comparison(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_output(
+    record: dict[str, Any], output: dict[str, Any], metadata: Metadata, min_score: float
+) -> np.ndarray:
+    """The instances of a model's output on the image of a record, as ``draw_predictions``."""
+    instances = output["instances"].to("cpu")
+    return draw_predictions(record, instances, metadata, min_score=min_score)
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """How the truth and a model's output are drawn on an image, each (H, W, 3) uint8 RGB.
+
+    Attributes:
+        truth: of (record, metadata).
+        prediction: of (record, output of the model, metadata, least score).
+    """
+
+    truth: Callable[[dict[str, Any], Metadata], np.ndarray]
+    prediction: Callable[[dict[str, Any], dict[str, Any], Metadata, float], np.ndarray]
+
+
+INSTANCES = Drawings(truth=draw_ground_truth, prediction=draw_output)
 
 
 def read_rgb(record: dict[str, Any]) -> np.ndarray:
