@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,17 @@ KEYPOINT_LIMIT = 20
 # COCO has measured how far annotators disagree on its 17 keypoints; this stands for other sets.
 OTHER_SIGMA = 0.05
 
+# Images whose predictions are held before they are matched.
+BATCH = 64
+
 Record = dict[str, Any]
 
 
 class COCODetectionEvaluator(DatasetEvaluator):
     """AP and AR of boxes, masks and keypoints, in percent; NaN where nothing can be measured.
 
-    Masks are run-length encoded as they come, so that no image's pixels are kept. The main rank
-    scores what all ranks saw; the others return an empty dict.
+    Predictions are matched as they come and kept on disk, so that memory does not grow with them.
+    The main rank scores what all ranks saw; the others return an empty dict.
 
     Args:
         json_file: COCO annotations; without "annotations" (a test set), nothing is scored.
@@ -92,7 +96,10 @@ class COCODetectionEvaluator(DatasetEvaluator):
         return {name: counts[category] for name, category in self._classes.items()}
 
     def reset(self) -> None:
-        self._records: dict[int, list[Record]] = {}
+        self._seen: set[int] = set()
+        self._pending: dict[int, list[Record]] = {}
+        self._matches: dict[str, list[Any]] = {}
+        self._spool = None if self._output_dir is None else Spool(self._output_dir)
         self._held_tasks: set[str] = set()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
@@ -106,10 +113,25 @@ class COCODetectionEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = self._truth.known_image(image["image_id"])
-            if image_id in self._records:
+            if image_id in self._seen:
                 logger.warning("Image %s was predicted twice; the first result counts.", image_id)
-            else:
-                self._records[image_id] = self._to_records(image_id, output["instances"])
+                continue
+            self._pending[image_id] = self._to_records(image_id, output["instances"])
+            self._seen.add(image_id)
+            if len(self._pending) == BATCH:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Matches the predictions at hand and puts them on disk, so that they need not be kept."""
+        if not self._pending:
+            return
+        if self._truth.has_annotations:
+            for task in self._tasks or self._held_tasks:
+                self._matches.setdefault(task, []).append(self._match(task, self._pending))
+        if self._spool is not None:
+            for image_id, records in self._pending.items():
+                self._spool.add(image_id, [json.dumps(r, allow_nan=False) for r in records])
+        self._pending = {}
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
         """Metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}.
@@ -117,18 +139,21 @@ class COCODetectionEvaluator(DatasetEvaluator):
         Each rank matches its own predictions; the main rank receives the matches, and the
         predictions themselves one rank at a time, to write them.
         """
+        self._settle()
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         seen, tasks = self._of_all_ranks()
         if not seen:
             logger.warning("No image was processed: nothing to evaluate.")
             return results
-        if self._output_dir is not None:
-            self._write_predictions(self._output_dir / "coco_instances_results.json")
+        if self._output_dir is not None and self._spool is not None:
+            path = self._output_dir / "coco_instances_results.json"
+            self._write_predictions(path, self._spool)
         if not self._truth.has_annotations:
             logger.info("The data set has no annotations: predictions are not scored.")
             return results
         for task in tasks:
-            parts = self._in_turn(self._match(task, self._records).to_bytes())
+            own = [self._match(task, {}), *self._matches.get(task, ())]
+            parts = self._in_turn([hotcoco.StreamingEval.merge(own).to_bytes()])
             if self._is_main:
                 unseen = self._match(task, {i: [] for i in self._truth.images if i not in seen})
                 matches = (hotcoco.StreamingEval.from_bytes(part) for part in parts)
@@ -145,35 +170,35 @@ class COCODetectionEvaluator(DatasetEvaluator):
 
     def _of_all_ranks(self) -> tuple[set[int], list[str]]:
         """Ids of the processed images and the tasks to score, the same on every rank."""
-        own = (set(self._records), self._held_tasks)
+        own = (self._seen, self._held_tasks)
         parts = comm.all_gather(own) if self._distributed else [own]
         held = set().union(*(part for _, part in parts))
         tasks = self._tasks or [task for task in TASK_FIELDS if task in held]
         return set().union(*(part for part, _ in parts)), list(tasks)
 
-    def _in_turn(self, own: Any) -> Iterator[Any]:
-        """What each rank brings, one after the other; None on all but the main rank.
+    def _in_turn(self, own: Sequence[Any]) -> Iterator[Any]:
+        """The items of each rank, rank after rank, one at a time; None on all but the main rank.
 
         All ranks have to exhaust it.
         """
         if not self._distributed:
-            yield own
+            yield from own
             return
-        for rank in range(comm.get_world_size()):
-            parts = comm.gather(own if comm.get_rank() == rank else None, dst=0)
-            yield parts[rank] if comm.is_main_process() else None
+        for rank, count in enumerate(comm.all_gather(len(own))):
+            for index in range(count):
+                parts = comm.gather(own[index] if comm.get_rank() == rank else None, dst=0)
+                yield parts[rank] if comm.is_main_process() else None
 
-    def _write_predictions(self, path: Path) -> None:
+    def _write_predictions(self, path: Path, spool: "Spool") -> None:
         """All predictions as COCO results, by rank and then by image; written by the main rank."""
         written: set[int] = set()
 
         def lines() -> Iterator[str]:
-            for part in self._in_turn(self._records):
+            for part in self._in_turn(spool):
                 # Samplers may pad with repeated images: each counts once.
                 for image_id in sorted(set(part or ()) - written):
                     written.add(image_id)
-                    for record in part[image_id]:
-                        yield json.dumps(record, allow_nan=False)
+                    yield from part[image_id]
 
         if self._is_main:
             write_atomically(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
@@ -263,6 +288,41 @@ class COCODetectionEvaluator(DatasetEvaluator):
             }
             text = json.dumps(finite, indent=2, allow_nan=False)
             write_atomically(self._output_dir / "coco_metrics.json", [text, "\n"])
+
+
+class Spool(Sequence[dict[int, list[str]]]):
+    """Lines of text by image, on disk: a sequence of batches {image id: lines}, in order of id.
+
+    Args:
+        folder: gets the file, which has no name and goes with the object.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The object lives as long as its file, so there is no block to close it.
+        self._file = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8")  # noqa: SIM115
+        self._starts: dict[int, tuple[int, int]] = {}
+
+    def add(self, image_id: int, lines: Sequence[str]) -> None:
+        """Adds the lines of an image, without line ends."""
+        self._file.seek(0, os.SEEK_END)
+        self._starts[image_id] = (self._file.tell(), len(lines))
+        self._file.writelines(f"{line}\n" for line in lines)
+
+    def __len__(self) -> int:
+        return -(-len(self._starts) // BATCH)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {
+            k: self._lines(k) for k in sorted(self._starts)[index * BATCH : (index + 1) * BATCH]
+        }
+
+    def _lines(self, image_id: int) -> list[str]:
+        start, count = self._starts[image_id]
+        self._file.seek(start)
+        return [self._file.readline().rstrip("\n") for _ in range(count)]
 
 
 @dataclass(frozen=True)
