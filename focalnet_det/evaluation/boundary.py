@@ -188,7 +188,7 @@ class BoundaryEvaluator(DatasetEvaluator):
         with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
             evaluation.accumulate()
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-        metrics = _summarize(precision, recall, self._limits)
+        metrics = _summarize(precision, recall, self._limits, ("all", "s", "m", "l"))
         for name, category in self._classes.items():
             k = params.catIds.index(category)
             metrics[f"AP-{name}"] = _percent(precision[:, :, k, 0, -1])
