@@ -7,6 +7,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from ..visualization.curves import save_curves
 from ..visualization.panoptic import PANOPTIC
 from ..visualization.predictions import INSTANCES, save_comparison
 from .experiment import Experiment
@@ -15,6 +16,13 @@ logger = logging.getLogger("focalnet_det")
 
 # By the evaluator_type of a data set.
 DRAWINGS = {"coco": INSTANCES, "coco_panoptic_seg": PANOPTIC}
+
+
+def save_training_curves(experiment: Experiment) -> None:
+    """Draws losses, learning rate and test scores of a run, into ``curves.png``."""
+    folder = Path(experiment.options.output_dir)
+    if save_curves(folder / "metrics.json", folder / "curves.png"):
+        logger.info("Training curves: %s", folder / "curves.png")
 
 
 def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:

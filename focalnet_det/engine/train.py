@@ -33,7 +33,7 @@ from .ema import averaged_model
 from .evaluate import evaluate
 from .experiment import Experiment, TrainOptions
 from .hooks import GrowthHook, ProfilerHook, ProgressLine, WandbWriter
-from .pictures import save_predictions
+from .pictures import save_predictions, save_training_curves
 
 logger = logging.getLogger("focalnet_det")
 
@@ -272,6 +272,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
     trainer.train(start, max_iter)
     logger.info("%s", trainer.total_tally().table())
     if comm.is_main_process():
+        save_training_curves(experiment)
         save_predictions(experiment, trainer.evaluated_model)
     if trainer.ema is not None and comm.is_main_process():
         path = Path(options.output_dir) / "model_ema.pth"
