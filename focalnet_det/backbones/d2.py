@@ -1,8 +1,11 @@
 """Detectron2 adapter: the backbones as Detectron2 ``Backbone``s, and their registry entries."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from ..compat import apply_shims, feature_shape, require_detectron2
+from torch import Tensor
+
+from ..compat import apply_shims, feature_shape, image_sizes_of, require_detectron2
 
 require_detectron2()
 apply_shims()
@@ -16,11 +19,30 @@ from .build import ARGUMENTS, backbone_arguments  # noqa: E402
 from .focalnet import FocalNet  # noqa: E402
 
 
+class ComputedFeatures(dict[str, Tensor]):
+    """Features in place of images, for a neck that is to go on from them."""
+
+
 class FocalNetBackbone(FocalNet, Backbone):
     """:class:`FocalNet` with Detectron2's interface; parameter names stay the official ones."""
 
     # FocalNet pads what its strides do not divide; a neck on top states its own needs.
     size_divisibility = 0
+
+    def forward(
+        self,
+        x: Tensor | ComputedFeatures,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> dict[str, Tensor]:
+        """As in FocalNet; with ``valid_context`` the sizes may be those noted by an ``ImageList``.
+
+        Raises: ValueError if they are noted nowhere.
+        """
+        if isinstance(x, ComputedFeatures):
+            return x
+        if self.valid_context and image_sizes is None:
+            image_sizes = image_sizes_of(x)
+        return super().forward(x, image_sizes)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each returned feature, as Detectron2 wants them."""

@@ -18,6 +18,7 @@ from .. import add_focalnet_config
 from ..checkpoint.fit import LEVEL_MODES
 from ..data.augmentation import POLICIES, evaluation_resize
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
+from ..heads.alone import see_images_alone
 from ..heads.mmdet_conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet_rcnn import MmdetRCNN
 from .solver import Schedule, adamw
@@ -216,7 +217,7 @@ def from_lazy(cfg: DictConfig) -> Experiment:
 
     tests = cfg.dataloader.get("test", None) or []
     return Experiment(
-        model=lambda: instantiate(cfg.model),
+        model=lambda: see_images_alone(instantiate(cfg.model)),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
         train_loader=lambda: instantiate(cfg.dataloader.train),
@@ -250,7 +251,7 @@ def from_yacs(cfg: CfgNode) -> Experiment:
         frozen = cfg.clone()
         frozen.MODEL.DEVICE = "cpu"  # the engine moves it
         apply_conventions(frozen)
-        return build_model(frozen)
+        return see_images_alone(build_model(frozen))
 
     def test_loader(name: str) -> Callable[[], Any]:
         resize = evaluation_resize(

@@ -9,6 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..compat import with_image_sizes
+
 Record = Mapping[str, Any]
 
 
@@ -78,6 +80,7 @@ class MmsegSegmentor(SemanticSegmentor):
         divisor = max(self.backbone.size_divisibility, 1)
         batch = padded(images, self.train_size, divisor, 0.0)
         targets = padded(labels, self.train_size, divisor, self.sem_seg_head.ignore_value)
+        with_image_sizes(batch, [tuple(image.shape[-2:]) for image in images])
         _, losses = self.sem_seg_head(self.backbone(batch), targets)
         return dict(losses)
 
@@ -93,6 +96,7 @@ class MmsegSegmentor(SemanticSegmentor):
         divisor = max(self.backbone.size_divisibility, 1)
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % divisor, 0, -height % divisor))
+        with_image_sizes(images, [(height, width)] * len(images))
         logits, _ = self.sem_seg_head(self.backbone(images))
         return resized_to(logits.float(), images.shape[-2:])[..., :height, :width]
 

@@ -38,6 +38,9 @@ def valid_mask(image_sizes: Sequence[tuple[int, int]], stride: int, like: Tensor
     count, _, height, width = like.shape
     if len(image_sizes) != count:
         raise ValueError(f"image_sizes has {len(image_sizes)} entries for a batch of {count}.")
+    if isinstance(image_sizes[0], Tensor):  # in a traced graph, which must not fix them
+        sizes = torch.stack(list(image_sizes)).to(like.device)
+        return _mask((sizes + stride - 1) // stride, like)
     cells = [(-(-int(h) // stride), -(-int(w) // stride)) for h, w in image_sizes]
     for (h, w), size in zip(cells, image_sizes, strict=True):
         if not (0 < h <= height and 0 < w <= width):
@@ -45,7 +48,11 @@ def valid_mask(image_sizes: Sequence[tuple[int, int]], stride: int, like: Tensor
                 f"image size {tuple(size)} does not fit the batch, whose feature map at stride "
                 f"{stride} is {height}x{width}: give (height, width) in pixels of the input."
             )
-    extent = torch.tensor(cells, device=like.device)
+    return _mask(torch.tensor(cells, device=like.device), like)
+
+
+def _mask(extent: Tensor, like: Tensor) -> Tensor:
+    height, width = like.shape[2:]
     rows = torch.arange(height, device=like.device)[None] < extent[:, :1]
     columns = torch.arange(width, device=like.device)[None] < extent[:, 1:]
     return (rows[:, None, :, None] & columns[:, None, None, :]).to(like.dtype)

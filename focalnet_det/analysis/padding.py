@@ -1,0 +1,84 @@
+"""How much batch padding moves the features of an image, and what is found in it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbones import FocalNet
+from ..compat import image_sizes_of, with_image_sizes
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Relative change of a feature inside the image, |padded - alone| / |alone|, Euclidean.
+
+    Attributes:
+        feature: name.
+        pixels: of zeros at the right and at the bottom.
+        plain: change as published networks have it.
+        valid: change with ``valid_context``.
+    """
+
+    feature: str
+    pixels: int
+    plain: float
+    valid: float
+
+
+@torch.no_grad()
+def feature_shifts(net: FocalNet, image: Tensor, paddings: Sequence[int]) -> list[Shift]:
+    """Changes of every feature by padding.
+
+    Args:
+        net: put into eval mode.
+        image: (3, H, W), normalised; its sides are multiples of 32, or the padding fills cells.
+        paddings: pixels.
+    """
+    net.eval()
+    before = net.valid_context
+    size = [(int(image.shape[-2]), int(image.shape[-1]))]
+    shifts: dict[tuple[str, int], list[float]] = {}
+    try:
+        for net.valid_context in (False, True):
+            sizes = size if net.valid_context else None
+            alone = net(image[None], sizes)
+            for pixels in paddings:
+                padded = net(F.pad(image[None], (0, pixels, 0, pixels)), sizes)
+                for name, feature in alone.items():
+                    stride = net.shapes[name].stride
+                    rows, columns = (math.ceil(side / stride) for side in size[0])
+                    own = feature[..., :rows, :columns]
+                    moved = padded[name][..., :rows, :columns]
+                    change = float((moved - own).norm() / own.norm())
+                    shifts.setdefault((name, pixels), []).append(change)
+    finally:
+        net.valid_context = before
+    return [Shift(name, pixels, *shifts[name, pixels]) for name in alone for pixels in paddings]
+
+
+@contextmanager
+def extra_padding(model: nn.Module, pixels: int) -> Iterator[None]:
+    """Within it, a Detectron2 model pads every batch by so many pixels more at least.
+
+    Not for ``MmsegSegmentor``, which takes its backbone's input for the image and never pads.
+    """
+    backbone: Any = model.backbone
+    divisor = max(backbone.size_divisibility, 1)
+
+    def pad(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = arguments[0]
+        bottom, right = (-(-(side + pixels) // divisor) * divisor - side for side in x.shape[-2:])
+        padded = F.pad(x, (0, right, 0, bottom))
+        return (with_image_sizes(padded, image_sizes_of(x)), *arguments[1:])
+
+    handle = backbone.register_forward_pre_hook(pad)
+    try:
+        yield
+    finally:
+        handle.remove()
