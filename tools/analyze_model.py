@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Parameters, multiply-accumulates and activation memory of a backbone, stage by stage."""
+"""Parameters, multiply-accumulates, memory of a backbone by stage; what padding does to it."""
 
 import argparse
 import dataclasses
@@ -15,6 +15,9 @@ EXAMPLES = """examples:
   tools/analyze_model.py focalnet_large_fl4 --size 800 1280 --json
   tools/analyze_model.py --size 800 1280 \\
       --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.py
+  tools/analyze_model.py focalnet_tiny_lrf --weights focalnet_tiny_lrf.pth --padding 32 200
+  tools/analyze_model.py --padding 200 --weights output/demo/model_final.pth \\
+      --config-file configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py
 """
 
 
@@ -28,7 +31,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
     parser.add_argument("--batch-size", type=int, default=1, metavar="N")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser.parse_args()
+    parser.add_argument(
+        "--padding",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="report how much N pixels of batch padding move the features inside the image "
+        "(noise, --size); with --config-file and --weights also AP on its test sets",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="for --padding; random without")
+    args = parser.parse_args()
+    if args.weights and not args.padding:
+        parser.error("--weights has an effect with --padding alone.")
+    return args
 
 
 def load(args: argparse.Namespace) -> tuple["FocalNet", dict[str, int]]:
@@ -85,8 +100,47 @@ def print_table(cost: "BackboneCost", components: dict[str, int]) -> None:
         console.print(f"Parameters of {name}: {count:,}")
 
 
+def report_padding(args: argparse.Namespace) -> None:
+    """Prints what padding changes, as a table or as JSON."""
+    import torch
+
+    from focalnet_det import create_backbone
+    from focalnet_det.analysis.padding import feature_shifts
+    from focalnet_det.backbones import FocalNet
+
+    scores: list[dict[str, object]] = []
+    torch.manual_seed(0)
+    if args.config_file is None:
+        net = create_backbone(args.variant, weights=args.weights)
+    else:
+        from focalnet_det.engine.padding import scores_under_padding, weighted_model
+
+        experiment, model = weighted_model(args.config_file, args.weights)
+        net = next(m for m in model.modules() if isinstance(m, FocalNet))
+        if args.weights:
+            scores = scores_under_padding(experiment, model, args.padding)
+    shifts = feature_shifts(net.cpu(), torch.randn(3, *args.size), args.padding)
+    if args.json:
+        print(json.dumps({"features": [dataclasses.asdict(s) for s in shifts], "scores": scores}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("feature", "padding, px", "change, %", "with valid_context, %")
+    for s in shifts:
+        row = (f"{100 * s.plain:.3f}", f"{100 * s.valid:.3f}")
+        table.add_row(s.feature, str(s.pixels), *row)
+    console = Console()
+    console.print(table)
+    for score in scores:
+        console.print("{data} {task}: AP {AP:.2f} at {pixels} px".format(**score))
+
+
 def main() -> None:
     args = parse_args()
+    if args.padding:
+        report_padding(args)
+        return
     from focalnet_det.analysis import analyze_backbone
 
     net, components = load(args)

@@ -4,12 +4,13 @@ from detectron2.config import LazyCall as L
 
 from focalnet_det.engine.solver import Schedule
 
-# Epochs and the epochs after which the rate drops by 10, as published.
-MULTISTEP = {"1x": (12, (9, 11)), "3x": (36, (27, 33))}
+# Epochs and the epochs after which the rate drops by 10: the first two as published for FocalNet
+# ("3x" is 36 epochs), the last as Detectron2 has it with large-scale jitter.
+MULTISTEP = {"1x": (12, (9, 11)), "3x": (36, (27, 33)), "100ep": (100, (88.9, 96.3))}
 
 
 def multistep(name):
-    """The "1x" or "3x" of the published recipes, in epochs of the real training set."""
+    """A row of the table, in epochs of the real training set, whatever its size and the batch."""
     epochs, milestones = MULTISTEP[name]
     return L(Schedule)(
         epochs=epochs,

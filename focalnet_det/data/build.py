@@ -15,6 +15,7 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.utils import comm
 
 from .augmentation import scaled
+from .copy_paste import CopyPaste
 from .mappers import InstanceMapper, ViewMapper
 from .stream import open_stream
 
@@ -66,6 +67,7 @@ def build_train_loader(
     image_format: str = "RGB",
     filter_empty: bool = True,
     aspect_ratio_grouping: bool = True,
+    copy_paste: float = 0.0,
 ) -> TrainLoader:
     """Shuffled, augmented training batches.
 
@@ -79,9 +81,13 @@ def build_train_loader(
         image_format: channel order, "RGB" or "BGR".
         filter_empty: leave out images that have no annotation but crowds.
         aspect_ratio_grouping: batch upright images with upright ones, to save padding.
+        copy_paste: probability that objects of another image are pasted onto one, see
+            :class:`~focalnet_det.data.copy_paste.CopyPaste`; needs masks.
     Raises: ValueError if the processes cannot share the batch evenly, or masks are asked for and
         there are none.
     """
+    if copy_paste and (keypoints or not masks):
+        raise ValueError("copy_paste needs masks=True and keypoints=False.")
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     dicts = dataset_records(names, filter_empty=filter_empty, min_keypoints=int(keypoints))
     if masks and not any(map(has_masks, dicts)):
@@ -113,6 +119,7 @@ def build_train_loader(
             start=start,
             rank=comm.get_rank(),
             world_size=processes,
+            mix=CopyPaste(copy_paste) if copy_paste else None,
         )
 
     loader = TrainLoader(open_at, num_images=len(dicts), batch_size=batch_size)

@@ -21,6 +21,8 @@ from .mappers import DATA_ISSUES, SkippedImage
 # The number of a draw in the stream, and the index of the record that was drawn.
 Draw = tuple[int, int]
 
+Mix = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
+
 # Images in a row that may be skipped before the data set counts as unusable.
 MOST_SKIPPED = 50
 
@@ -83,6 +85,7 @@ class DrawnImages(Dataset[dict[str, Any]]):
         records: in Detectron2's format.
         mapper: record -> example; raises SkippedImage to have another record drawn in its place.
         seed: of the augmentations.
+        mix: (example, function that draws another one) -> example; None for none.
     """
 
     def __init__(
@@ -90,30 +93,39 @@ class DrawnImages(Dataset[dict[str, Any]]):
         records: Sequence[dict[str, Any]],
         mapper: Callable[[dict[str, Any]], dict[str, Any]],
         seed: int,
+        mix: Mix | None = None,
     ) -> None:
         # Serialised, so that loader processes share its memory; each access gives a fresh copy.
         self.records = DatasetFromList(list(records), copy=False)
         self.mapper = mapper
         self.seed = seed
+        self.mix = mix
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         number, index = draw
-        skipped: Counter[str] = Counter()
         with seeded(self.seed, number):
-            for _ in range(MOST_SKIPPED):
-                try:
-                    example = self.mapper(self.records[index])
-                except SkippedImage as skip:
-                    skipped.update(skip.issues)
-                    reason = str(skip)
-                    index = int(np.random.randint(len(self)))
-                    continue
-                if skipped:
-                    example[DATA_ISSUES] = dict(skipped + Counter(example.get(DATA_ISSUES, {})))
+            example = self._usable(index)
+            if self.mix is None:
                 return example
+            return self.mix(example, lambda: self._usable(int(np.random.randint(len(self)))))
+
+    def _usable(self, index: int) -> dict[str, Any]:
+        """The record, or if it is skipped, another one at random."""
+        skipped: Counter[str] = Counter()
+        for _ in range(MOST_SKIPPED):
+            try:
+                example = self.mapper(self.records[index])
+            except SkippedImage as skip:
+                skipped.update(skip.issues)
+                reason = str(skip)
+                index = int(np.random.randint(len(self)))
+                continue
+            if skipped:
+                example[DATA_ISSUES] = dict(skipped + Counter(example.get(DATA_ISSUES, {})))
+            return example
         raise ValueError(
             f"{MOST_SKIPPED} training images in a row cannot be used. The last one: {reason}"
         )
@@ -146,13 +158,14 @@ def open_stream(
     start: int,
     rank: int,
     world_size: int,
+    mix: Mix | None = None,
 ) -> DataLoader[Any]:
     """Batches of one process from batch ``start`` on; arguments as in the classes above."""
     sampler = DrawSampler(
         groups, batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size
     )
     return DataLoader(
-        DrawnImages(records, mapper, seed),
+        DrawnImages(records, mapper, seed, mix),
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_as_list,

@@ -30,6 +30,7 @@ from .own_labels import folder_pairs, use_label_folders
 from .own_panoptic import panoptic_sets, use_panoptic_sets
 from .pictures import save_predictions
 from .run import start_run
+from .scaling import scale_learning_rate
 from .train import autocast, train
 
 logger = logging.getLogger("focalnet_det")
@@ -144,15 +145,21 @@ def run_under_torchrun(args: RunArguments) -> None:
         torch.distributed.destroy_process_group()
 
 
-def run(args: RunArguments) -> dict[str, Any]:
-    """Trains, or evaluates the initial weights; returns the results of the last evaluation."""
+def register_all() -> None:
+    """Registers every data set that configs name."""
     register_shapes()
     register_shapes_sem_seg()
     register_ade20k_sem_seg()
     register_shapes_panoptic()
     register_coco_panoptic()
     register_ade20k_panoptic()
+
+
+def run(args: RunArguments) -> dict[str, Any]:
+    """Trains, or evaluates the initial weights; returns the results of the last evaluation."""
+    register_all()
     cfg = load_config(args.config_file, args.opts)
+    scale_learning_rate(cfg, args.opts)
     if args.coco_json or args.val_json:
         use_coco_json(
             cfg,

@@ -170,6 +170,8 @@ def fit_lazy(cfg: DictConfig, num_images: int) -> None:
     loader, schedule = cfg.dataloader.train, cfg.schedule
     found = plan(num_images, loader.batch_size)
     cfg.optimizer.lr *= found.batch_size / loader.batch_size
+    if cfg.train.get("recipe_batch") == loader.batch_size:
+        cfg.train.recipe_batch = found.batch_size
     loader.batch_size = found.batch_size
     if schedule.get("milestones"):
         length = schedule.epochs or schedule.iterations
@@ -183,6 +185,8 @@ def fit_yacs(solver: CfgNode, num_images: int) -> None:
     """Sets batch, rate and schedule of a yacs config by :func:`plan`, and says why."""
     found = plan(num_images, solver.IMS_PER_BATCH)
     solver.BASE_LR *= found.batch_size / solver.IMS_PER_BATCH
+    if solver.RECIPE_BATCH == solver.IMS_PER_BATCH:
+        solver.RECIPE_BATCH = found.batch_size
     solver.IMS_PER_BATCH = found.batch_size
     length, steps = (
         (solver.EPOCHS, solver.EPOCH_STEPS) if solver.EPOCHS else (solver.MAX_ITER, solver.STEPS)

@@ -2,7 +2,12 @@
 
 from detectron2.config import LazyCall as L
 
-from focalnet_det.data.augmentation import evaluation_resize, multiscale_or_crop, resize
+from focalnet_det.data.augmentation import (
+    evaluation_resize,
+    large_scale_jitter,
+    multiscale_or_crop,
+    resize,
+)
 from focalnet_det.data.build import build_test_loader, build_train_loader
 
 
@@ -24,6 +29,15 @@ def coco_instances(
             )
         ],
     }
+
+
+def coco_lsj(size=1024, copy_paste=0.0, **options):
+    """Large-scale jitter in squares, pixels; copy_paste: probability of pasted objects."""
+    data = coco_instances(**options)
+    data["train"].augmentations = L(large_scale_jitter)(size=size)
+    data["train"].copy_paste = copy_paste
+    data["train"].aspect_ratio_grouping = False
+    return data
 
 
 def coco_keypoints(**options):
