@@ -67,7 +67,8 @@ def load(args: argparse.Namespace) -> tuple["FocalNet", dict[str, int]]:
 
 
 def print_json(cost: "BackboneCost", components: dict[str, int]) -> None:
-    totals = {name: getattr(cost, name) for name in ("parameters", "macs", "activation_bytes")}
+    names = "parameters", "macs", "activation_bytes", "reference_activation_bytes"
+    totals = {name: getattr(cost, name) for name in names}
     print(json.dumps(dataclasses.asdict(cost) | totals | {"components": components}, indent=2))
 
 
@@ -83,6 +84,7 @@ def print_table(cost: "BackboneCost", components: dict[str, int]) -> None:
         ("parameters", f"{cost.parameters:,}"),
         ("GMACs", f"{cost.macs / 1e9:.3f}"),
         ("activations, MiB", f"{cost.activation_bytes / 2**20:.1f}"),
+        ("reference, MiB", f"{cost.reference_activation_bytes / 2**20:.1f}"),
     ):
         table.add_column(title, footer=total, justify="right")
     for part in cost.parts:
@@ -92,10 +94,12 @@ def print_table(cost: "BackboneCost", components: dict[str, int]) -> None:
             f"{part.parameters:,}",
             f"{part.macs / 1e9:.3f}",
             f"{part.activation_bytes / 2**20:.1f}",
+            f"{part.reference_activation_bytes / 2**20:.1f}",
         )
     console = Console()
     console.print(table)
     console.print(f"Counter: {cost.counter}. Activations: kept for the backward pass.")
+    console.print("They are those of the fused paths, and of the reference (docs/performance.md).")
     for name, count in components.items():
         console.print(f"Parameters of {name}: {count:,}")
 

@@ -4,6 +4,7 @@
 import argparse
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", default=["timm"], choices=PEERS, metavar="PEER",
                         help=f"some of {', '.join(PEERS)}")  # fmt: skip
     parser.add_argument("--only", nargs="+", metavar="ROW", help="of all rows, ours and these")
-    parser.add_argument("--compile", action="store_true", help="peers through torch.compile too")
+    parser.add_argument("--compile", action="store_true", help="all through torch.compile too")
     parser.add_argument("--repeats", type=int, default=5, metavar="R")
+    parser.add_argument("--cpu-time", action="store_true",
+                        help="not that of the wall clock: for busy machines")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="T", help="of PyTorch, on CPUs")
     parser.add_argument("--roofline", action="store_true", help="our stages against the machine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
@@ -71,10 +74,13 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
         for setting in (
             ("ours", None, False),
             ("ours, lean", None, True),
+            ("ours, torch path", "torch", False),
             ("ours, reference", "reference", False),
         )
         if args.training or setting[0] != "ours, lean"
     ]
+    if args.compile:
+        result.append(compiled(own_setting(copy.deepcopy(ours), args, "ours", None, False)))
     for peer in args.peers:
         try:
             result += peer_settings(peer, builders[peer], args)
@@ -96,6 +102,13 @@ def own_setting(
         if isinstance(module, FocalNetBlock):
             module.lean_training = lean
     return Contender(name, net, lambda x: list(net(x).values()), path=path, equal=True)
+
+
+def compiled(contender: "Contender") -> "Contender":
+    import torch
+
+    run = torch.compile(contender.features)
+    return dataclasses.replace(contender, name=f"{contender.name}, compiled", features=run)
 
 
 def peer_settings(
@@ -209,8 +222,11 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     images = torch.randn(args.batch_size, 3, *args.size, device=device).to(dtype)
     networks = [c for c in contenders(args) if not args.only or c.name in ("ours", *args.only)]
-    timings = speed.compare(networks, images, training=args.training, repeats=args.repeats)
-    where = machine(device)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    timings = speed.compare(
+        networks, images, training=args.training, repeats=args.repeats, clock=clock
+    )
+    where = machine(device) + (", CPU time" if args.cpu_time else "")
     print_table(timings, args, where)
     report = {
         "machine": where,

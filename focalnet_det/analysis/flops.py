@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import FocalNet
 from ..backbones.focalnet import FocalNetStage
+from ..ops import dispatch
 
 COUNTER = (
     "torch.utils.flop_counter, halved to multiply-accumulates: convolutions (padding taps "
@@ -28,8 +29,10 @@ class PartCost:
             ``normK`` (the output norm of stage K).
         parameters: number of weights, trainable or not.
         macs: multiply-accumulates of one forward pass of the whole batch.
-        activation_bytes: what autograd keeps for the backward pass, beside the parameters; a
-            tensor that several parts keep belongs to the first.
+        activation_bytes: what autograd keeps for the backward pass on the fused paths, beside the
+            parameters; a tensor that several parts keep belongs to the first.
+        reference_activation_bytes: the same on the reference path, which also runs where there are
+            no fused kernels, see :mod:`focalnet_det.ops.dispatch`.
         output_shape: (N, H, W, C).
     """
 
@@ -37,6 +40,7 @@ class PartCost:
     parameters: int
     macs: int
     activation_bytes: int
+    reference_activation_bytes: int
     output_shape: tuple[int, ...]
 
 
@@ -64,6 +68,11 @@ class BackboneCost:
         """Estimate of what a training step holds between its forward and backward pass."""
         return sum(part.activation_bytes for part in self.parts)
 
+    @property
+    def reference_activation_bytes(self) -> int:
+        """The same on the reference path."""
+        return sum(part.reference_activation_bytes for part in self.parts)
+
 
 def analyze_backbone(
     net: FocalNet, size: tuple[int, int] = (224, 224), *, batch_size: int = 1
@@ -82,7 +91,26 @@ def analyze_backbone(
     """
     if min(*size, batch_size) < 1:
         raise ValueError(f"Size and batch size must be positive, got {size} and {batch_size}.")
-    parts = _parts(net)
+    # The fused operators do not count their work: it is that of the reference.
+    reference, fused = (_record(net, size, batch_size, path) for path in ("reference", "torch"))
+    return BackboneCost(
+        size=size,
+        batch_size=batch_size,
+        parts=tuple(
+            PartCost(
+                name=name,
+                parameters=_own_parameters(module),
+                macs=reference.macs[name],
+                activation_bytes=fused.saved[name],
+                reference_activation_bytes=reference.saved[name],
+                output_shape=reference.shapes[name],
+            )
+            for name, module in _parts(net).items()
+        ),
+    )
+
+
+def _record(net: FocalNet, size: tuple[int, int], batch_size: int, path: str) -> "_Recorder":
     recorder = _Recorder(net)
     parameters: dict[str, torch.Tensor] = {
         name: nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
@@ -92,22 +120,10 @@ def analyze_backbone(
     dtype = next(net.parameters()).dtype
     x = torch.empty(batch_size, net.patch_embed.proj.in_channels, *size, device="meta", dtype=dtype)
     arguments = (x, [size] * batch_size) if net.valid_context else (x,)
-    with torch.enable_grad(), torch.device("meta"), recorder.watch(parts):
+    forced, watched = dispatch.using(path), recorder.watch(_parts(net))
+    with torch.enable_grad(), torch.device("meta"), forced, watched:
         functional_call(net, parameters, arguments)
-    return BackboneCost(
-        size=size,
-        batch_size=batch_size,
-        parts=tuple(
-            PartCost(
-                name=name,
-                parameters=_own_parameters(module),
-                macs=recorder.macs[name],
-                activation_bytes=recorder.saved[name],
-                output_shape=recorder.shapes[name],
-            )
-            for name, module in parts.items()
-        ),
-    )
+    return recorder
 
 
 def component_parameters(model: nn.Module) -> dict[str, int]:

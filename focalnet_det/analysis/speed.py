@@ -1,11 +1,9 @@
 """Time and memory of backbones, side by side in one process."""
 
-import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -52,7 +50,12 @@ class Timing:
 
 
 def compare(
-    contenders: Sequence[Contender], images: Tensor, *, training: bool, repeats: int
+    contenders: Sequence[Contender],
+    images: Tensor,
+    *,
+    training: bool,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Times forward passes or training steps (forward and backward), interleaved.
 
@@ -61,6 +64,8 @@ def compare(
         images: (N, 3, H, W); type and device are those of the networks.
         training: a step with a mean of squares as loss instead of a forward pass.
         repeats: after one run to warm up.
+        clock: gives seconds. ``time.process_time`` leaves out what other programs take of a busy
+            machine, not what they do to its caches; it adds up threads.
     Raises: ValueError if a contender that should be equal to the first is not.
     """
     differences = _differences(contenders, images)
@@ -73,12 +78,12 @@ def compare(
             if images.is_cuda:
                 torch.cuda.reset_peak_memory_stats()
             _wait(images)
-            start = time.perf_counter()
-            with _path(contender.path):
+            start = clock()
+            with dispatch.using(contender.path):
                 run()
             _wait(images)
             if repeat:
-                seconds[i].append(time.perf_counter() - start)
+                seconds[i].append(clock() - start)
             peaks[i] = torch.cuda.max_memory_allocated() if images.is_cuda else None
     return [
         Timing(contender.name, tuple(times), kept, peak, difference)
@@ -185,7 +190,7 @@ def _differences(contenders: Sequence[Contender], images: Tensor) -> list[float 
             result.append(None)
             continue
         contender.module.eval()
-        with torch.inference_mode(), _path(contender.path):
+        with torch.inference_mode(), dispatch.using(contender.path):
             feature = contender.features(images)[-1].float()
         expected = feature if expected is None else expected
         difference = float((feature - expected).abs().max() / expected.abs().max())
@@ -207,7 +212,7 @@ def _saved_bytes(contender: Contender, images: Tensor) -> int:
     if contender.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, _path(contender.path):
+    with hooks, dispatch.using(contender.path):
         features = contender.features(images)
     del features
     return sum(storage.nbytes() for storage in list(storages.values())[known:])
@@ -215,21 +220,6 @@ def _saved_bytes(contender: Contender, images: Tensor) -> int:
 
 def _tensors(contender: Contender) -> list[Tensor]:
     return [*contender.module.parameters(), *contender.module.buffers()]
-
-
-@contextmanager
-def _path(path: str | None) -> Iterator[None]:
-    """Sets the variable of :mod:`focalnet_det.ops.dispatch`, or leaves it alone."""
-    before = os.environ.get(dispatch.VARIABLE)
-    if path is not None:
-        os.environ[dispatch.VARIABLE] = path
-    try:
-        yield
-    finally:
-        if path is not None:
-            del os.environ[dispatch.VARIABLE]
-            if before is not None:
-                os.environ[dispatch.VARIABLE] = before
 
 
 def _time(function: Callable[[], object], like: Tensor) -> float:

@@ -8,7 +8,8 @@ runs that can.
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,6 +38,21 @@ def _constant(function: Callable) -> Callable:
     """``torch.compiler.assume_constant_result``, whose import takes as long as that of torch."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@contextmanager
+def using(path: str | None) -> Iterator[None]:
+    """Forces a path for a while; None leaves the choice as it is."""
+    before = os.environ.get(VARIABLE)
+    if path is not None:
+        os.environ[VARIABLE] = path
+    try:
+        yield
+    finally:
+        if path is not None:
+            del os.environ[VARIABLE]
+            if before is not None:
+                os.environ[VARIABLE] = before
 
 
 def choose_path(x: Tensor, *, exact: Callable[[], bool] = lambda: True) -> str:
@@ -86,8 +102,9 @@ def compute_dtype(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     The latter follows autocast and ``x``. The former is float32 on CPUs without bfloat16
     arithmetic, where oneDNN emulates it at a tenth of the speed.
     """
-    device = x.device.type
-    stored = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    device, stored = x.device.type, x.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        stored = torch.get_autocast_dtype(device)
     if device == "cpu" and stored in (torch.bfloat16, torch.float16) and not _fast(stored):
         return torch.float32, stored
     return stored, stored
