@@ -60,13 +60,14 @@ class FocalModulation(nn.Module):
         super().__init__()
         self.dim = dim
         self.focal_level = focal_level
+        self.focal_windows = tuple(range(focal_window, focal_window + 2 * focal_level, 2))
         self.normalize_modulator = normalize_modulator
         self.f = nn.Linear(dim, 2 * dim + focal_level + 1)
         self.h = nn.Conv2d(dim, dim, 1)
         # The Sequential, in which the official code keeps a GELU too, is there for the names.
         self.focal_layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False))
-            for k in range(focal_window, focal_window + 2 * focal_level, 2)
+            for k in self.focal_windows
         )
         self.ln = nn.LayerNorm(dim) if post_norm else None
         self.proj = nn.Linear(dim, dim)
@@ -142,7 +143,7 @@ class FocalNetBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        path = dispatch.choose_path(x, exact=self._is_plain)
+        path = dispatch.choose_path(x, exact=self._is_plain, windows=self.modulation.focal_windows)
         if path != "reference":
             return self._fused(x, valid, path)
         if self.post_norm:

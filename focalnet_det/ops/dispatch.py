@@ -6,9 +6,10 @@ runs that can.
 """
 
 import functools
+import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,8 +18,11 @@ from torch import Tensor
 from .kernels import native
 
 VARIABLE = "FOCALNET_DET_OPS"
-# Fastest first; there are no kernels of the first yet.
+# Fastest first.
 PATHS = ("triton", "native", "torch", "reference")
+
+# What the Triton kernels take.
+WIDEST, MOST_CHANNELS, OLDEST_GPU = 15, 4096, (8, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +59,15 @@ def using(path: str | None) -> Iterator[None]:
                 os.environ[VARIABLE] = before
 
 
-def choose_path(x: Tensor, *, exact: Callable[[], bool] = lambda: True) -> str:
+def choose_path(
+    x: Tensor, *, exact: Callable[[], bool] = lambda: True, windows: Sequence[int] = ()
+) -> str:
     """The path for a block that gets ``x``; says so in the log once for each reason.
 
     Args:
         x: (N, H, W, C), input of the block.
         exact: whether the block's layers are the plain ones that the fused functions stand for.
+        windows: kernel sizes of its focal levels.
     Raises: ValueError for an unknown path in the environment.
     """
     forced = forced_path()
@@ -72,12 +79,14 @@ def choose_path(x: Tensor, *, exact: Callable[[], bool] = lambda: True) -> str:
     obstacle = _obstacle(x, exact)
     if obstacle:
         return _report("reference", obstacle)
-    if forced is None and x.device.type != "cpu":
-        return _report("reference", f"there are no kernels for {x.device.type} yet")
     reason = f"{VARIABLE} is {forced or 'unset'}"
-    if forced == "triton":
-        reason = "there are no Triton kernels yet"
-    elif forced != "torch":
+    if forced == "triton" or (forced is None and x.device.type != "cpu"):
+        missing = _triton_obstacle(x, windows)
+        if not missing:
+            return _report("triton", reason)
+        # The plain PyTorch path cuts maps into tiles for the caches of CPUs.
+        return _report("torch" if x.device.type == "cpu" else "reference", missing)
+    if forced != "torch":
         missing = _native_obstacle(x.device.type, compute_dtype(x)[0])
         if not missing:
             return _report("native", reason)
@@ -161,6 +170,39 @@ def _obstacle(x: Tensor, exact: Callable[[], bool]) -> str:
         return "a transform of torch.func is active"
     if not exact():
         return "a block has hooks or layers of another class"
+    return ""
+
+
+def _triton_obstacle(x: Tensor, windows: Sequence[int]) -> str:
+    if x.device.type not in ("cuda", "cpu"):
+        return f"there are no kernels for {x.device.type}"
+    missing = _triton_missing(x.device)
+    if missing:
+        return missing
+    if not windows or max(windows) > WIDEST or x.shape[-1] > MOST_CHANNELS:
+        return (
+            f"the Triton kernels need 1 focal level or more, windows up to {WIDEST} and up to "
+            f"{MOST_CHANNELS} channels"
+        )
+    return ""
+
+
+@_constant
+def _triton_missing(device: torch.device) -> str:
+    """Why Triton does not run on a device, or nothing."""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton has no CPU kernels"
+    return _triton_lacks(device)
+
+
+@functools.cache
+def _triton_lacks(device: torch.device) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return ""
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_GPU:
+        return "the GPU is older than compute capability 8.0"
     return ""
 
 

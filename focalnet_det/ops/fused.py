@@ -32,6 +32,7 @@ from .kernels.training import Options
 PATHS = {
     "torch": ("inference", "training"),
     "native": ("native_inference", "native_training"),
+    "triton": ("triton_block", "triton_block"),
 }
 
 

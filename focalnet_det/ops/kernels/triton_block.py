@@ -1,0 +1,280 @@
+"""The fused branches on GPUs: Triton kernels between the matrix products of cuBLAS.
+
+Query, context and gates are the columns of one product, whose rows are padded to 16 bytes. For the
+backward pass that product, the levels before their GELU and the global mean are kept; the gated
+sum, ``h`` and the levels after their GELU are computed again. Nothing waits for the device, and no
+shape depends on data, so that CUDA graphs can record a block.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import triton_depthwise as depthwise
+from . import triton_mlp, triton_pointwise
+from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
+from .training import Options
+
+aten = torch.ops.aten
+# Values of a row of the projection are padded to a multiple of this: 16 bytes in 16 bits.
+ALIGNMENT = 8
+
+
+class Contexts(NamedTuple):
+    """What the neighbours of a pixel and its image contribute.
+
+    Attributes:
+        projected: (N, H, W, columns): query, context, gates and padding.
+        levels: (L, N, H, W, C), before their GELU, or None if they are not wanted.
+        local: (N, H, W, C), gated sum of the levels after their GELU.
+        mean: (N, C), float32, of the last level.
+        shared: (N, C), float32, its GELU.
+    """
+
+    projected: Tensor
+    levels: Tensor | None
+    local: Tensor
+    mean: Tensor
+    shared: Tensor
+
+
+def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A whole block without autograd; see :func:`focalnet_det.ops.fused.block`."""
+    out = _block(x.to(dtype).contiguous(), weights.to(dtype), valid)
+    return out.to(x.dtype)
+
+
+def _block(x: Tensor, weights: BlockWeights, valid: Tensor | None) -> Tensor:
+    modulation = weights.modulation
+    normed = x if weights.post_norm else _norm(x, weights.norm1)
+    contexts = _contexts(normed, modulation, valid, keep=False)
+    product = triton_pointwise.product(
+        contexts.projected, F.linear(contexts.local, modulation.h.weight), modulation.h.bias,
+        F.linear(contexts.shared.to(x.dtype), modulation.h.weight),
+        2 * x.shape[-1] + len(modulation.kernels), float(modulation.divisor),
+    )  # fmt: skip
+    branch = _linear(_norm(product, modulation.ln), modulation.proj)
+    x = _add(x, branch, weights.norm1 if weights.post_norm else None, weights.gamma_1)
+    plain = not weights.post_norm and weights.gamma_2 is None
+    if plain and triton_mlp.takes(x):
+        return triton_mlp.mlp(x, weights.norm2, weights.mlp)
+    hidden = _linear(x if weights.post_norm else _norm(x, weights.norm2), weights.mlp.fc1)
+    branch = _linear(aten.gelu.out(hidden, out=hidden), weights.mlp.fc2)
+    return _add(x, branch, weights.norm2 if weights.post_norm else None, weights.gamma_2)
+
+
+def _add(x: Tensor, branch: Tensor, norm: Affine | None, gamma: Tensor | None) -> Tensor:
+    branch = _norm(branch, norm)
+    return x + branch if gamma is None else torch.addcmul(x, branch, gamma)
+
+
+def modulation_forward(
+    x: Tensor,
+    norm: Affine | None,
+    weights: ModulationWeights,
+    valid: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, list[Tensor]]:
+    """See :func:`focalnet_det.ops.kernels.training.modulation_forward`."""
+    dtype = options.stored
+    weights = weights.to(dtype)
+    normed = _norm(x.to(dtype).contiguous(), _cast(norm, dtype))
+    contexts = _contexts(normed, weights, valid, keep=not options.lean)
+    product = triton_pointwise.product(
+        contexts.projected, F.linear(contexts.local, weights.h.weight), weights.h.bias,
+        F.linear(contexts.shared.to(dtype), weights.h.weight),
+        2 * x.shape[-1] + len(weights.kernels), float(weights.divisor),
+    )  # fmt: skip
+    out = _linear(_norm(product, weights.ln), weights.proj)
+    if contexts.levels is None:
+        return out, []
+    return out, [contexts.projected, contexts.levels, contexts.mean]
+
+
+def modulation_kept(x: Tensor, levels: int, options: Options) -> list[Tensor]:
+    """Projection, levels before their GELU and global mean, without values."""
+    if options.lean:
+        return []
+    n, h, w, c = x.shape
+    return [
+        x.new_empty((n, h, w, _columns(c, levels)), dtype=options.stored),
+        x.new_empty((levels, n, h, w, c), dtype=options.stored),
+        x.new_empty((n, c), dtype=torch.float32),
+    ]
+
+
+def modulation_backward(
+    gradient: Tensor,
+    x: Tensor,
+    norm: Affine | None,
+    weights: ModulationWeights,
+    valid: Tensor | None,
+    kept: list[Tensor],
+    options: Options,
+) -> list[Tensor]:
+    """See :func:`focalnet_det.ops.kernels.training.modulation_backward`."""
+    dtype, c, count = options.stored, x.shape[-1], len(weights.kernels)
+    norm, weights = _cast(norm, dtype), weights.to(dtype)
+    before = x.to(dtype).contiguous()
+    gradient = gradient.to(dtype).contiguous()
+    normed, *statistics = _norm_forward(before, norm)
+    if not kept:
+        again = _contexts(normed, weights, valid, keep=True)
+        assert again.levels is not None
+        kept = [again.projected, again.levels, again.mean]
+    projected, levels, mean = kept
+    shared, divisor = F.gelu(mean), float(weights.divisor)
+    total, after = triton_pointwise.aggregate(levels, projected, shared, valid, divisor)
+    modulator = _linear(total, weights.h)
+    by_projected = torch.empty_like(projected)
+
+    product = projected[..., :c] * modulator
+    product_normed, *product_statistics = _norm_forward(product, weights.ln)
+    by_proj = _parameter_gradients(gradient, product_normed)
+    by_product, by_ln = _norm_backward(
+        gradient @ weights.proj.weight, product, weights.ln, product_statistics
+    )
+    by_modulator = triton_pointwise.product_backward(projected, modulator, by_product, by_projected)
+    by_h = _parameter_gradients(by_modulator, total)
+    by_total = by_modulator @ weights.h.weight
+
+    gate = projected[..., 2 * c + count].flatten(1)[:, None] / divisor
+    by_shared = (gate @ by_total.flatten(1, 2))[:, 0].float()
+    area = _area(x, valid)
+    by_last = aten.gelu_backward(by_shared, mean)
+    by_last = by_last / (area[:, None] if isinstance(area, Tensor) else area)
+    by_level = triton_pointwise.gates_backward(
+        by_total, levels, projected, shared, by_last, valid, divisor, by_projected
+    )
+    by_kernels: list[Tensor] = []
+    for index in range(count - 1, -1, -1):
+        kernel = weights.kernels[index]
+        source = projected[..., c : 2 * c] if index == 0 else after[index - 1]
+        by_kernels.insert(0, depthwise.weight_gradient(source, by_level, kernel.shape[-1]))
+        if index == 0:
+            depthwise.level_backward(by_level, kernel, valid, by_projected[..., c : 2 * c])
+            continue
+        by_next, by_level = by_level, torch.empty_like(by_level)
+        inner = (projected, 2 * c + index - 1, divisor, by_total, levels[index - 1])
+        depthwise.level_backward(by_next, kernel, valid, by_level, inner)
+
+    by_weight, by_bias = _parameter_gradients(by_projected, normed)
+    used = 2 * c + count + 1
+    weight, _ = _padded(weights.f, c, count)
+    by_x, by_norm = _norm_backward(by_projected @ weight, before, norm, statistics)
+    return [
+        by_x.to(x.dtype), *by_norm, by_weight[:used], by_bias[:used], *by_h, *by_proj, *by_ln,
+        *by_kernels,
+    ]  # fmt: skip
+
+
+def mlp_forward(
+    x: Tensor, norm: Affine | None, weights: MlpWeights, options: Options
+) -> tuple[Tensor, list[Tensor]]:
+    """See :func:`focalnet_det.ops.kernels.training.mlp_forward`."""
+    dtype = options.stored
+    weights = weights.to(dtype)
+    hidden = _linear(_norm(x.to(dtype).contiguous(), _cast(norm, dtype)), weights.fc1)
+    return _linear(F.gelu(hidden), weights.fc2), [] if options.lean else [hidden]
+
+
+def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
+    """The hidden layer before its GELU, (N, H, W, hidden), without values."""
+    return [] if options.lean else [x.new_empty((*x.shape[:3], hidden), dtype=options.stored)]
+
+
+def mlp_backward(
+    gradient: Tensor,
+    x: Tensor,
+    norm: Affine | None,
+    weights: MlpWeights,
+    kept: list[Tensor],
+    options: Options,
+) -> list[Tensor]:
+    """See :func:`focalnet_det.ops.kernels.training.mlp_backward`."""
+    dtype = options.stored
+    norm, weights = _cast(norm, dtype), weights.to(dtype)
+    before = x.to(dtype).contiguous()
+    gradient = gradient.to(dtype).contiguous()
+    normed, *statistics = _norm_forward(before, norm)
+    hidden = kept[0] if kept else _linear(normed, weights.fc1)
+    activation, by_hidden = triton_pointwise.gelu_backward(hidden, gradient @ weights.fc2.weight)
+    by_fc2 = _parameter_gradients(gradient, activation)
+    by_fc1 = _parameter_gradients(by_hidden, normed)
+    by_x, by_norm = _norm_backward(by_hidden @ weights.fc1.weight, before, norm, statistics)
+    return [by_x.to(x.dtype), *by_norm, *by_fc1, *by_fc2]
+
+
+def _contexts(
+    normed: Tensor, weights: ModulationWeights, valid: Tensor | None, *, keep: bool
+) -> Contexts:
+    n, h, w, c = normed.shape
+    count = len(weights.kernels)
+    projected = F.linear(normed, *_padded(weights.f, c, count))
+    context = projected[..., c : 2 * c]
+    if valid is not None:
+        context *= valid
+    levels = normed.new_empty((count, n, h, w, c)) if keep else None
+    local: Tensor | None = None
+    after: Tensor | None = context
+    for index, kernel in enumerate(weights.kernels):
+        assert after is not None
+        local, after, partial = depthwise.level(
+            after, kernel, projected, 2 * c + index, float(weights.divisor), local, valid,
+            None if levels is None else levels[index], post=index + 1 < count,
+        )  # fmt: skip
+    assert local is not None
+    return Contexts(projected, levels, local, *depthwise.mean(partial, _area(normed, valid)))
+
+
+def _area(x: Tensor, valid: Tensor | None) -> Tensor | int:
+    return x.shape[1] * x.shape[2] if valid is None else valid.sum((1, 2, 3), dtype=torch.float32)
+
+
+def _columns(channels: int, levels: int) -> int:
+    return 2 * channels + -(-(levels + 1) // ALIGNMENT) * ALIGNMENT
+
+
+def _padded(f: Affine, channels: int, levels: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the projection with rows of zeros, so that its result is aligned."""
+    missing = _columns(channels, levels) - len(f.weight)
+    return F.pad(f.weight, (0, 0, 0, missing)), F.pad(f.bias, (0, missing))
+
+
+def _linear(x: Tensor, layer: Affine) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def _parameter_gradients(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    flat = gradient.flatten(0, -2)
+    return flat.mT @ x.flatten(0, -2), flat.sum(0)
+
+
+def _cast(norm: Affine | None, dtype: torch.dtype) -> Affine | None:
+    return None if norm is None else norm.to(dtype)
+
+
+def _norm(x: Tensor, norm: Affine | None) -> Tensor:
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+
+def _norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
+    if norm is None:
+        return (x,)
+    result: tuple[Tensor, ...] = aten.native_layer_norm(
+        x, x.shape[-1:], norm.weight, norm.bias, norm.eps
+    )
+    return result
+
+
+def _norm_backward(
+    gradient: Tensor, x: Tensor, norm: Affine | None, statistics: list[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if norm is None:
+        return gradient, ()
+    by_x, *by_parameters = aten.native_layer_norm_backward(
+        gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
+    )
+    return by_x, tuple(by_parameters)

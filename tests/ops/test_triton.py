@@ -1,0 +1,234 @@
+"""Triton kernels against the reference: in Triton's interpreter, or on a GPU where there is one."""
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focalnet_det.backbones import VARIANTS
+from focalnet_det.backbones.focalnet import FocalNetBlock
+from focalnet_det.ops import dispatch
+from focalnet_det.ops.kernels.parameters import flatten_modulation
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# On a GPU, `make gpu-test` runs them too.
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+# Largest difference over the largest value; the reference computes in double precision.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from triton.runtime import interpreter
+
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    # Half of the interpreter's time goes into checks for overflow of offsets, small ones here.
+    quick = interpreter.InterpreterOptions(sanitize_overflow=False)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", quick)
+    dispatch._log.cache_clear()
+    yield
+    dispatch._log.cache_clear()
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    difference = (actual.double() - expected.double()).abs().max()
+    return float(difference / expected.double().abs().max())
+
+
+def block(dim: int, levels: int, window: int, **flags: object) -> FocalNetBlock:
+    """A block with random parameters of a size that shows in the result."""
+    arguments = {
+        "mlp_ratio": 2.0,
+        "post_norm": False,
+        "post_norm_in_modulation": False,
+        "layer_scale": None,
+        "normalize_modulator": False,
+        "drop_rate": 0.0,
+        "drop_path_rate": 0.0,
+    }
+    module = FocalNetBlock(dim, focal_level=levels, focal_window=window, **arguments | flags)
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, 0.5, 0.3)
+        else:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return module.to(DEVICE).eval()
+
+
+def results(
+    module: FocalNetBlock, x: Tensor, valid: Tensor | None, inference: bool
+) -> dict[str, Tensor]:
+    """Output with and, if that is asked for, without autograd, and all gradients."""
+    found = {}
+    if inference:
+        with torch.no_grad():
+            found["inference"] = module(x, valid)
+    x = x.detach().requires_grad_()
+    module.zero_grad()
+    found["output"] = module(x, valid)
+    found["output"].float().pow(2).sum().backward()
+    found["x"] = x.grad
+    return found | {key: p.grad.clone() for key, p in module.named_parameters()}
+
+
+def assert_equal_to_reference(
+    module: FocalNetBlock,
+    x: Tensor,
+    valid: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    inference: bool = True,
+) -> None:
+    module, x = module.to(dtype), x.to(DEVICE, dtype)
+    path = dispatch.choose_path(x, windows=module.modulation.focal_windows)
+    assert path == "triton"
+    actual = results(module, x, valid, inference)
+    # In double precision the reference runs whatever is forced.
+    mask = None if valid is None else valid.double()
+    expected = results(module.double(), x.double(), mask, inference)
+    for key, value in expected.items():
+        assert actual[key].dtype == dtype
+        assert relative_error(actual[key], value) <= TOLERANCE[dtype], key
+
+
+def distinct_blocks() -> list[tuple]:
+    """Levels, window and flags of the blocks of all variants."""
+    return sorted(
+        {
+            (
+                levels, window, row.post_norm, row.post_norm_in_modulation,
+                row.layer_scale is not None, row.normalize_modulator,
+            )
+            for row in VARIANTS.values()
+            for levels, window in zip(row.focal_levels, row.focal_windows, strict=True)
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", distinct_blocks(), ids=lambda row: "-".join(str(v) for v in row))
+def test_blocks_of_every_variant(row: tuple) -> None:
+    levels, window, post_norm, norm_in_modulation, scaled, normalize = row
+    flags = {
+        "post_norm": post_norm,
+        "post_norm_in_modulation": norm_in_modulation,
+        "layer_scale": 0.5 if scaled else None,
+        "normalize_modulator": normalize,
+    }
+    # Both ways to train, and a batch with padding, somewhere among the rows.
+    masked = levels == 3
+    module = block(12, levels, window, lean_training=masked and norm_in_modulation, **flags)
+    valid = torch.ones(1, 1, 2, 4, device=DEVICE)
+    valid[..., 1:, 2:] = 0
+    x = torch.randn(1, 2, 4, 12, device=DEVICE)
+    if masked:
+        x = x * valid.permute(0, 2, 3, 1)
+    # Inference runs the same kernels of the levels, which take long in the interpreter.
+    assert_equal_to_reference(
+        module, x, valid if masked else None, inference=not norm_in_modulation and levels < 4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits(dtype: torch.dtype) -> None:
+    assert_equal_to_reference(block(20, 1, 3), torch.randn(2, 3, 5, 20), dtype=dtype)
+
+
+def correlate(x: Tensor, kernel: Tensor) -> Tensor:
+    out = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
+    return out.permute(0, 2, 3, 1)
+
+
+# Maps smaller than the window; more pixels and channels than a tile has, none a multiple of it.
+SHAPES = [
+    (1, (1, 1, 1, 3)),
+    (3, (2, 5, 17, 33)),
+    (5, (1, 3, 17, 8)),
+    (15, (1, 1, 2, 8)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "shape"), SHAPES)
+def test_a_level(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    from focalnet_det.ops.kernels import triton_depthwise as depthwise
+
+    monkeypatch.setattr(depthwise, "PARTS", 5)
+    n, h, w, c = shape
+    wide = torch.randn(n, h, w, c + 8, device=DEVICE)
+    x, gates = wide[..., :c], wide[..., c:]
+    before, pre, outer = (torch.randn(shape, device=DEVICE) for _ in range(3))
+    kernel = torch.randn(c, 1, size, size, device=DEVICE) / size
+    written = torch.full_like(before, torch.nan)
+    total, after, partial = depthwise.level(
+        x, kernel, gates, 3, 2.0, before, None, written, post=True
+    )
+    wanted = correlate(x.double(), kernel.double())
+    context = F.gelu(wanted)
+    assert relative_error(written, wanted) <= 1e-5
+    assert relative_error(after, context) <= 1e-5
+    assert relative_error(total, before + context * gates[..., 3:4] / 2) <= 1e-5
+    mean, shared = depthwise.mean(partial, h * w)
+    assert relative_error(mean, context.mean((1, 2))) <= 1e-5
+    assert relative_error(shared, F.gelu(context.mean((1, 2)))) <= 1e-5
+
+    leaf, tap = x.double().requires_grad_(), kernel.double().requires_grad_()
+    by_x, by_kernel = torch.autograd.grad(correlate(leaf, tap), (leaf, tap), outer.double())
+    target = torch.full((n, h, w, c + 8), torch.nan, device=DEVICE)
+    depthwise.level_backward(outer, kernel, None, target[..., 8:])
+    assert relative_error(target[..., 8:], by_x) <= 1e-5
+    assert target[..., :8].isnan().all(), "written beside the target"
+    assert relative_error(depthwise.weight_gradient(x, outer, size), by_kernel) <= 1e-5
+    depthwise.level_backward(outer, kernel, None, written, (gates, 3, 2.0, before, pre))
+    slope = torch.func.vmap(torch.func.grad(F.gelu))(pre.double().flatten()).view(shape)
+    assert relative_error(written, (by_x + before * gates[..., 3:4] / 2) * slope) <= 1e-5
+
+
+def test_means_of_many_tiles() -> None:
+    from focalnet_det.ops.kernels import triton_depthwise as depthwise
+
+    partial = torch.randn(2, 70, 5, device=DEVICE)
+    area = torch.tensor([7.0, 9.0], device=DEVICE)
+    mean, shared = depthwise.mean(partial, area)
+    assert relative_error(mean, partial.double().sum(1) / area[:, None]) <= 1e-5
+    assert relative_error(shared, F.gelu(partial.double().sum(1) / area[:, None])) <= 1e-5
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_shapes_for_graphs(lean: bool) -> None:
+    module = block(8, 2, 3).modulation.weights()
+    parameters, layout = flatten_modulation(None, module)
+    x = torch.randn(1, 2, 3, 8, device=DEVICE)
+    arguments = (x, None, parameters, *layout, "triton", torch.float32, torch.float32, lean)
+    torch.library.opcheck(
+        torch.ops.focalnet_det.modulation.default, arguments, test_utils="test_faketensor"
+    )
+
+
+@pytest.mark.parametrize(
+    ("levels", "window", "reason"),
+    [(0, 3, "need 1 focal level or more"), (1, 17, "windows up to 15"), (2, 15, "up to 15")],
+)
+def test_what_the_kernels_cannot_do_is_logged_once(
+    levels: int, window: int, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=dispatch.__name__)
+    module, x = block(8, levels, window), torch.randn(1, 2, 3, 8, device=DEVICE)
+    for _ in range(2):
+        module(x)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert reason in message
+    assert message.startswith("Focal modulation runs on the ")
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="without a GPU")
+def test_without_a_gpu_the_plain_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert dispatch.choose_path(torch.randn(1, 2, 3, 8), windows=(3,)) == "torch"
