@@ -171,6 +171,8 @@ def open_stream(
         collate_fn=_as_list,
         # Without its own, the loader would take a number from the model's generator.
         generator=torch.Generator().manual_seed(seed),
+        # Images then go to a GPU while it computes.
+        pin_memory=torch.cuda.is_available(),
     )
 
 

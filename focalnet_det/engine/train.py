@@ -81,8 +81,9 @@ class Trainer(SimpleTrainer):
         data_time = time.perf_counter() - start
         for example in data:
             self.tally.add(example.pop(DATA_ISSUES, {}))
+        send_images(data, self.options.device)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.accumulate_gradients(data)
+        losses = at_once(self.accumulate_gradients(data))
         self._write_metrics(losses, data_time)
         self.clip_gradients()
         self.scaler.step(self.optimizer)
@@ -184,6 +185,20 @@ class Trainer(SimpleTrainer):
                 len(states),
                 comm.get_world_size(),
             )
+
+
+def send_images(data: list[dict[str, Any]], device: str) -> None:
+    """Starts the copies of images to a GPU, in place, without waiting for them."""
+    if device.split(":")[0] == "cuda":
+        for example in data:
+            example["image"] = example["image"].to(device, non_blocking=True)
+
+
+def at_once(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses in the CPU's memory, by one copy: every copy of its own waits for the device."""
+    if not losses:
+        return losses
+    return dict(zip(losses, torch.stack(list(losses.values())).cpu(), strict=True))
 
 
 def autocast(options: TrainOptions) -> contextlib.AbstractContextManager[Any]:
