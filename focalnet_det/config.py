@@ -48,3 +48,5 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.TEST.PICTURES = 6
     # Boundary AP beside mask AP.
     cfg.TEST.BOUNDARY_AP = False
+    # An HTML page per test set after the last evaluation.
+    cfg.TEST.REPORT = False

@@ -43,6 +43,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the initial weights")
     parser.add_argument("--output", metavar="DIR", help="output folder, instead of the config's")
+    parser.add_argument(
+        "--report", action="store_true", help="an HTML page per test set at the end"
+    )
     data = parser.add_argument_group("your own data, COCO format (repeatable)")
     several: dict[str, Any] = {"action": "append", "default": []}
     data.add_argument("--coco-json", metavar="FILE", help="training annotations", **several)

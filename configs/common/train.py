@@ -25,6 +25,7 @@ def run_options(**changes):
         "wandb_project": "",
         "max_dets": 100,
         "pictures": 6,
+        "report": False,
         "save_predictions": False,
         "boundary_ap": False,
         "seed": -1,

@@ -1,6 +1,7 @@
 """Evaluation of a model on the test sets of an experiment."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,34 @@ from torch import nn
 
 from ..evaluation import build_evaluator
 from ..heads.tta import TestTimeAugmentation
-from .experiment import Experiment
+from ..report import write_report
+from .experiment import Experiment, TrainOptions
 
 logger = logging.getLogger("focalnet_det")
+
+
+def evaluation_folder(options: TrainOptions, name: str) -> Path:
+    """What the evaluation on a test set writes."""
+    return Path(options.output_dir) / "evaluation" / name
+
+
+def write_reports(experiment: Experiment, results: Mapping[str, Any], weights: str) -> None:
+    """Writes ``report.html`` for every test set, if the options ask for it; in the first process.
+
+    Args:
+        results: of :func:`evaluate`.
+        weights: what was evaluated, in words.
+    """
+    options = experiment.options
+    for name, tasks in results.items() if options.report else ():
+        write_report(
+            name,
+            tasks,
+            evaluation_folder(options, name),
+            weights=weights,
+            max_dets=options.max_dets,
+            run=Path(options.output_dir),
+        )
 
 
 def evaluate(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
@@ -25,15 +51,16 @@ def evaluate(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
     Returns: {data set: {task: {metric: value in percent}}}; empty on all but the first process.
     """
     results: dict[str, Any] = {}
+    options = experiment.options
     for name, build_loader in experiment.test_loaders.items():
-        folder = Path(experiment.options.output_dir) / "evaluation" / name
+        folder = evaluation_folder(options, name)
         logger.info("Evaluating on %s.", name)
         evaluator = build_evaluator(
             name,
             output_dir=folder,
-            max_dets=experiment.options.max_dets,
-            save_predictions=experiment.options.save_predictions,
-            boundary=experiment.options.boundary_ap,
+            max_dets=options.max_dets,
+            save_predictions=options.save_predictions or options.report,
+            boundary=options.boundary_ap,
         )
         # A loader takes a number from the model's generator: the training must not notice.
         with torch.random.fork_rng(devices=[]):

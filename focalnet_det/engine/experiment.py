@@ -59,6 +59,7 @@ class TrainOptions:
         pictures: test images to draw at the end, with the truth and what the model finds.
         save_predictions: of semantic and panoptic segmentation, write a PNG of every image.
         boundary_ap: where masks are scored, boundary AP as well.
+        report: write an HTML page per test set after the last evaluation.
         seed: of everything random, negative for a different one each time.
         ddp: arguments of DistributedDataParallel.
     """
@@ -84,6 +85,7 @@ class TrainOptions:
     wandb_project: str = ""
     max_dets: int = 100
     pictures: int = 6
+    report: bool = False
     save_predictions: bool = False
     boundary_ap: bool = False
     seed: int = -1
@@ -367,6 +369,7 @@ def yacs_options(cfg: CfgNode) -> TrainOptions:
         max_dets=cfg.TEST.MAX_DETS,
         pictures=cfg.TEST.PICTURES,
         boundary_ap=cfg.TEST.BOUNDARY_AP,
+        report=cfg.TEST.REPORT,
         seed=cfg.SEED,
     )
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ..data.panoptic_sets import (
     register_shapes_panoptic,
 )
 from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
-from .evaluate import evaluate
+from .evaluate import evaluate, write_reports
 from .experiment import Experiment, load_config, read_experiment
 from .own_data import coco_files, use_coco_json
 from .own_labels import folder_pairs, use_label_folders
@@ -45,6 +46,7 @@ class RunArguments:
     resume: bool = False
     eval_only: bool = False
     output: str | None = None
+    report: bool = False
     coco_json: Sequence[str] = ()
     images: Sequence[str] = ()
     val_json: Sequence[str] = ()
@@ -187,6 +189,8 @@ def run(args: RunArguments) -> dict[str, Any]:
         )
     if args.output:
         set_output(cfg, args.output)
+    if args.report:
+        ask_for_report(cfg)
     experiment = read_experiment(cfg)
     start_run(experiment)
     if args.eval_only:
@@ -213,7 +217,16 @@ def run_evaluation(experiment: Experiment) -> dict[str, Any]:
         results = evaluate(experiment, model)
     if comm.is_main_process():
         save_predictions(experiment, model)
+        write_reports(experiment, results, Path(options.init_checkpoint).name)
     return results
+
+
+def ask_for_report(cfg: CfgNode | DictConfig) -> None:
+    """Switches the HTML page on in a config of either kind."""
+    if isinstance(cfg, CfgNode):
+        cfg.TEST.REPORT = True
+    else:
+        cfg.train.report = True
 
 
 def set_output(cfg: CfgNode | DictConfig, folder: str) -> None:

@@ -30,7 +30,7 @@ from .checkpoints import (
     write_atomically,
 )
 from .ema import averaged_model
-from .evaluate import evaluate
+from .evaluate import evaluate, write_reports
 from .experiment import Experiment, TrainOptions
 from .hooks import GrowthHook, ProfilerHook, ProgressLine, WandbWriter
 from .pictures import save_predictions, save_training_curves
@@ -289,6 +289,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
     if comm.is_main_process():
         save_training_curves(experiment)
         save_predictions(experiment, trainer.evaluated_model)
+        write_reports(experiment, results, f"weights after {max_iter:,} iterations")
     if trainer.ema is not None and comm.is_main_process():
         path = Path(options.output_dir) / "model_ema.pth"
         write_atomically(path, {"model": trainer.ema.module.state_dict()})

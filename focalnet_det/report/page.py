@@ -1,0 +1,154 @@
+"""HTML pages that need nothing beside themselves: style and pictures are inside."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #f4f6f8; margin: 0; }
+main { max-width: 1080px; margin: 0 auto; padding: 24px; }
+h1 { font-size: 26px; margin: 0; }
+h2 { font-size: 19px; margin: 0 0 12px; }
+p { margin: 4px 0 12px; color: #55606e; }
+section { background: #fff; border: 1px solid #dde3ea; border-radius: 8px; padding: 20px;
+  margin-top: 20px; overflow-x: auto; }
+.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 16px; }
+.tile { background: #fff; border: 1px solid #dde3ea; border-radius: 8px; padding: 10px 18px; }
+.tile b { display: block; font-size: 26px; font-variant-numeric: tabular-nums; }
+.tile span { color: #55606e; font-size: 13px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 14px 4px 0; text-align: right; border-bottom: 1px solid #e8ecf1;
+  white-space: nowrap; }
+th { color: #55606e; font-weight: 600; }
+th:first-child, td:first-child, td.text { text-align: left; }
+td.text { white-space: normal; min-width: 12em; }
+table + table { margin-top: 14px; }
+td.bar { background: linear-gradient(#cfe3f7, #cfe3f7) no-repeat left; background-size: 0 70%;
+  padding-left: 8px; min-width: 90px; }
+figure { margin: 0 0 18px; }
+figcaption { color: #55606e; font-size: 13px; margin-bottom: 4px; }
+img { max-width: 100%; height: auto; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 20px;
+  align-items: center; }
+.columns > div { min-width: 0; }
+"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A percentage, drawn as a bar behind its number."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """A cell of words."""
+
+    text: str
+
+
+@dataclass
+class Page:
+    """Sections in order; see :meth:`html`.
+
+    Attributes:
+        title, subtitle: of the page.
+        tiles: (label, value) of the most important numbers.
+    """
+
+    title: str
+    subtitle: str
+    tiles: list[tuple[str, str]] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
+
+    def add(self, title: str, text: str, *parts: str) -> None:
+        """A section of HTML parts; ``text`` is plain."""
+        body = f"<p>{escape(text)}</p>" if text else ""
+        self.sections.append(f"<section><h2>{escape(title)}</h2>{body}{''.join(parts)}</section>")
+
+    def html(self) -> str:
+        """The page."""
+        tiles = "".join(
+            f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+            for label, value in self.tiles
+        )
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head><body><main>"
+            f"<h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p>"
+            f'<div class="tiles">{tiles}</div>{"".join(self.sections)}</main></body></html>\n'
+        )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Cells are words, numbers (two decimals, "-" for NaN), :class:`Bar` or :class:`Note`."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in header)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Note):
+        return f'<td class="text">{escape(value.text)}</td>'
+    if isinstance(value, Bar):
+        share = 0.0 if math.isnan(value.value) else min(max(value.value, 0.0), 100.0)
+        style = f"background-size: {share:.1f}% 70%"
+        return f'<td class="bar" style="{style}">{number(value.value)}</td>'
+    return f"<td>{number(value) if isinstance(value, float) else escape(str(value))}</td>"
+
+
+def number(value: float) -> str:
+    """Two decimals, "-" for NaN."""
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def chart(figure: Figure, path: Path, caption: str = "") -> str:
+    """Saves a figure as PNG, closes it, and embeds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return _picture(path.read_bytes(), "image/png", caption)
+
+
+def photo(image: NDArray[np.uint8], caption: str = "") -> str:
+    """Embeds an (H, W, 3) RGB image as JPEG."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, format="jpeg", quality=85)
+    return _picture(data.getvalue(), "image/jpeg", caption)
+
+
+def _picture(data: bytes, kind: str, caption: str) -> str:
+    source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    words = escape(caption, quote=True)
+    title = f"<figcaption>{words}</figcaption>" if caption else ""
+    return f'<figure>{title}<img src="{source}" alt="{words}"></figure>'
+
+
+def columns(*parts: str) -> str:
+    """Parts side by side where the window is wide enough."""
+    return f'<div class="columns">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
+def side_by_side(images: Sequence[NDArray[np.uint8]], gap: int = 8) -> NDArray[np.uint8]:
+    """(H, W, 3) images in one row, white between them; all get the height of the first."""
+    height = images[0].shape[0]
+    row: list[NDArray[np.uint8]] = []
+    for image in images:
+        if image.shape[0] != height:
+            width = round(image.shape[1] * height / image.shape[0])
+            image = np.asarray(Image.fromarray(image).resize((width, height)))
+        row += [image, np.full((height, gap, 3), 255, dtype=np.uint8)]
+    return np.concatenate(row[:-1], axis=1)
