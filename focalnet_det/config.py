@@ -31,17 +31,38 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EPOCH_STEPS = ()
     # "fp32", "bf16" or "fp16"; SOLVER.AMP.ENABLED means fp16 where this is left at "fp32".
     cfg.SOLVER.PRECISION = "fp32"
-    # A name in focalnet_det.data.augmentation.POLICIES.
+    # A name in focalnet_det.data.augmentation.POLICIES, or "semantic_crops", with these arguments.
     cfg.INPUT.POLICY = "resize"
+    cfg.INPUT.SEMANTIC_CROPS = CfgNode(
+        {
+            "CROP": 512,
+            "SHORT_SIDE": 512,
+            "LONG_SIDE": 2048,
+            "RATIOS": (0.5, 2.0),
+            "PHOTOMETRIC": True,
+        }
+    )
     # False resizes as mmdet does: without antialiasing where images shrink.
     cfg.INPUT.ANTIALIAS = True
     # "detectron2", or "mmdet", with which the published results were made: MmdetRPN, MmdetROIHeads
     # and MmdetRCNN stand in for RPN, StandardROIHeads and GeneralizedRCNN, and
     # MmdetRetinaNet for RetinaNet.
     cfg.MODEL.CONVENTIONS = "detectron2"
-    # UPerNetHead's own; the rest comes from MODEL.SEM_SEG_HEAD. LOSS_AVERAGE: "all" pixels, as
-    # published, or "valid" ones.
-    cfg.MODEL.UPERNET = CfgNode({"DROPOUT": 0.1, "AUXILIARY_WEIGHT": 0.4, "LOSS_AVERAGE": "all"})
+    # UPerNetHead's own and its loss's, see PixelCrossEntropy; the rest comes from
+    # MODEL.SEM_SEG_HEAD. Empty or 0 switches an option off.
+    cfg.MODEL.UPERNET = CfgNode(
+        {
+            "DROPOUT": 0.1,
+            "AUXILIARY_WEIGHT": 0.4,
+            "AUXILIARY_CHANNELS": 256,
+            "LOSS_AVERAGE": "all",
+            "CLASS_WEIGHTS": (),
+            "OHEM_THRESHOLD": 0.0,
+            "OHEM_MIN_KEPT": 100_000,
+        }
+    )
+    # MmsegSegmentor's: (height, width) in pixels; empty for none.
+    cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})
     # Predictions per image that enter box and mask AP.
     cfg.TEST.MAX_DETS = 100
     # Test images that are drawn at the end.

@@ -18,11 +18,14 @@ from .. import add_focalnet_config
 from ..checkpoint.fit import LEVEL_MODES
 from ..data.augmentation import POLICIES, evaluation_resize
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
+from ..data.semantic_augmentation import semantic_crops
 from ..heads.alone import see_images_alone
 from ..heads.mmdet_conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet_rcnn import MmdetRCNN
 from .solver import Schedule, adamw
 
+# Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.
+SEMANTIC_CROPS = "semantic_crops"
 # Detectron2's registered name: what stands in for it.
 MMDET_PARTS = {"RPN": MmdetRPN, "StandardROIHeads": MmdetROIHeads}
 MMDET_MODELS = {"GeneralizedRCNN": MmdetRCNN, "RetinaNet": MmdetRetinaNet}
@@ -299,7 +302,11 @@ def apply_conventions(cfg: CfgNode) -> None:
 
 def yacs_schedule(solver: CfgNode) -> Schedule:
     """``SOLVER.EPOCHS`` with ``EPOCH_STEPS``, or Detectron2's ``MAX_ITER`` with ``STEPS``."""
-    decays = {"WarmupMultiStepLR": "multistep", "WarmupCosineLR": "cosine"}
+    decays = {
+        "WarmupMultiStepLR": "multistep",
+        "WarmupCosineLR": "cosine",
+        "WarmupPolyLR": "poly",  # of power 1
+    }
     if solver.LR_SCHEDULER_NAME not in decays:
         raise ValueError(
             f"Unknown SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r}. "
@@ -317,20 +324,31 @@ def yacs_schedule(solver: CfgNode) -> Schedule:
     )
 
 
+def yacs_augmentations(node: CfgNode) -> list[Any]:
+    """Training augmentation of a yacs config's ``INPUT``.
+
+    Raises: ValueError for an unknown policy.
+    """
+    if node.POLICY == SEMANTIC_CROPS:
+        fields = {key.lower(): value for key, value in node.SEMANTIC_CROPS.items()}
+        if node.FORMAT != "RGB":
+            fields["channels"] = node.FORMAT
+        return semantic_crops(**fields)
+    if node.POLICY not in POLICIES:
+        known = ", ".join([*POLICIES, SEMANTIC_CROPS])
+        raise ValueError(f"Unknown INPUT.POLICY {node.POLICY!r}. Known: {known}.")
+    return POLICIES[node.POLICY](
+        short_sides=node.MIN_SIZE_TRAIN,
+        max_long_side=node.MAX_SIZE_TRAIN,
+        antialias=node.ANTIALIAS,
+    )
+
+
 def yacs_train_loader(cfg: CfgNode) -> TrainLoader:
     """Training data of a yacs config."""
-    if cfg.INPUT.POLICY not in POLICIES:
-        raise ValueError(
-            f"Unknown INPUT.POLICY {cfg.INPUT.POLICY!r}. Known: {', '.join(POLICIES)}."
-        )
-    augmentations = POLICIES[cfg.INPUT.POLICY](
-        short_sides=cfg.INPUT.MIN_SIZE_TRAIN,
-        max_long_side=cfg.INPUT.MAX_SIZE_TRAIN,
-        antialias=cfg.INPUT.ANTIALIAS,
-    )
     return build_train_loader(
         datasets=cfg.DATASETS.TRAIN,
-        augmentations=augmentations,
+        augmentations=yacs_augmentations(cfg.INPUT),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         masks=cfg.MODEL.MASK_ON,

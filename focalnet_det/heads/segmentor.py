@@ -59,8 +59,9 @@ class MmsegSegmentor(SemanticSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """As in SemanticSegmentor."""
-        return {**super().from_config(cfg), "input_format": cfg.INPUT.FORMAT}
+        """As in SemanticSegmentor, and ``MODEL.SEGMENTOR``."""
+        own = {key.lower(): value or None for key, value in cfg.MODEL.SEGMENTOR.items()}
+        return {**super().from_config(cfg), **own, "input_format": cfg.INPUT.FORMAT}
 
     def forward(self, batched_inputs: Sequence[Record]) -> Any:
         """

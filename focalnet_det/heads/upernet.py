@@ -156,9 +156,16 @@ class UPerNetHead(nn.Module):
             "num_classes": head.NUM_CLASSES,
             "channels": head.CONVS_DIM,
             "norm": head.NORM,
-            "loss": PixelCrossEntropy(ignore_value=head.IGNORE_VALUE, average=own.LOSS_AVERAGE),
+            "loss": PixelCrossEntropy(
+                ignore_value=head.IGNORE_VALUE,
+                average=own.LOSS_AVERAGE,
+                class_weights=own.CLASS_WEIGHTS or None,
+                ohem_threshold=own.OHEM_THRESHOLD or None,
+                ohem_min_kept=own.OHEM_MIN_KEPT,
+            ),
             "loss_weight": head.LOSS_WEIGHT,
             "dropout": own.DROPOUT,
+            "auxiliary_channels": own.AUXILIARY_CHANNELS,
             "auxiliary_weight": own.AUXILIARY_WEIGHT,
         }
 

@@ -149,7 +149,14 @@ def test_yacs_builds_the_same_model() -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME, head.NORM, head.CONVS_DIM, head.NUM_CLASSES = "UPerNetHead", "SyncBN", 16, 7
     head.IN_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
+    cfg.MODEL.SEGMENTOR.WINDOW, cfg.MODEL.SEGMENTOR.WINDOW_STRIDE = (64, 96), (32, 48)
+    own = cfg.MODEL.UPERNET
+    own.CLASS_WEIGHTS, own.OHEM_THRESHOLD = (1, 2, 3, 4, 5, 6, 7), 0.7
     model = build_model(cfg)
+    assert (model.window, model.window_stride, model.train_size) == ((64, 96), (32, 48), (0, 0))
+    loss = model.sem_seg_head.loss
+    assert loss.class_weights.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert loss.ohem_threshold == 0.7
     assert isinstance(model, MmsegSegmentor)
     backbone = focalnet_backbone("focalnet_tiny_srf", embed_dim=8, depths=(1, 1, 1, 1))
     own = UPerNetHead(input_shape=backbone.output_shape(), num_classes=7, channels=16)
