@@ -2,7 +2,7 @@
 
 One table of rows per method; which one a file belongs to is told by its names.
 
-For Mask R-CNN every tensor keeps its shape and order: both sides flatten RoI features as
+For R-CNNs every tensor keeps its shape and order: both sides flatten RoI features as
 (C, 7, 7), order anchors by ratio, deltas as dx dy dw dh per class, and put the background last
 (mmdet since 2.0). UPerNet's modules are mmseg's own. What weights cannot carry over is listed in
 docs/checkpoints.md.
@@ -70,14 +70,44 @@ _UPERNET_CONVS = {
     "auxiliary_head.convs.0": "sem_seg_head.auxiliary_head.convs.0",
 }
 
+_RPN = {
+    "rpn_head.rpn_conv": "proposal_generator.rpn_head.conv",
+    "rpn_head.rpn_cls": "proposal_generator.rpn_head.objectness_logits",
+    "rpn_head.rpn_reg": "proposal_generator.rpn_head.anchor_deltas",
+}
+
+
+def _cascade_stage(k: int) -> dict[str, str]:
+    """Box and mask head of a stage of the published form."""
+    theirs, ours = f"roi_head.bbox_head.{k}", f"roi_heads.box_head.{k}"
+    masks, own_masks = f"roi_head.mask_head.{k}", f"roi_heads.mask_head.{k}"
+    return {
+        **{f"{theirs}.shared_convs.{i}.conv": f"{ours}.conv{i + 1}" for i in range(4)},
+        f"{theirs}.shared_fcs.0": f"{ours}.fc1",
+        f"{theirs}.fc_cls": f"roi_heads.box_predictor.{k}.cls_score",
+        f"{theirs}.fc_reg": f"roi_heads.box_predictor.{k}.bbox_pred",
+        **{f"{masks}.convs.{i}.conv": f"{own_masks}.mask_fcn{i + 1}" for i in range(4)},
+        f"{masks}.upsample": f"{own_masks}.deconv",
+        f"{masks}.conv_logits": f"{own_masks}.predictor",
+    }
+
+
+def _other_anchor_order(tensor: Tensor) -> Tensor:
+    """Swaps ratios and sizes, three of each, in the order of anchors; its own inverse.
+
+    mmdet has the sizes of one ratio next to each other, Detectron2 the ratios of one size.
+    """
+    return tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2).contiguous()
+
+
+_RETINANET_ORDER = {r"^head\.(cls_score|bbox_pred)\.": _other_anchor_order}
+
 METHODS: dict[str, DetectorRules] = {
     "mask_rcnn": DetectorRules(
         signature=r"roi_head\.mask_head\.conv_logits\.weight$",
         modules={
             **_fpn(4, first=2),
-            "rpn_head.rpn_conv": "proposal_generator.rpn_head.conv",
-            "rpn_head.rpn_cls": "proposal_generator.rpn_head.objectness_logits",
-            "rpn_head.rpn_reg": "proposal_generator.rpn_head.anchor_deltas",
+            **_RPN,
             "roi_head.bbox_head.shared_fcs.0": "roi_heads.box_head.fc1",
             "roi_head.bbox_head.shared_fcs.1": "roi_heads.box_head.fc2",
             "roi_head.bbox_head.fc_cls": "roi_heads.box_predictor.cls_score",
@@ -89,6 +119,34 @@ METHODS: dict[str, DetectorRules] = {
             "roi_head.mask_head.upsample": "roi_heads.mask_head.deconv",
             "roi_head.mask_head.conv_logits": "roi_heads.mask_head.predictor",
         },
+    ),
+    "cascade_mask_rcnn": DetectorRules(
+        signature=r"roi_head\.mask_head\.0\.conv_logits\.weight$",
+        modules={
+            **_fpn(4, first=2),
+            **_RPN,
+            **{theirs: ours for k in range(3) for theirs, ours in _cascade_stage(k).items()},
+        },
+        norms={
+            f"{theirs.removesuffix('.conv')}.bn": f"{ours}.norm"
+            for k in range(3)
+            for theirs, ours in _cascade_stage(k).items()
+            if "shared_convs" in theirs
+        },
+    ),
+    "retinanet": DetectorRules(
+        signature=r"bbox_head\.retina_cls\.weight$",
+        modules={
+            **_fpn(3, first=3),
+            "neck.fpn_convs.3.conv": "backbone.top_block.p6",
+            "neck.fpn_convs.4.conv": "backbone.top_block.p7",
+            **{f"bbox_head.cls_convs.{i}.conv": f"head.cls_subnet.{2 * i}" for i in range(4)},
+            **{f"bbox_head.reg_convs.{i}.conv": f"head.bbox_subnet.{2 * i}" for i in range(4)},
+            "bbox_head.retina_cls": "head.cls_score",
+            "bbox_head.retina_reg": "head.bbox_pred",
+        },
+        to_detectron2=_RETINANET_ORDER,
+        to_public=_RETINANET_ORDER,
     ),
     "upernet": DetectorRules(
         signature=r"decode_head\.psp_modules\.",
