@@ -17,7 +17,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make zoo-check  trains small recipes on the generated data, each up to its bar"
 	@echo "make soak       kills and resumes two trainings 30 times each"
-	@echo "make gpu-test   the tests that need a GPU"
+	@echo "make gpu-test   on a GPU: kernels, compilers, a step of each model"
 	@echo "make lint       ruff and mypy"
 	@echo "make install    only the installation, into $(ENV_DIR); the others do it themselves"
 	@echo "make clean      remove caches and build files; keeps .venv, data and output"
@@ -58,7 +58,7 @@ soak: install
 	SOAK_KILLS=30 OMP_NUM_THREADS=1 $(PY) -m pytest -k killed_and_resumed
 
 gpu-test: install
-	$(PY) -m pytest -m gpu
+	$(PY) -m pytest -m gpu tests/ops
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

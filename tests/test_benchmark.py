@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from focalnet_det.analysis import peers, speed
+from focalnet_det.analysis import gpu_suite, peers, speed
 from focalnet_det.ops import dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,3 +117,42 @@ def test_tool_reports_bad_input_in_one_line() -> None:
     result = tool("--kernels", "3", "7", "--peers")
     assert result.returncode == 1
     assert result.stderr == "error: Kernels grow by 2 from level to level, such as 9 11 13.\n"
+
+
+def timing(name: str, milliseconds: float, peak: int, difference: float | None = 0.0) -> dict:
+    return {
+        "name": name,
+        "median": milliseconds / 1e3,
+        "peak_bytes": peak,
+        "difference": difference,
+    }
+
+
+def test_the_gpu_suite_compares_with_the_best_equal_peer_of_each_kind() -> None:
+    timings = [
+        timing("ours", 10, 300),
+        timing("ours, lean", 1, 100),
+        timing("ours, reference", 50, 1000),
+        timing("timm", 40, 0),
+        timing("timm, compiled", 20, 0),
+        timing("transformers, compiled", 16, 0),
+        timing("swin", 2, 0, None),
+    ]
+    row = gpu_suite.ratios(gpu_suite.CASES[0], timings)
+    assert (row["eager"], row["eager peer"]) == (4.0, "timm")
+    assert (row["compiled"], row["compiled peer"]) == (1.6, "transformers, compiled")
+    assert row["memory"] == 0.3
+    assert row["ms"] == 10.0
+    assert gpu_suite.ratios(gpu_suite.CASES[0], timings[:4])["compiled"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_suite_says_that_it_needs_a_gpu() -> None:
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--suite", "gpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode
+    assert done.stderr.strip().endswith("--suite gpu needs a CUDA device, and PyTorch finds none.")
+
+
+def test_recipes_of_the_gpu_suite_are_there() -> None:
+    assert all((gpu_suite.RECIPES / recipe).is_file() for recipe, _ in gpu_suite.DETECTORS)

@@ -48,6 +48,9 @@ def parse_args() -> argparse.Namespace:
                         help="not that of the wall clock: for busy machines")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="T", help="of PyTorch, on CPUs")
     parser.add_argument("--roofline", action="store_true", help="our stages against the machine")
+    parser.add_argument("--suite", choices=("gpu",), help="all rows for a GPU, and detectors")
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark"), metavar="FOLDER",
+                        help="of --suite")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times")
     return parser.parse_args()
@@ -211,6 +214,14 @@ def plot(timings: list["Timing"], file: Path, title: str) -> None:
 def main() -> None:
     args = parse_args()
     import torch
+
+    if args.suite:
+        from focalnet_det.analysis import gpu_suite
+
+        if not torch.cuda.is_available():
+            raise ValueError("--suite gpu needs a CUDA device, and PyTorch finds none.")
+        gpu_suite.run(Path(__file__).resolve(), args.output)
+        return
 
     from focalnet_det.analysis import speed
 

@@ -1,0 +1,145 @@
+"""All measurements on a GPU that ``docs/performance.md`` has rows for, one process for each."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "configs/COCO-InstanceSegmentation"
+COMMON = "--device cuda --dtype bfloat16 --compile --peers timm transformers swin convnext resnet"
+
+
+class Case(NamedTuple):
+    """A run of ``tools/benchmark.py``.
+
+    Attributes:
+        name: of the row.
+        arguments: beside those of every case.
+        eager, compiled: how many times faster than the best such peer ours is to be.
+    """
+
+    name: str
+    arguments: str
+    eager: float
+    compiled: float
+
+
+_INFERENCE = "--size 800 1216 --batch-size"
+_TRAINING = "--training --size 512 512 --batch-size 16"
+CASES = (
+    Case("inference, batch 1, kernels 3,5", f"{_INFERENCE} 1", 2.5, 1.2),
+    Case("inference, batch 16, kernels 3,5", f"{_INFERENCE} 16 --roofline", 2.5, 1.2),
+    Case("inference, batch 1, kernels 9,11,13", f"{_INFERENCE} 1 --kernels 9 11 13", 2.5, 1.5),
+    Case("inference, batch 16, kernels 9,11,13", f"{_INFERENCE} 16 --kernels 9 11 13", 2.5, 1.5),
+    Case("training step, kernels 3,5", _TRAINING, 2.0, 1.2),
+    Case("training step, kernels 9,11,13", f"{_TRAINING} --kernels 9 11 13", 2.5, 1.5),
+)
+# Recipe and forced path of each Mask R-CNN.
+DETECTORS = (
+    ("mask_rcnn_focalnet_tiny_srf_fpn_1x.py", ""),
+    ("mask_rcnn_focalnet_tiny_srf_fpn_1x.py", "reference"),
+    ("mask_rcnn_swin_tiny_fpn_1x.py", ""),
+    ("mask_rcnn_resnet50_fpn_1x.py", ""),
+)
+
+
+def run(tool: Path, output: Path) -> None:
+    """Runs all cases, prints two tables and writes all numbers to a folder.
+
+    Args:
+        tool: ``tools/benchmark.py``.
+        output: for ``suite.json`` and a JSON file of each case.
+    Raises: CalledProcessError if a run fails, after its own message.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, case in enumerate(CASES):
+        file = output / f"case{number}.json"
+        command = [sys.executable, str(tool), *COMMON.split(), *case.arguments.split()]
+        subprocess.run([*command, "--json", str(file)], check=True)
+        rows.append(ratios(case, json.loads(file.read_text())["timings"]))
+    detectors = _detectors()
+    (output / "suite.json").write_text(
+        json.dumps({"cases": rows, "detectors": detectors}, indent=2)
+    )
+    print_cases(rows)
+    print_detectors(detectors)
+
+
+def ratios(case: Case, timings: list[dict[str, Any]]) -> dict[str, Any]:
+    """How much faster than the best FocalNet of others, eager and compiled, and memory.
+
+    Args:
+        case: what was measured.
+        timings: of one report of ``tools/benchmark.py``: "ours" first, then everything else.
+    """
+    ours, *others = timings
+    equal = [t for t in others if t["difference"] is not None and t["name"] != "ours, lean"]
+    best: dict[str, Any] = {"eager": None, "compiled": None}
+    for timing in equal:
+        kind = "compiled" if timing["name"].endswith(", compiled") else "eager"
+        if best[kind] is None or timing["median"] < best[kind]["median"]:
+            best[kind] = timing
+    reference = next(t for t in others if t["name"] == "ours, reference")
+    row: dict[str, Any] = {"case": case.name, "ms": ours["median"] * 1e3}
+    for kind, target in (("eager", case.eager), ("compiled", case.compiled)):
+        peer = best[kind]
+        row[kind] = None if peer is None else peer["median"] / ours["median"]
+        row[f"{kind} peer"] = None if peer is None else peer["name"]
+        row[f"{kind} target"] = target
+    row["memory"] = (
+        None if not reference["peak_bytes"] else ours["peak_bytes"] / reference["peak_bytes"]
+    )
+    return row
+
+
+def print_cases(rows: list[dict[str, Any]]) -> None:
+    """One line for each case: ratio, target, peer."""
+    table = Table(title="FocalNet-T, bfloat16: how many times faster than the best peer")
+    for column in ("case", "ms", "eager", "compiled", "peak memory / reference"):
+        table.add_column(column)
+    for row in rows:
+        cells = [
+            "" if row[kind] is None
+            else f"{row[kind]:.2f} (target {row[f'{kind} target']}) {row[f'{kind} peer']}"
+            for kind in ("eager", "compiled")
+        ]  # fmt: skip
+        memory = "" if row["memory"] is None else f"{row['memory']:.2f}"
+        table.add_row(row["case"], f"{row['ms']:.2f}", *cells, memory)
+    Console(width=150).print(table)
+
+
+def print_detectors(rows: list[dict[str, Any]]) -> None:
+    """One line for each detector."""
+    table = Table(title="Mask R-CNN, training, bfloat16, 16 images of 800 x 1216")
+    for column in ("recipe", "images/s", "waiting for data", "GPU busy", "peak GiB"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['images_per_second']:.1f}", f"{row['data_share']:.0%}",
+            f"{row['busy_share']:.0%}", f"{row['peak_bytes'] / 2**30:.1f}",
+        )  # fmt: skip
+    Console(width=150).print(table)
+
+
+def _detectors() -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as data:
+        for recipe, path in DETECTORS:
+            environment = {**os.environ, "FOCALNET_DET_OPS": path}
+            command = [
+                sys.executable, "-m", "focalnet_det.analysis.detector_speed",
+                "--config", str(RECIPES / recipe), "--data", data,
+            ]  # fmt: skip
+            done = subprocess.run(
+                command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+            )
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+    return rows
