@@ -28,7 +28,7 @@ from focalnet_det.engine.experiment import TrainOptions, load_config, read_exper
 from focalnet_det.engine.hooks import ProfilerHook
 from focalnet_det.engine.run import git_state
 from focalnet_det.engine.solver import parameter_groups
-from focalnet_det.engine.train import Trainer, describe
+from focalnet_det.engine.train import Trainer, at_once, describe, send_images
 from focalnet_det.necks.fpn import build_fpn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -323,3 +323,16 @@ def child_of(pid: int) -> int:
     if not children.exists():
         pytest.skip("this system does not list child processes under /proc")
     return int(children.read_text().split()[-1])
+
+
+def test_losses_arrive_by_name_whatever_their_type() -> None:
+    losses = {"a": torch.tensor(1.5), "b": torch.tensor(-2.0, dtype=torch.bfloat16)}
+    assert {name: loss.item() for name, loss in at_once(losses).items()} == {"a": 1.5, "b": -2.0}
+    assert at_once({}) == {}
+
+
+def test_images_stay_where_they_are_without_a_gpu() -> None:
+    image = torch.zeros(3, 2, 2)
+    data = [{"image": image}]
+    send_images(data, "cpu")
+    assert data[0]["image"] is image
