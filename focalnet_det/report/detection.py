@@ -48,7 +48,7 @@ def add_detection(
     # hotcoco asks for weights of fonts that few machines have.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     records = json.loads((folder / "coco_instances_results.json").read_text())
-    tasks = [task for task in TASK_FIELDS if task in results]
+    tasks = [task for task in TITLES if task in results]
     if not records or not tasks:
         page.add("Detections", "There are none: nothing to draw.")
         return

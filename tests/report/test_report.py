@@ -105,12 +105,14 @@ def test_detection(evaluated: tuple[str, Path], tmp_path: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.json").write_text(text)
     results = {"bbox": {"AP": 25.0, "AP50": 25.5, "AP-cat": 50.0, "AP-<b>dog</b>": float("nan")}}
+    results["keypoints"] = {"AP": 12.5}
     page = contents(write_report(name, results, folder, weights="a.pth", run=tmp_path))
     assert page.titles == [
         *("Metrics", "Classes", "Training", "Precision and recall of boxes", "Errors of boxes"),
         *("Confusions of boxes", "Worst images", "Best images"),
     ]
     assert ["boxes", "25.00", "25.50"] in page.rows
+    assert ["keypoints", "12.50"] in page.rows
     assert ["cat", "50.00"] in page.rows
     assert ["<b>dog</b>", "-"] in page.rows
     # The cat on the dog's place; background in the other image. The dog is explained by the
