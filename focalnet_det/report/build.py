@@ -8,13 +8,15 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from ..visualization.curves import save_curves
 from .detection import add_detection
-from .page import Bar, Page, chart, table
+from .page import Bar, Page, saved_chart, table
 from .semantic import add_semantic
-from .training import MAIN_METRICS, read_curves, training_figure
 
 logger = logging.getLogger("focalnet_det")
 
+# The metrics in large figures at the top.
+MAIN_METRICS = ("AP", "mIoU", "PQ")
 TASKS = {
     "bbox": "boxes",
     "segm": "masks",
@@ -48,10 +50,11 @@ def write_report(
     words = [f"{len(DatasetCatalog.get(name)):,} images", weights]
     page = Page(title=f"Evaluation on {name}", subtitle=", ".join(filter(None, words)))
     add_metrics(page, results)
-    if run is not None and (run / "metrics.json").exists():
-        figure = training_figure(read_curves(run / "metrics.json"))
-        if figure is not None:
-            page.add("Training", "", chart(figure, run / "curves.png"))
+    metrics = None if run is None else run / "metrics.json"
+    if metrics is not None and metrics.exists():
+        curves = metrics.with_name("curves.png")
+        if save_curves(metrics, curves):
+            page.add("Training", "", saved_chart(curves))
     if (folder / "coco_instances_results.json").exists() and _has_truth(metadata, results):
         add_detection(page, results, metadata, folder, max_dets)
     if (folder / "sem_seg_metrics.json").exists() and "sem_seg" in results:

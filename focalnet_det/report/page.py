@@ -120,6 +120,11 @@ def chart(figure: Figure, path: Path, caption: str = "") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+    return saved_chart(path, caption)
+
+
+def saved_chart(path: Path, caption: str = "") -> str:
+    """Embeds a PNG file."""
     return _picture(path.read_bytes(), "image/png", caption)
 
 

@@ -19,7 +19,6 @@ from focalnet_det.report import write_report
 from focalnet_det.report.detection import ranked
 from focalnet_det.report.page import Bar, Page, side_by_side, table
 from focalnet_det.report.semantic import top_confusions
-from focalnet_det.report.training import read_curves, smoothed, training_figure
 
 ADE = Path(__file__).resolve().parents[2] / "configs/ADE20K-SemanticSegmentation"
 
@@ -188,26 +187,6 @@ def test_images_are_ranked_by_f1_then_by_errors() -> None:
     rows = {7: (1, 0, 0, 1.0), 3: (0, 1, 0, 0.0), 5: (0, 4, 2, 0.0), 9: (0, 0, 0, 0.0)}
     summary = {i: dict(zip(("tp", "fp", "fn", "f1"), row, strict=True)) for i, row in rows.items()}
     assert ranked(summary) == [5, 3, 7]
-
-
-def test_curves(tmp_path: Path) -> None:
-    lines = [
-        {"iteration": 0, "loss_a": 4.0, "lr": 0.1},
-        {"iteration": 9, "loss_a": 2.0, "set/bbox/AP": 30.0},
-        {"iteration": 9, "loss_a": 1.0, "set/bbox/AP-cat": 10.0},
-    ]
-    path = tmp_path / "metrics.json"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curves = read_curves(path)
-    assert curves["loss_a"] == [(1, 4.0), (10, 1.0)]
-    # (0.9 * 0.1 * 4 + 0.1 * 1) / (1 - 0.9 ** 2)
-    assert smoothed(curves["loss_a"])[1] == (10, pytest.approx(0.46 / 0.19))
-    figure = training_figure(curves)
-    assert figure is not None
-    last = figure.axes[2].lines
-    assert [line.get_label() for line in last] == ["set/bbox/AP"]
-    assert last[0].get_ydata().tolist() == [30.0]
-    assert training_figure({"lr": [(1, 0.1)]}) is None
 
 
 def test_page_escapes_what_it_is_given() -> None:
