@@ -89,7 +89,8 @@ def test_anchors_keep_their_weights() -> None:
     theirs = to_public(model.state_dict(), "retinanet")
     for name, values in names.items():
         # The number of its anchor in mmdet's order, and of the value.
-        theirs[name] = torch.arange(9.0).repeat_interleave(values) + torch.arange(values) / 1000
+        theirs[name] = torch.arange(9.0).repeat_interleave(values)
+        theirs[name] += torch.arange(values).repeat(9) / 1000
     converted, _ = to_detectron2(theirs)
     expected = mmdet_anchors(32.0)
     for name, values in (("head.cls_score.bias", 80), ("head.bbox_pred.bias", 4)):
