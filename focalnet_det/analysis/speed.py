@@ -82,8 +82,9 @@ def compare(
             with dispatch.using(contender.path):
                 run()
             _wait(images)
+            elapsed = clock() - start
             if repeat:
-                seconds[i].append(clock() - start)
+                seconds[i].append(elapsed)
             peaks[i] = torch.cuda.max_memory_allocated() if images.is_cuda else None
     return [
         Timing(contender.name, tuple(times), kept, peak, difference)

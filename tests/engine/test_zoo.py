@@ -216,19 +216,33 @@ def semantic_data(shapes: Path) -> dict[str, Any]:
     }
 
 
+THIN_SEMANTIC = {
+    ".py": [
+        *("model.train_size=[64,64]", "dataloader.train.batch_size=2", "schedule.iterations=1"),
+        *("dataloader.train.augmentations.crop=64", "dataloader.train.num_workers=0"),
+        *("dataloader.train.augmentations.short_side=96", "dataloader.test.0.num_workers=0"),
+        *("dataloader.test.0.augmentations.short_side=96", "train.device=cpu"),
+        "model.channels=32",
+    ],
+    ".yaml": [
+        *("MODEL.FOCALNET.EMBED_DIM=8", "MODEL.FOCALNET.DEPTHS=(1,1,1,1)", "MODEL.DEVICE=cpu"),
+        *("MODEL.SEGMENTOR.TRAIN_SIZE=(64,64)", "SOLVER.IMS_PER_BATCH=2", "SOLVER.MAX_ITER=1"),
+        *("INPUT.SEMANTIC_CROPS.CROP=64", "INPUT.SEMANTIC_CROPS.SHORT_SIDE=96"),
+        *("INPUT.MIN_SIZE_TEST=96", "DATALOADER.NUM_WORKERS=0", "MODEL.SEM_SEG_HEAD.CONVS_DIM=32"),
+    ],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SEMANTIC, ids=names(SEMANTIC))
 def test_semantic_recipe_trains_a_step_and_evaluates(
     path: Path, shapes: Path, tmp_path: Path
 ) -> None:
-    backbone = "model.backbone.bottom_up" if "semantic_fpn" in path.name else "model.backbone"
-    opts = [
-        *(f"{backbone}.embed_dim=8", f"{backbone}.depths=[1,1,1,1]", "model.channels=32"),
-        *("model.train_size=[64,64]", "dataloader.train.batch_size=2", "schedule.iterations=1"),
-        *("dataloader.train.augmentations.crop=64", "dataloader.train.num_workers=0"),
-        *("dataloader.train.augmentations.short_side=96", "dataloader.test.0.num_workers=0"),
-        *("dataloader.test.0.augmentations.short_side=96", "train.device=cpu"),
-    ]
+    if path.suffix == ".py":
+        backbone = "model.backbone.bottom_up" if "semantic_fpn" in path.name else "model.backbone"
+        opts = [f"{backbone}.embed_dim=8", f"{backbone}.depths=[1,1,1,1]", *THIN_SEMANTIC[".py"]]
+    else:
+        opts = THIN_SEMANTIC[".yaml"]
     results = run(
         RunArguments(
             config_file=str(path), opts=opts, output=str(tmp_path), **semantic_data(shapes)
