@@ -49,10 +49,10 @@ lint: install
 test test-fast: export OMP_NUM_THREADS = 1
 
 test: lint
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 test-fast: install
-	$(PY) -m pytest -n 2 -m "not slow"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 soak: install
 	SOAK_KILLS=30 OMP_NUM_THREADS=1 $(PY) -m pytest -k killed_and_resumed
