@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from test_zoo import THIN, semantic_data
+from test_zoo import NARROW, PREDICTOR, RUN, SIZES, THIN_YAML, semantic_data, under
 
 from focalnet_det.engine.main import RunArguments, run
 
@@ -20,13 +20,19 @@ PANOPTIC = sorted(CONFIGS.glob("*-PanopticSegmentation/*.py"))
 PANOPTIC += CONFIGS.glob("*-PanopticSegmentation/*tiny_srf_1x.yaml")
 SEMANTIC = sorted(CONFIGS.glob("COCO-SemanticSegmentation/*.py"))
 SEMANTIC += CONFIGS.glob("COCO-SemanticSegmentation/*tiny_srf_1x.yaml")
-THIN_HEAD = {
-    ".py": ["model.sem_seg_head.conv_dims=32"],
-    ".yaml": ["MODEL.SEM_SEG_HEAD.CONVS_DIM=32"],
+THIN_HEAD = "MODEL.SEM_SEG_HEAD.CONVS_DIM=32"
+THIN = {
+    ".py": [
+        *(*RUN, *SIZES, *NARROW, "model.roi_heads.box_head.fc_dims=[16,16]"),
+        *under("roi_heads.box_predictor", PREDICTOR),
+        *("model.roi_heads.batch_size_per_image=16", "model.sem_seg_head.conv_dims=32"),
+        "model.proposal_generator.post_nms_topk=[50,50]",
+    ],
+    ".yaml": [*THIN_YAML, THIN_HEAD],
 }
 THIN_SEGMENTOR = {
-    ".py": [*(o for o in THIN[".py"] if "roi_heads" not in o), "model.channels=32"],
-    ".yaml": [o for o in THIN[".yaml"] if "ROI" not in o and "DETECTIONS" not in o],
+    ".py": [*RUN, *SIZES, *NARROW, "model.channels=32"],
+    ".yaml": [*(o for o in THIN_YAML if "MODEL.R" not in o and "DETECTIONS" not in o), THIN_HEAD],
 }
 
 
@@ -37,7 +43,7 @@ def test_panoptic_recipe_trains_a_step_and_evaluates(
 ) -> None:
     args = RunArguments(
         config_file=str(path),
-        opts=[*THIN[path.suffix], *THIN_HEAD[path.suffix]],
+        opts=THIN[path.suffix],
         output=str(tmp_path),
         panoptic_json=[str(shapes / "annotations/panoptic_train.json")],
         panoptic_root=[str(shapes / "panoptic_train")],
@@ -62,7 +68,7 @@ def test_panoptic_recipe_trains_a_step_and_evaluates(
 def test_semantic_recipe_trains_a_step_and_evaluates(
     path: Path, shapes: Path, tmp_path: Path
 ) -> None:
-    opts = [*THIN_SEGMENTOR[path.suffix], *(THIN_HEAD[".yaml"] if path.suffix == ".yaml" else ())]
+    opts = THIN_SEGMENTOR[path.suffix]
     args = RunArguments(config_file=str(path), opts=opts, output=str(tmp_path))
     results = run(dataclasses.replace(args, **semantic_data(shapes)))
     assert 0 <= results["validation_val"]["sem_seg"]["mIoU"] <= 100
