@@ -119,6 +119,36 @@ def test_tool_reports_bad_input_in_one_line() -> None:
     assert result.stderr == "error: Kernels grow by 2 from level to level, such as 9 11 13.\n"
 
 
+NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
+
+
+def test_whole_detectors() -> None:
+    pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
+    from focalnet_det.analysis.detectors import detector
+
+    cpu = torch.device("cpu")
+    ours, other = detector(NANO, cpu), detector(NANO, cpu, path="reference")
+    assert (ours.name, other.name) == (NANO.stem, f"{NANO.stem}, reference")
+    weights = other.module.state_dict()
+    assert all(torch.equal(w, weights[name]) for name, w in ours.module.state_dict().items())
+    images = torch.randn(2, 3, 64, 96)
+    # 100 boxes an image, sure of nothing or not.
+    assert [scores.shape for scores in ours.module.eval() and ours.features(images)] == [(100,)] * 2
+    ours.module.train()
+    assert all(0 < loss < 100 for loss in ours.features(images))
+    timings = speed.compare([ours, other], images, training=True, repeats=1)
+    assert all(timing.saved_bytes > 0 for timing in timings)
+
+
+def test_a_backbone_is_no_whole_detector() -> None:
+    pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
+    from focalnet_det.analysis.detectors import detector
+
+    config = ROOT / "configs/Shapes-SemanticSegmentation/upernet_focalnet_nano_small.py"
+    with pytest.raises(ValueError, match="makes no boxes"):
+        detector(config, torch.device("cpu"))
+
+
 def timing(name: str, milliseconds: float, peak: int, difference: float | None = 0.0) -> dict:
     return {
         "name": name,

@@ -20,6 +20,8 @@ EXAMPLES = """examples:
   tools/benchmark.py --size 800 1216
   tools/benchmark.py --training --size 512 512 --kernels 9 11 13 --dtype bfloat16
   tools/benchmark.py --peers timm swin convnext resnet --size 224 224 --batch-size 8 --json out.json
+  tools/benchmark.py --training --size 512 512 --detector \
+      configs/COCO-InstanceSegmentation/mask_rcnn_{focalnet_tiny_srf,swin_tiny}_fpn_1x.py
 """
 OTHERS = {
     "swin": "swin_tiny_patch4_window7_224",
@@ -41,6 +43,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peers", nargs="*", default=["timm"], choices=PEERS, metavar="PEER",
                         help=f"some of {', '.join(PEERS)}")  # fmt: skip
+    parser.add_argument("--detector", type=Path, nargs="+", metavar="CONFIG",
+                        help="whole detectors of recipes; the first on all our paths")  # fmt: skip
     parser.add_argument("--only", nargs="+", metavar="ROW", help="of all rows, ours and these")
     parser.add_argument("--compile", action="store_true", help="all through torch.compile too")
     parser.add_argument("--repeats", type=int, default=5, metavar="R")
@@ -62,6 +66,8 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
 
     from focalnet_det.analysis import peers
 
+    if args.detector:
+        return detectors(args)
     levels, window = len(args.kernels), args.kernels[0]
     if args.kernels != list(range(window, window + 2 * levels, 2)):
         raise ValueError("Kernels grow by 2 from level to level, such as 9 11 13.")
@@ -90,6 +96,20 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
         except ImportError as error:
             print(f"left out: {peer} ({error})")
     return result
+
+
+def detectors(args: argparse.Namespace) -> list["Contender"]:
+    """Detectors of recipes; the first once more on each of our slower paths."""
+    import torch
+
+    from focalnet_det.analysis.detectors import detector
+
+    if args.dtype != "float32" or args.compile or args.roofline:
+        raise ValueError("Whole detectors run in float32; --compile and --roofline take backbones.")
+    device = torch.device(args.device)
+    paths = [(args.detector[0], path) for path in (None, "torch", "reference")]
+    others = [(config, None) for config in args.detector[1:]]
+    return [detector(config, device, path=path) for config, path in paths + others]
 
 
 def own_setting(
@@ -155,7 +175,9 @@ def print_table(timings: list["Timing"], args: argparse.Namespace, where: str) -
 
     kind = "training step" if args.training else "inference"
     height, width = args.size
-    title = f"{kind}, {args.batch_size} x {height} x {width}, {args.dtype}, kernels {args.kernels}"
+    title = f"{kind}, {args.batch_size} x {height} x {width}, {args.dtype}"
+    if not args.detector:
+        title += f", kernels {args.kernels}"
     table = Table(title=title, caption=where)
     for column in ("network", "ms", "spread, ms", "images/s", "ours is faster by", "kept, MiB",
                    "difference"):  # fmt: skip
@@ -232,7 +254,8 @@ def main() -> None:
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     images = torch.randn(args.batch_size, 3, *args.size, device=device).to(dtype)
-    networks = [c for c in contenders(args) if not args.only or c.name in ("ours", *args.only)]
+    ours, *others = contenders(args)
+    networks = [ours, *(c for c in others if not args.only or c.name in args.only)]
     clock = time.process_time if args.cpu_time else time.perf_counter
     timings = speed.compare(
         networks, images, training=args.training, repeats=args.repeats, clock=clock
