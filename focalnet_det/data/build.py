@@ -174,18 +174,24 @@ def build_test_loader(
     image_format: str = "RGB",
     scales: Sequence[float] = (),
     flip: bool = False,
+    views: Sequence[Sequence[T.Augmentation]] = (),
 ) -> Any:
     """Every image of a registered data set once, in order, one per batch.
 
     Args:
         scales: of test-time augmentation, factors on the sizes of ``augmentations``; () for 1.
         flip: with test-time augmentation, also mirror each view.
+        views: of test-time augmentation, in place of ``augmentations`` at ``scales``.
+    Raises: ValueError for both views and scales.
     """
+    if views and scales:
+        raise ValueError("Test-time augmentation takes either views or scales.")
     mapper: InstanceMapper = InstanceMapper(
         is_train=False, augmentations=augmentations, image_format=image_format
     )
-    if scales or flip:
-        resizes = [scaled(augmentations, scale) for scale in scales or (1.0,)]
+    if scales or flip or views:
+        resizes = [list(view) for view in views]
+        resizes = resizes or [scaled(augmentations, scale) for scale in scales or (1.0,)]
         mirrored = [[*resize, T.RandomFlip(prob=1.0)] for resize in resizes] if flip else []
         mapper = ViewMapper(views=[*resizes, *mirrored], image_format=image_format)
     return build_detection_test_loader(

@@ -259,16 +259,20 @@ def from_yacs(cfg: CfgNode) -> Experiment:
         return see_images_alone(build_model(frozen))
 
     def test_loader(name: str) -> Callable[[], Any]:
-        resize = evaluation_resize(
-            short_side=cfg.INPUT.MIN_SIZE_TEST,
-            max_long_side=cfg.INPUT.MAX_SIZE_TEST,
-            antialias=cfg.INPUT.ANTIALIAS,
-        )
+        def resize(short_side: int, max_long_side: int) -> list[Any]:
+            return evaluation_resize(
+                short_side=short_side, max_long_side=max_long_side, antialias=cfg.INPUT.ANTIALIAS
+            )
+
+        test_time, input_ = cfg.TEST.AUG, cfg.INPUT
+        sides = test_time.MIN_SIZES if test_time.ENABLED else ()
         return lambda: build_test_loader(
             dataset=name,
-            augmentations=resize,
+            augmentations=resize(input_.MIN_SIZE_TEST, input_.MAX_SIZE_TEST),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            image_format=cfg.INPUT.FORMAT,
+            image_format=input_.FORMAT,
+            views=[resize(side, test_time.MAX_SIZE) for side in sides],
+            flip=test_time.ENABLED and test_time.FLIP,
         )
 
     return Experiment(

@@ -12,6 +12,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.config import LazyCall, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
+from PIL import Image
 
 from focalnet_det.engine.experiment import TrainOptions, load_config, read_experiment
 from focalnet_det.engine.main import RunArguments, set_output
@@ -294,6 +295,32 @@ def test_coco_files_into_a_yacs_config(tmp_path: Path) -> None:
     assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES) == (2, 2)
     assert cfg.DATASETS.TEST == ()
     assert len(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])) == 1
+
+
+def test_detectron2s_test_time_augmentation_in_yacs(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
+    val = coco_file(tmp_path, "val.json")
+    cfg = load_config(
+        YACS,
+        [
+            *("TEST.AUG.ENABLED=True", "TEST.AUG.MIN_SIZES=(20,80)", "TEST.AUG.MAX_SIZE=72"),
+            "DATALOADER.NUM_WORKERS=0",
+        ],
+    )
+    use_own_data(cfg, arguments(YACS, coco_json=val, images=tmp_path, val_json=val))
+    cfg.TEST.AUG.FLIP = False
+    (loader,) = read_experiment(cfg).test_loaders.values()
+    ((record,),) = loader()
+    # 64 x 64 px at a short side of 20, and at 80, which is more than the longest side.
+    assert [v["image"].shape for v in record["views"]] == [(3, 20, 20), (3, 72, 72)]
+    cfg.TEST.AUG.FLIP = True
+    (loader,) = read_experiment(cfg).test_loaders.values()
+    ((record,),) = loader()
+    assert len(record["views"]) == 4
+    cfg.TEST.AUG.ENABLED = False
+    (loader,) = read_experiment(cfg).test_loaders.values()
+    ((record,),) = loader()
+    assert "views" not in record
 
 
 @pytest.mark.parametrize("config", [LAZY, YACS])
