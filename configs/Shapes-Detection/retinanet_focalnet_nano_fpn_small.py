@@ -9,10 +9,10 @@ from ..common.optim import adamw
 from ..common.schedules import cosine
 from ..common.train import run_options
 
-_data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 4, "num_workers": 0}
+_data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 2, "num_workers": 0}
 
 model = nano_retinanet(num_classes=6)
 dataloader = small_instances("shapes_train", "shapes_val", masks=False, **_data)
-optimizer, schedule = adamw(lr=1e-3), cosine(iterations=1500)
+optimizer, schedule = adamw(lr=1e-3), cosine(iterations=2200)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
 train["checkpoint_period"] = 500

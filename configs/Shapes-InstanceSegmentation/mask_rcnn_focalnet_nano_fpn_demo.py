@@ -9,9 +9,9 @@ from ..common.train import run_options
 # The demo starts a process per core, so that none is left for loader processes.
 _data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 4, "num_workers": 0}
 
-model = nano_mask_rcnn(num_classes=6, anchor_size=32)
+model = nano_mask_rcnn(num_classes=6)
 model.roi_heads.positive_fraction = 0.5
 dataloader = small_instances("shapes_train", "shapes_val", **_data)
-optimizer, schedule = adamw(lr=2e-3), cosine(iterations=1200)
+optimizer, schedule = adamw(lr=1e-3), cosine(iterations=1200)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
 train["checkpoint_period"] = 200

@@ -88,7 +88,7 @@ def launch_run(args: RunArguments) -> None:
         if found:
             raise ValueError("--num-cpus is for machines without a GPU; hide it first.")
         # Processes that share cores are several times slower with more threads than cores.
-        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.num_cpus))
     # What Detectron2 says while a child process imports it; the parent has heard it already.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     launch(
