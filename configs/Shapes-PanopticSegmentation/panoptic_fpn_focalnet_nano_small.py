@@ -12,8 +12,9 @@ from ..common.train import run_options
 
 _data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 2}
 
-model = nano_panoptic_fpn(num_classes=6, num_stuff=5, stuff_area=400)
+model = nano_panoptic_fpn(num_classes=6, num_stuff=5, stuff_area=1000)
 pool_coarsely(model)
+model.sem_seg_head.loss_weight = 1.0
 model.roi_heads.positive_fraction = 0.5
 dataloader = small_instances("shapes_panoptic_train", "shapes_panoptic_val", **_data)
 optimizer, schedule = adamw(lr=1.5e-3), cosine(iterations=1000)
