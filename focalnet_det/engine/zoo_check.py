@@ -80,10 +80,10 @@ def _children_seconds() -> float:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """One row a recipe."""
+    """One row a recipe, by its method."""
     rows = [
         [
-            Path(o.bar.config).stem,
+            Path(o.bar.config).stem.partition("_focalnet")[0],
             o.bar.metric.rpartition("/")[2],
             two_decimals(o.score),
             f"{o.bar.least:g}",
