@@ -15,6 +15,6 @@ _data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 2, 
 model = pool_coarsely(nano_cascade_mask_rcnn(num_classes=6))
 model.roi_heads.positive_fraction = 0.5
 dataloader = small_instances("shapes_train", "shapes_val", **_data)
-optimizer, schedule = adamw(lr=1.5e-3), cosine(iterations=800)
+optimizer, schedule = adamw(lr=1.5e-3), cosine(iterations=700)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
 train["checkpoint_period"] = 300
