@@ -55,7 +55,7 @@ def test_a_config_is_pointed_at_the_files(folder: Path) -> None:
     assert list(cfg.dataloader.train.datasets) == ["panoptic_train_train"]
     assert [loader.dataset for loader in cfg.dataloader.test] == ["panoptic_val_val"]
     assert (cfg.model.roi_heads.num_classes, cfg.model.sem_seg_head.num_classes) == (2, 4)
-    assert cfg.dataloader.train.batch_size == 4
+    assert cfg.dataloader.train.batch_size == 2
     metadata = MetadataCatalog.get("panoptic_val_val")
     assert metadata.thing_classes == ["car", "dog"]
     assert metadata.stuff_classes == ["things", "road", "sky", "sea"]
