@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from random_blocks import block, relative_error
 from torch import Tensor, nn
 
 from focalnet_det import create_backbone
@@ -29,32 +30,6 @@ def _fresh_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dispatch._log.cache_clear()
     yield
     dispatch._log.cache_clear()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    difference = (actual.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max())
-
-
-def block(levels: int = 2, window: int = 3, dim: int = 8, **flags: object) -> FocalNetBlock:
-    """A block with random parameters of a size that shows in the result."""
-    arguments = {
-        "mlp_ratio": 4.0,
-        "post_norm": False,
-        "post_norm_in_modulation": False,
-        "layer_scale": None,
-        "normalize_modulator": False,
-        "drop_rate": 0.0,
-        "drop_path_rate": 0.0,
-    }
-    module = FocalNetBlock(dim, focal_level=levels, focal_window=window, **arguments | flags)
-    for parameter in module.parameters():
-        if parameter.ndim == 1:
-            nn.init.normal_(parameter, 0.5, 0.3)
-        else:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    return module.eval()
 
 
 def run(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from random_blocks import block, relative_error
+from torch import Tensor
 
 from focalnet_det.backbones.focalnet import FocalNetBlock
 from focalnet_det.ops import dispatch
@@ -45,31 +46,6 @@ def library() -> native.Library:
     found = native.library()
     assert isinstance(found, native.Library), found
     return found
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    expected = expected.double()
-    return float((actual.double() - expected).abs().max() / expected.abs().max())
-
-
-def block(levels: int, window: int, dim: int, **flags: object) -> FocalNetBlock:
-    arguments = {
-        "mlp_ratio": 4.0,
-        "post_norm": False,
-        "post_norm_in_modulation": False,
-        "layer_scale": None,
-        "normalize_modulator": False,
-        "drop_rate": 0.0,
-        "drop_path_rate": 0.0,
-    }
-    module = FocalNetBlock(dim, focal_level=levels, focal_window=window, **arguments | flags)
-    for parameter in module.parameters():
-        if parameter.ndim == 1:
-            nn.init.normal_(parameter, 0.5, 0.3)
-        else:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    return module.eval()
 
 
 def run(module: FocalNetBlock, x: Tensor, valid: Tensor | None, path: str) -> dict[str, Tensor]:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from random_blocks import block as random_block
+from random_blocks import relative_error
+from torch import Tensor
 
 from focalnet_det.backbones import VARIANTS
 from focalnet_det.backbones.focalnet import FocalNetBlock
@@ -37,30 +39,8 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dispatch._log.cache_clear()
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    difference = (actual.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max())
-
-
 def block(dim: int, levels: int, window: int, **flags: object) -> FocalNetBlock:
-    """A block with random parameters of a size that shows in the result."""
-    arguments = {
-        "mlp_ratio": 2.0,
-        "post_norm": False,
-        "post_norm_in_modulation": False,
-        "layer_scale": None,
-        "normalize_modulator": False,
-        "drop_rate": 0.0,
-        "drop_path_rate": 0.0,
-    }
-    module = FocalNetBlock(dim, focal_level=levels, focal_window=window, **arguments | flags)
-    for parameter in module.parameters():
-        if parameter.ndim == 1:
-            nn.init.normal_(parameter, 0.5, 0.3)
-        else:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    return module.to(DEVICE).eval()
+    return random_block(levels, window, dim, **{"mlp_ratio": 2.0} | flags).to(DEVICE)
 
 
 def results(

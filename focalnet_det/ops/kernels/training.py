@@ -120,7 +120,7 @@ class _Run:
     def project(self, kept: list[Tensor] | None = None) -> None:
         """Query, context and gates of all pixels; ``kept`` are those of an earlier evaluation."""
         c = self.shape[-1]
-        normed, *self.statistics = _norm_forward(self.flat, self.norm1)
+        normed, *self.statistics = norm_forward(self.flat, self.norm1)
         self.normed = normed
         weight, bias = self.weights.f.weight, self.weights.f.bias
         self.gates = F.linear(normed, weight[2 * c :], bias[2 * c :]) / self.weights.divisor
@@ -176,7 +176,7 @@ class _Run:
             aggregated, query = self.aggregate(tile), self.query[tile]
             modulator = self.modulator(aggregated)
             product = query * modulator
-            normed, *statistics = _norm_forward(product, weights.ln)
+            normed, *statistics = norm_forward(product, weights.ln)
             by_product = _linear_backward(gradient[tile], normed, weights.proj.weight, by_proj)
             by_product = _norm_backward(by_product, product, weights.ln, statistics, by_ln)
             by_query = by_product * modulator
@@ -247,7 +247,7 @@ def mlp_forward(
     out = torch.empty_like(flat, dtype=stored)
     kept = mlp_kept(x, len(fc1.weight), options)
     for tile in tiles(flat):
-        normed, *_ = _norm_forward(flat[tile].to(dtype), norm)
+        normed, *_ = norm_forward(flat[tile].to(dtype), norm)
         if lean or stored != dtype:
             hidden = _linear(normed, fc1)
         else:
@@ -278,7 +278,7 @@ def mlp_backward(
     by_norm, by_fc1, by_fc2 = sums
     for tile in tiles(flat):
         before = flat[tile].to(dtype)
-        normed, *statistics = _norm_forward(before, norm)
+        normed, *statistics = norm_forward(before, norm)
         hidden = kept[0][tile].to(dtype) if kept else _linear(normed, fc1)
         after = steps.gelu(hidden)
         by_hidden = _linear_backward(gradient[tile].to(dtype), after, fc2.weight, by_fc2)
@@ -338,7 +338,7 @@ def _linear_backward(
     )
 
 
-def _norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
+def norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
     """Normed values, mean and inverse deviation; ``x`` and nothing without a norm."""
     if norm is None:
         return (x,)

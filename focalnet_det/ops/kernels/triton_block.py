@@ -15,7 +15,7 @@ from torch import Tensor
 from . import triton_depthwise as depthwise
 from . import triton_mlp, triton_pointwise
 from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
-from .training import Options
+from .training import Options, norm_forward
 
 aten = torch.ops.aten
 # Values of a row of the projection are padded to a multiple of this: 16 bytes in 16 bits.
@@ -119,7 +119,7 @@ def modulation_backward(
     norm, weights = _cast(norm, dtype), weights.to(dtype)
     before = x.to(dtype).contiguous()
     gradient = gradient.to(dtype).contiguous()
-    normed, *statistics = _norm_forward(before, norm)
+    normed, *statistics = norm_forward(before, norm)
     if not kept:
         again = _contexts(normed, weights, valid, keep=True)
         assert again.levels is not None
@@ -131,7 +131,7 @@ def modulation_backward(
     by_projected = torch.empty_like(projected)
 
     product = projected[..., :c] * modulator
-    product_normed, *product_statistics = _norm_forward(product, weights.ln)
+    product_normed, *product_statistics = norm_forward(product, weights.ln)
     by_proj = _parameter_gradients(gradient, product_normed)
     by_product, by_ln = _norm_backward(
         gradient @ weights.proj.weight, product, weights.ln, product_statistics
@@ -198,7 +198,7 @@ def mlp_backward(
     norm, weights = _cast(norm, dtype), weights.to(dtype)
     before = x.to(dtype).contiguous()
     gradient = gradient.to(dtype).contiguous()
-    normed, *statistics = _norm_forward(before, norm)
+    normed, *statistics = norm_forward(before, norm)
     hidden = kept[0] if kept else _linear(normed, weights.fc1)
     activation, by_hidden = triton_pointwise.gelu_backward(hidden, gradient @ weights.fc2.weight)
     by_fc2 = _parameter_gradients(gradient, activation)
@@ -258,15 +258,6 @@ def _cast(norm: Affine | None, dtype: torch.dtype) -> Affine | None:
 
 def _norm(x: Tensor, norm: Affine | None) -> Tensor:
     return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-
-
-def _norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
-    if norm is None:
-        return (x,)
-    result: tuple[Tensor, ...] = aten.native_layer_norm(
-        x, x.shape[-1:], norm.weight, norm.bias, norm.eps
-    )
-    return result
 
 
 def _norm_backward(
