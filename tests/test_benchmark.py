@@ -147,6 +147,8 @@ def test_a_backbone_is_no_whole_detector() -> None:
     config = ROOT / "configs/Shapes-SemanticSegmentation/upernet_focalnet_nano_small.py"
     with pytest.raises(ValueError, match="makes no boxes"):
         detector(config, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"read from \.py configs"):
+        detector(NANO.with_suffix(".yaml"), torch.device("cpu"))
 
 
 def timing(name: str, milliseconds: float, peak: int, difference: float | None = 0.0) -> dict:

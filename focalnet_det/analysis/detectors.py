@@ -25,11 +25,11 @@ def detector(config: Path, device: torch.device, *, path: str | None = None) -> 
     Args:
         config: a ``.py`` of a Mask, Faster or Cascade R-CNN, a RetinaNet or FCOS.
         path: value of ``FOCALNET_DET_OPS`` while it runs.
-    Raises: ValueError if the config has no model, or is none of a detector.
+    Raises: ValueError if the config is no ``.py``, or none of a detector.
     """
+    if config.suffix != ".py":
+        raise ValueError(f"{config}: whole detectors are read from .py configs.")
     cfg = load_config(config, [f"train.device={device}"])
-    if "model" not in cfg:
-        raise ValueError(f"{config} is no .py of a detector: it has no `model`.")
     torch.manual_seed(0)
     model: nn.Module = instantiate(cfg.model).to(device)
     thresholds = [m for m in model.modules() if hasattr(m, "test_score_thresh")]
