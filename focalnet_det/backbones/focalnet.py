@@ -18,6 +18,7 @@ from ..layers import (
     PatchEmbed,
     channels_first,
     channels_last,
+    has_hooks,
     layer_scale_parameter,
     valid_mask,
 )
@@ -190,11 +191,7 @@ class FocalNetBlock(nn.Module):
     def _is_plain(self) -> bool:
         """Whether the layers do what the fused functions compute from their parameters alone."""
         return all(
-            type(module) in PLAIN_LAYERS
-            and not module._forward_hooks
-            and not module._forward_pre_hooks
-            and not module._backward_hooks
-            and not module._backward_pre_hooks
+            type(module) in PLAIN_LAYERS and not has_hooks(module)
             for child in self.children()
             for module in child.modules()
         )

@@ -1,6 +1,7 @@
 """Building blocks shared by the backbones."""
 
 from .drop_path import DropPath
+from .hooks import has_hooks
 from .layer_scale import layer_scale_parameter
 from .mlp import Mlp
 from .norm import channels_first, channels_last
@@ -12,6 +13,7 @@ __all__ = [
     "PatchEmbed",
     "channels_first",
     "channels_last",
+    "has_hooks",
     "layer_scale_parameter",
     "pad_to_multiple",
     "valid_mask",

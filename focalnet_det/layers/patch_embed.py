@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..ops import dispatch
+from ..ops.kernels.patches import patch_product
+from .hooks import has_hooks
 from .norm import channels_last
 
 
@@ -90,9 +92,26 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, ceil(H / stride), ceil(W / stride), dim)."""
-        return self.norm(channels_last(self._project(pad_to_multiple(x, self.stride))))
+        x = pad_to_multiple(x, self.stride)
+        if self._is_product(x):
+            dtype, stored = dispatch.compute_dtype(x)
+            with torch.autocast(x.device.type, enabled=False):
+                out = patch_product(x, self.proj.weight, self.proj.bias, dtype)
+            return self.norm(out.to(stored))
+        return self.norm(channels_last(self._convolve(x)))
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _is_product(self, x: Tensor) -> bool:
+        """Whether the convolution is a plain one that is faster as a matrix product."""
+        proj = self.proj
+        if proj.kernel_size != proj.stride or has_hooks(proj) or type(proj) is not nn.Conv2d:
+            return False
+        if x.shape[1] != proj.in_channels:
+            return False  # the convolution's error says what is wrong
+        # Without a backward pass only small patches gain; see patch_product.
+        small = proj.weight[0].numel() <= len(proj.weight)
+        return (small or torch.is_grad_enabled()) and dispatch.takes_patch_products(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         if not dispatch.emulates(x):
             return self.proj(x)
         dtype, stored = dispatch.compute_dtype(x)

@@ -119,6 +119,18 @@ def compute_dtype(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     return stored, stored
 
 
+def takes_patch_products(x: Tensor) -> bool:
+    """Whether convolutions of ``x`` without overlap run as :mod:`.kernels.patches` says.
+
+    On CPUs, unless the reference would run too, or a graph is recorded.
+    """
+    if x.device.type != "cpu" or forced_path() == "reference":
+        return False
+    if torch.compiler.is_compiling() or traced() or exporting():
+        return False
+    return not _obstacle(x, exact=lambda: True)
+
+
 def emulates(x: Tensor) -> bool:
     """Whether a stock layer would emulate the type in which it is to compute, slowly.
 

@@ -114,6 +114,49 @@ def test_gelu_and_its_slope(library: native.Library) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7), (5, 300, 4), (0, 4)])
+def test_gelu_beside_the_gradient(
+    shape: tuple, dtype: torch.dtype, library: native.Library
+) -> None:
+    x, gradient = (3 * torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype)
+    exact = x.double().requires_grad_()
+    expected = F.gelu(exact)
+    (by_x,) = torch.autograd.grad(expected, exact, gradient.double())
+    after = library.gelu_pair_(x, gradient)
+    torch.testing.assert_close(after.double(), expected.detach(), rtol=8e-3, atol=3e-6)
+    torch.testing.assert_close(gradient.double(), by_x, rtol=8e-3, atol=3e-6)
+    if dtype == torch.float32:
+        assert (after - expected).abs().le(1e-6 * x.abs().clamp(min=1)).all()
+        assert (gradient - by_x).abs().le(4e-6).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("levels", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 35, 6), (2, 70, 96), (1, 2048, 33)])
+def test_gated_sum_and_its_gradient(
+    shape: tuple, levels: int, dtype: torch.dtype, library: native.Library
+) -> None:
+    n, pixels, c = shape
+    contexts = [torch.randn(shape).to(dtype) for _ in range(levels)]
+    gates = torch.randn(n, pixels, levels + 1).to(dtype)
+    shared, by_sum = torch.randn(n, 1, c).to(dtype), torch.randn(shape).to(dtype)
+    everything = torch.stack([*contexts, shared.expand(shape)], dim=-1).double()
+    exact = gates.double().requires_grad_()
+    expected = torch.einsum("npcl,npl->npc", everything, exact)
+    (by_gates,) = torch.autograd.grad(expected, exact, by_sum.double())
+    actual = library.gated_sum(contexts, gates, shared)
+    assert relative_error(actual, expected.detach()) <= TOLERANCE[dtype]
+    actual = library.gates_gradient(by_sum, contexts, shared)
+    assert relative_error(actual, by_gates) <= TOLERANCE[dtype]
+    # Not every row of a tile follows the one before it in memory.
+    every_other = [context[:, ::2] for context in contexts]
+    actual = library.gated_sum(every_other, gates[:, ::2], shared)
+    assert relative_error(actual, expected.detach()[:, ::2]) <= TOLERANCE[dtype]
+
+
+@needs_compiler
 def test_bfloat16_is_rounded_to_nearest_even(library: native.Library) -> None:
     x = torch.tensor([1.0, 3.3895314e38, float("inf"), float("nan"), 1e-40]).bfloat16()
     x = torch.cat([x, torch.randn(1000).bfloat16()]).view(1, 1, -1, 1)

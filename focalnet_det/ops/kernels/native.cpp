@@ -125,9 +125,11 @@ inline vec exponential(vec x) {
   return y * (vec)((n + 127) << 23);
 }
 
-inline vec gelu_slope(vec x) {
-  vec density = exponential(x * x * -0.5f) * 0.398942280401432678f;
-  return error_function(x) * 0.5f + 0.5f + x * density;
+// Of the normal distribution up to x.
+inline vec probability(vec x) { return error_function(x) * 0.5f + 0.5f; }
+
+inline vec gelu_slope(vec x, vec probability) {
+  return probability + x * exponential(x * x * -0.5f) * 0.398942280401432678f;
 }
 
 // Threads
@@ -746,7 +748,8 @@ struct LevelBackward {
         long place = i * c + j, left = c - j;
         vec y = load(by_sum + place, left) * gate;
         if (by_after) y += load(by_after + i / repeat * c + j, left);
-        store(out + place, y * inside * gelu_slope(load(before + place, left)), left);
+        vec x = load(before + place, left);
+        store(out + place, y * inside * gelu_slope(x, probability(x)), left);
       }
     }
   }
@@ -759,6 +762,68 @@ void level_backward(const void* const* arrays, const float* valid, const long* n
                        static_cast<T*>(const_cast<void*>(arrays[4])), numbers[0], numbers[1],
                        numbers[2], numbers[3]};
   for_rows(run.rows, run.c, numbers[4], run);
+}
+
+// after = gelu(before), gradient *= slope(before)
+template <class T>
+void gelu_pair(const void* before, void* gradient, void* after, long size, long threads) {
+  for_rows(size, 1, threads, [&](long first, long count) {
+    for (long j = first; j < first + count; j += V) {
+      long left = first + count - j;
+      vec x = load(static_cast<const T*>(before) + j, left), below = probability(x);
+      T* place = static_cast<T*>(gradient) + j;
+      store(static_cast<T*>(after) + j, x * below, left);
+      store(place, load(place, left) * gelu_slope(x, below), left);
+    }
+  });
+}
+
+// The gated sum: rows of `levels` contexts and of one shared by `repeat` rows, by their gates.
+template <class T>
+struct GatedSum {
+  const void* const* contexts;
+  const T* shared;
+  T *gates, *total;
+  long c, levels, repeat;
+
+  const T* context(long level, long row) const {
+    return level == levels ? shared + row / repeat * c
+                           : static_cast<const T*>(contexts[level]) + row * c;
+  }
+
+  void sum_rows(long first, long count) const {
+    for (long i = first; i < first + count; i++)
+      for (long j = 0; j < c; j += V) {
+        vec y = splat(0);
+        for (long level = 0; level <= levels; level++)
+          y += load(context(level, i) + j, c - j) *
+               splat(load(gates + i * (levels + 1) + level, 1)[0]);
+        store(total + i * c + j, y, c - j);
+      }
+  }
+
+  // Gradients by the gates, from that by `total`.
+  void gate_rows(long first, long count) const {
+    for (long i = first; i < first + count; i++)
+      for (long level = 0; level <= levels; level++) {
+        vec y = splat(0);
+        for (long j = 0; j < c; j += V)
+          y += load(context(level, i) + j, c - j) * load(total + i * c + j, c - j);
+        store(gates + i * (levels + 1) + level, splat(sum(y)), 1);
+      }
+  }
+};
+
+template <class T>
+void gated_sum(const void* const* contexts, const void* shared, void* gates, void* total,
+               const long* numbers) {
+  long rows = numbers[0], c = numbers[1];
+  GatedSum<T> run{contexts, static_cast<const T*>(shared), static_cast<T*>(gates),
+                  static_cast<T*>(total), c, numbers[2], numbers[3]};
+  bool backward = numbers[4];
+  for_rows(rows, c, numbers[5], [&](long first, long count) {
+    backward ? run.gate_rows(first, count) : run.sum_rows(first, count);
+  });
 }
 
 }  // namespace
@@ -789,6 +854,19 @@ void focalnet_level_backward(const void* by_sum, const void* gates, const void* 
   const void* arrays[] = {by_sum, gates, by_after, before, out};
   const long numbers[] = {rows, c, pitch, repeat, threads};
   (sixteen ? level_backward<uint16_t> : level_backward<float>)(arrays, valid, numbers);
+}
+
+void focalnet_gelu_pair(const void* before, void* gradient, void* after, long size, long sixteen,
+                        long threads) {
+  (sixteen ? gelu_pair<uint16_t> : gelu_pair<float>)(before, gradient, after, size, threads);
+}
+
+// `backward`: `gates` are written, from the gradient `total`; else the other way around.
+void focalnet_gated_sum(const void* const* contexts, const void* shared, void* gates, void* total,
+                        long rows, long c, long levels, long repeat, long backward, long sixteen,
+                        long threads) {
+  const long numbers[] = {rows, c, levels, repeat, backward, threads};
+  (sixteen ? gated_sum<uint16_t> : gated_sum<float>)(contexts, shared, gates, total, numbers);
 }
 
 void focalnet_depthwise_weight(const void* x, const void* gradient, void* out, long n, long h,

@@ -101,6 +101,33 @@ class Library:
         self._call("gelu", (x, _single(valid), out), x.shape[:-1].numel(), x.shape[-1])
         return out
 
+    def gelu_pair_(self, before: Tensor, gradient: Tensor) -> Tensor:
+        """GELU of ``before``; ``gradient``, contiguous, is multiplied by the slope there."""
+        before, after = before.contiguous(), torch.empty_like(gradient)
+        self._call("gelu_pair", (before, gradient, after), before.numel())
+        return after
+
+    def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
+        """Contexts, (N, P, C) and last (N, 1, C), times ``gates``, (N, P, L + 1), and summed."""
+        gates, out = gates.contiguous(), shared.new_empty(*gates.shape[:2], shared.shape[-1])
+        self._gated_sum(contexts, gates, shared, out, backward=False)
+        return out
+
+    def gates_gradient(self, by_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
+        """Gradient by ``gates`` of :meth:`gated_sum`, from that by its result."""
+        by_sum, out = by_sum.contiguous(), by_sum.new_empty(*by_sum.shape[:2], len(contexts) + 1)
+        self._gated_sum(contexts, out, shared, by_sum, backward=True)
+        return out
+
+    def _gated_sum(
+        self, contexts: list[Tensor], gates: Tensor, shared: Tensor, total: Tensor, backward: bool
+    ) -> None:
+        contexts, shared = [context.contiguous() for context in contexts], shared.contiguous()
+        pointers = (ctypes.c_void_p * len(contexts))(*(t.data_ptr() for t in contexts))
+        n, rows, c = total.shape
+        numbers = n * rows, c, len(contexts), rows, backward
+        self._call("gated_sum", (shared, gates, total), *numbers, first=(pointers,))
+
     def level_backward(
         self,
         by_sum: Tensor,
@@ -170,13 +197,19 @@ class Library:
         self._functions.focalnet_block(ctypes.byref(struct))
         return out
 
-    def _call(self, name: str, tensors: tuple[Tensor | None, ...], *numbers: int) -> None:
+    def _call(
+        self,
+        name: str,
+        tensors: tuple[Tensor | None, ...],
+        *numbers: int,
+        first: tuple[Any, ...] = (),
+    ) -> None:
         """All functions take pointers, then numbers, then the type and the threads."""
         pointers = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors]
         sixteen = tensors[0] is not None and tensors[0].dtype == torch.bfloat16
         function = getattr(self._functions, f"focalnet_{name}")
         numbers = (*numbers, sixteen, torch.get_num_threads())
-        function(*pointers, *(ctypes.c_long(number) for number in numbers))
+        function(*first, *pointers, *(ctypes.c_long(number) for number in numbers))
 
 
 class _Block(ctypes.Structure):

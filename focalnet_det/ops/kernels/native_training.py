@@ -30,8 +30,14 @@ class NativeSteps(Steps):
     def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         return self._library.gelu(x, valid)
 
-    def gelu_backward_(self, gradient: Tensor, x: Tensor) -> Tensor:
-        return self._library.level_backward(gradient, None, None, x, None, out=gradient)
+    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> Tensor:
+        return self._library.gelu_pair_(x, gradient)
+
+    def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
+        return self._library.gated_sum(contexts, gates, shared)
+
+    def gates_gradient(self, by_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
+        return self._library.gates_gradient(by_sum, contexts, shared)
 
     def level_backward(
         self,

@@ -23,10 +23,29 @@ class Steps:
         after = F.gelu(x)
         return after if valid is None else after.mul_(valid)
 
-    def gelu_backward_(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """Gradient by ``x`` of its GELU, in the place of that by the GELU."""
+    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """GELU; the gradient by it, contiguous, becomes that by ``x``."""
         aten.gelu_backward.grad_input(gradient, x, grad_input=gradient)
-        return gradient
+        return F.gelu(x)
+
+    def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
+        """Sum of the contexts, each times its gate.
+
+        Args:
+            contexts: of the levels, (N, P, C) each.
+            gates: (N, P, L + 1).
+            shared: the global one, (N, 1, C).
+        Returns: (N, P, C).
+        """
+        total = gates[..., -1:] * shared
+        for level, context in enumerate(contexts):
+            total += context * gates[..., level : level + 1]
+        return total
+
+    def gates_gradient(self, by_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
+        """Gradient by ``gates`` of :meth:`gated_sum`, from that by its result."""
+        parts = [(by_sum * context).sum(-1) for context in contexts]
+        return torch.stack([*parts, (by_sum @ shared.mT).squeeze(-1)], dim=-1)
 
     def level_backward(
         self,

@@ -148,11 +148,11 @@ class _Run:
 
     def aggregate(self, tile: tuple) -> Tensor:
         """Gated sum of all contexts of a tile."""
-        gates = self.gates[tile]
-        total = gates[..., -1:] * self.shared[tile[0]]
-        for level, context in enumerate(self.contexts[1:]):
-            total += context.view_as(self.flat)[tile] * gates[..., level : level + 1]
-        return total
+        return self.steps.gated_sum(self.parts(tile), self.gates[tile], self.shared[tile[0]])
+
+    def parts(self, tile: tuple) -> list[Tensor]:
+        """A tile of the context after each level."""
+        return [context.view_as(self.flat)[tile] for context in self.contexts[1:]]
 
     def modulator(self, aggregated: Tensor) -> Tensor:
         return _linear(aggregated, self.weights.h)
@@ -186,9 +186,9 @@ class _Run:
             by_modulator = by_product.mul_(query)
             by_tile = by_context[tile]
             _linear_backward(by_modulator, aggregated, weights.h.weight, by_h, out=by_tile)
-            for level, context in enumerate(self.contexts[1:]):
-                by_gates[tile][..., level] = (by_tile * context.view_as(self.flat)[tile]).sum(-1)
-            by_gates[tile][..., -1] = (by_tile @ self.shared[tile[0]].mT).squeeze(-1)
+            by_gates[tile] = self.steps.gates_gradient(
+                by_tile, self.parts(tile), self.shared[tile[0]]
+            )
 
         by_projected, by_kernels = self._levels_backward(by_context)
         by_gates /= weights.divisor
@@ -280,9 +280,9 @@ def mlp_backward(
         before = flat[tile].to(dtype)
         normed, *statistics = norm_forward(before, norm)
         hidden = kept[0][tile].to(dtype) if kept else _linear(normed, fc1)
-        after = steps.gelu(hidden)
-        by_hidden = _linear_backward(gradient[tile].to(dtype), after, fc2.weight, by_fc2)
-        by_hidden = steps.gelu_backward_(by_hidden, hidden)
+        by_out = gradient[tile].to(dtype)
+        by_hidden = by_out @ fc2.weight
+        _add_products(by_out, steps.gelu_pair_(hidden, by_hidden), by_fc2)
         by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1)
         by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
     return [by_x.view(x.shape), *(s for s in (*by_norm, *by_fc1, *by_fc2) if s is not None)]
@@ -325,17 +325,23 @@ def _linear_backward(
     add: bool = False,
 ) -> Tensor:
     """Gradient by ``x``, written or added to ``out``; those by weight and bias go to ``sums``."""
+    _add_products(gradient, x, sums)
+    flat = rows(gradient)
+    if add and out is not None:
+        return rows(out).addmm_(flat, weight)
+    return torch.matmul(flat, weight, out=None if out is None else rows(out)).view(
+        *gradient.shape[:-1], -1
+    )
+
+
+def _add_products(gradient: Tensor, x: Tensor, sums: Sums) -> None:
+    """Adds the gradients of a linear layer by weight and bias to ``sums``."""
     flat, x = rows(gradient), rows(x)
     if sums[0] is None:
         sums[:] = flat.mT @ x, flat.sum(0)
     else:
         sums[0].addmm_(flat.mT, x)
         sums[1].add_(flat.sum(0))
-    if add and out is not None:
-        return rows(out).addmm_(flat, weight)
-    return torch.matmul(flat, weight, out=None if out is None else rows(out)).view(
-        *gradient.shape[:-1], -1
-    )
 
 
 def norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:

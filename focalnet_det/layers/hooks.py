@@ -1,0 +1,13 @@
+"""Hooks of modules."""
+
+from torch import nn
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its ``forward``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
