@@ -1,17 +1,18 @@
 """Mask R-CNN, FocalNet-nano, FPN, on the generated shapes: what `make demo` trains."""
 
 from ..common.data.small import small_instances
-from ..common.models.mask_rcnn import nano_mask_rcnn
+from ..common.models.mask_rcnn import nano_mask_rcnn, pool_coarsely
 from ..common.optim import adamw
 from ..common.schedules import cosine
 from ..common.train import run_options
 
 # The demo starts a process per core, so that none is left for loader processes.
-_data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 4, "num_workers": 0}
+_data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 2, "num_workers": 0}
 
-model = nano_mask_rcnn(num_classes=6)
+model = pool_coarsely(nano_mask_rcnn(num_classes=6))
 model.roi_heads.positive_fraction = 0.5
-dataloader = small_instances("shapes_train", "shapes_val", **_data)
-optimizer, schedule = adamw(lr=1e-3), cosine(iterations=1200)
+model.roi_heads.box_predictor.test_nms_thresh = 0.6  # the shapes overlap
+dataloader = small_instances("shapes_train", "shapes_val", vertical_flip=True, **_data)
+optimizer, schedule = adamw(lr=1e-3), cosine(iterations=1900)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
 train["checkpoint_period"] = 200

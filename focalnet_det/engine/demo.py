@@ -49,8 +49,8 @@ def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
 
 
 def cpu_processes() -> int:
-    """1, 2 or 4 processes, a core each; 0, meaning one process, where there is a GPU."""
+    """1 or 2 processes, which share the cores; 0, meaning one process, where there is a GPU."""
     if torch.cuda.is_available():
         return 0
-    # The batch of 4 must be divisible by the number of processes.
-    return max(n for n in (1, 2, 4) if n <= max(os.cpu_count() or 1, 1))
+    # Each takes one of the two images of a batch.
+    return min(2, os.cpu_count() or 1)
