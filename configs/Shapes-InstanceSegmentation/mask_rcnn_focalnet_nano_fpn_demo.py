@@ -6,7 +6,7 @@ from ..common.optim import adamw
 from ..common.schedules import cosine
 from ..common.train import run_options
 
-# The demo starts a process per core, so that none is left for loader processes.
+# On two cores the demo's two processes leave none for loader processes.
 _data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 2, "num_workers": 0}
 
 model = pool_coarsely(nano_mask_rcnn(num_classes=6))
