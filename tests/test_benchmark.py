@@ -41,8 +41,28 @@ def test_time_by_another_clock() -> None:
         [linear(), linear()], torch.ones(1, 3, 4, 5), training=False, repeats=2,
         clock=lambda: float(next(ticks) ** 2),
     )  # fmt: skip
-    # The first four readings belong to the runs that warm up.
-    assert [timing.seconds for timing in timings] == [(9.0, 17.0), (13.0, 21.0)]
+    assert [timing.seconds for timing in timings] == [(1.0, 9.0), (5.0, 13.0)]
+
+
+def test_a_timed_run_follows_one_of_the_same_network() -> None:
+    runs: list[str] = []
+
+    def contender(name: str) -> peers.Contender:
+        def features(x: torch.Tensor) -> list[torch.Tensor]:
+            runs.append(name)
+            return [x]
+
+        return peers.Contender(name, torch.nn.Identity(), features)
+
+    def clock() -> float:
+        runs.append("clock")
+        return 0.0
+
+    contenders = [contender("a"), contender("b")]
+    speed.compare(contenders, torch.ones(1, 3, 4, 5), training=False, repeats=2, clock=clock)
+    expected = [entry for name in "ab" for entry in (name, "clock", name, "clock")] * 2
+    assert runs[-len(expected) :] == expected
+    assert "clock" not in runs[: -len(expected)]
 
 
 def test_kept_bytes_are_those_of_the_input_of_a_convolution() -> None:

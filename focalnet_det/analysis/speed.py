@@ -59,11 +59,14 @@ def compare(
 ) -> list[Timing]:
     """Times forward passes or training steps (forward and backward), interleaved.
 
+    Each follows one of the same network that is not timed, as in use: caches and the allocator
+    hold what that network needs, not what the contender before it left.
+
     Args:
         contenders: the first is what others are compared with.
         images: (N, 3, H, W); type and device are those of the networks.
         training: a step with a mean of squares as loss instead of a forward pass.
-        repeats: after one run to warm up.
+        repeats: timed runs of each contender.
         clock: gives seconds. ``time.process_time`` leaves out what other programs take of a busy
             machine, not what they do to its caches; it adds up threads.
     Raises: ValueError if a contender that should be equal to the first is not.
@@ -72,19 +75,18 @@ def compare(
     saved = [_saved_bytes(c, images) if training else None for c in contenders]
     seconds: list[list[float]] = [[] for _ in contenders]
     peaks: list[int | None] = [None] * len(contenders)
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for i, contender in enumerate(contenders):
             run = _runner(contender, images, training)
             if images.is_cuda:
                 torch.cuda.reset_peak_memory_stats()
-            _wait(images)
-            start = clock()
             with dispatch.using(contender.path):
                 run()
-            _wait(images)
-            elapsed = clock() - start
-            if repeat:
-                seconds[i].append(elapsed)
+                _wait(images)
+                start = clock()
+                run()
+                _wait(images)
+                seconds[i].append(clock() - start)
             peaks[i] = torch.cuda.max_memory_allocated() if images.is_cuda else None
     return [
         Timing(contender.name, tuple(times), kept, peak, difference)

@@ -34,6 +34,7 @@ constexpr long HEIGHT = 16;     // rows of a tile of a map
 constexpr long CHANNELS = 32;   // channels of a tile of a map: two cache lines of float32
 constexpr long GROUPS = CHANNELS / V;
 constexpr long HIDDEN = 384;    // part of the hidden layer that is computed at once
+constexpr long LEVELS = 8;      // at most
 constexpr long CACHE = 256 * 1024;  // bytes of the left matrix of a product, for half of the cache
 
 typedef float vec __attribute__((vector_size(4 * VECTOR)));
@@ -74,6 +75,15 @@ inline void store(T* p, vec x, long count) {
   T part[V];
   store(part, x);
   std::memcpy(p, part, count * sizeof(T));
+}
+
+// Calls `body(i, n)` for parts of n <= V of `count` values. Whole registers have their own copy of
+// the loop: there n is a constant, and loads and stores test nothing.
+template <class Body>
+inline void for_vectors(long count, const Body& body) {
+  long i = 0;
+  for (; i + V <= count; i += V) body(i, V);
+  if (i < count) body(i, count - i);
 }
 
 inline float sum(vec x) {
@@ -482,8 +492,8 @@ struct Block {  // mirrored in native.py
   const float *norm1_weight, *norm1_bias, *f_weight, *f_bias, *h_weight, *h_bias;
   const float *proj_weight, *proj_bias, *ln_weight, *ln_bias, *gamma1;
   const float *norm2_weight, *norm2_bias, *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias, *gamma2;
-  const float* kernels[8];
-  long sizes[8];
+  const float* kernels[LEVELS];
+  long sizes[LEVELS];
   long n, h, w, c, hidden, levels, post_norm, threads;
   float norm1_eps, ln_eps, norm2_eps, divisor;
 };
@@ -724,10 +734,10 @@ void gelu_rows(const void* x, const float* valid, void* out, long rows, long c, 
     T* to = static_cast<T*>(out) + first * c;
     long width = valid ? c : count * c;  // without weights all rows are one
     for (long i = 0; i < count * c; i += width)
-      for (long j = i; j < i + width; j += V) {
-        vec y = gelu(load(from + j, i + width - j));
-        store(to + j, valid ? y * valid[first + i / c] : y, i + width - j);
-      }
+      for_vectors(width, [&](long j, long n) {
+        vec y = gelu(load(from + i + j, n));
+        store(to + i + j, valid ? y * valid[first + i / c] : y, n);
+      });
   });
 }
 
@@ -744,13 +754,13 @@ struct LevelBackward {
     for (long i = first; i < first + count; i++) {
       vec gate = gates ? splat(load(gates + i * pitch, 1)[0]) : splat(1);
       vec inside = valid ? splat(valid[i]) : splat(1);
-      for (long j = 0; j < c; j += V) {
-        long place = i * c + j, left = c - j;
-        vec y = load(by_sum + place, left) * gate;
-        if (by_after) y += load(by_after + i / repeat * c + j, left);
-        vec x = load(before + place, left);
-        store(out + place, y * inside * gelu_slope(x, probability(x)), left);
-      }
+      const T* after = by_after ? by_after + i / repeat * c : nullptr;
+      for_vectors(c, [&](long j, long n) {
+        vec y = load(by_sum + i * c + j, n) * gate;
+        if (after) y += load(after + j, n);
+        vec x = load(before + i * c + j, n);
+        store(out + i * c + j, y * inside * gelu_slope(x, probability(x)), n);
+      });
     }
   }
 };
@@ -768,13 +778,13 @@ void level_backward(const void* const* arrays, const float* valid, const long* n
 template <class T>
 void gelu_pair(const void* before, void* gradient, void* after, long size, long threads) {
   for_rows(size, 1, threads, [&](long first, long count) {
-    for (long j = first; j < first + count; j += V) {
-      long left = first + count - j;
-      vec x = load(static_cast<const T*>(before) + j, left), below = probability(x);
-      T* place = static_cast<T*>(gradient) + j;
-      store(static_cast<T*>(after) + j, x * below, left);
-      store(place, load(place, left) * gelu_slope(x, below), left);
-    }
+    const T* from = static_cast<const T*>(before) + first;
+    T *slope = static_cast<T*>(gradient) + first, *to = static_cast<T*>(after) + first;
+    for_vectors(count, [&](long j, long n) {
+      vec x = load(from + j, n), below = probability(x);
+      store(to + j, x * below, n);
+      store(slope + j, load(slope + j, n) * gelu_slope(x, below), n);
+    });
   });
 }
 
@@ -792,23 +802,28 @@ struct GatedSum {
   }
 
   void sum_rows(long first, long count) const {
-    for (long i = first; i < first + count; i++)
-      for (long j = 0; j < c; j += V) {
-        vec y = splat(0);
-        for (long level = 0; level <= levels; level++)
-          y += load(context(level, i) + j, c - j) *
-               splat(load(gates + i * (levels + 1) + level, 1)[0]);
-        store(total + i * c + j, y, c - j);
+    for (long i = first; i < first + count; i++) {
+      const T* from[LEVELS + 1];
+      vec gate[LEVELS + 1];
+      for (long level = 0; level <= levels; level++) {
+        from[level] = context(level, i);
+        gate[level] = splat(load(gates + i * (levels + 1) + level, 1)[0]);
       }
+      for_vectors(c, [&](long j, long n) {
+        vec y = load(from[0] + j, n) * gate[0];
+        for (long level = 1; level <= levels; level++) y += load(from[level] + j, n) * gate[level];
+        store(total + i * c + j, y, n);
+      });
+    }
   }
 
   // Gradients by the gates, from that by `total`.
   void gate_rows(long first, long count) const {
     for (long i = first; i < first + count; i++)
       for (long level = 0; level <= levels; level++) {
-        vec y = splat(0);
-        for (long j = 0; j < c; j += V)
-          y += load(context(level, i) + j, c - j) * load(total + i * c + j, c - j);
+        vec y{};
+        const T *from = context(level, i), *by = total + i * c;
+        for_vectors(c, [&](long j, long n) { y += load(from + j, n) * load(by + j, n); });
         store(gates + i * (levels + 1) + level, splat(sum(y)), 1);
       }
   }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import training
-from .native import LARGEST_KERNEL, Library, library
+from .native import LARGEST_KERNEL, MOST_LEVELS, Library, library
 from .steps import Steps
 from .training import mlp_kept, modulation_kept
 
@@ -34,6 +34,8 @@ class NativeSteps(Steps):
         return self._library.gelu_pair_(x, gradient)
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
+        if len(contexts) > MOST_LEVELS:
+            return super().gated_sum(contexts, gates, shared)
         return self._library.gated_sum(contexts, gates, shared)
 
     def gates_gradient(self, by_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
