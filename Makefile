@@ -9,7 +9,7 @@ ENV_DIR := $(or $(if $(ACTIVE),$(shell $(HAS_TORCH) 2>/dev/null && echo "$(ACTIV
 PY := "$(ENV_DIR)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo zoo-check test test-fast soak gpu-test lint clean
+.PHONY: help install install-tests demo zoo-check test test-fast soak gpu-test lint clean
 
 help:
 	@echo "make demo       train, evaluate and draw on the generated data set"
@@ -23,12 +23,14 @@ help:
 	@echo "make clean      remove caches and build files; keeps .venv, data and output"
 
 # Installs nothing if the environment is complete.
-install:
+install-tests: EXTRAS = --tests
+
+install install-tests:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	  echo "Python 3.10 or newer is needed; '$(PYTHON)' is older or missing." \
 	       "Name another: make $(or $(firstword $(MAKECMDGOALS)),demo) PYTHON=python3.12" >&2; \
 	  exit 1; }
-	@$(PYTHON) tools/bootstrap.py "$(ENV_DIR)"
+	@$(PYTHON) tools/bootstrap.py "$(ENV_DIR)" $(EXTRAS)
 
 demo: install
 	@$(PY) tools/run_demo.py
@@ -40,7 +42,7 @@ zoo-check: install
 	@$(PY) datasets/make_shapes.py
 	@$(PY) tools/check_zoo.py --only "$(ONLY)"
 
-lint: install
+lint: install-tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -51,13 +53,13 @@ test test-fast: export OMP_NUM_THREADS = 1
 test: lint
 	$(PY) -m pytest -n 2 --dist worksteal
 
-test-fast: install
+test-fast: install-tests
 	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
-soak: install
+soak: install-tests
 	SOAK_KILLS=30 OMP_NUM_THREADS=1 $(PY) -m pytest -k killed_and_resumed
 
-gpu-test: install
+gpu-test: install-tests
 	$(PY) -m pytest -m gpu tests/ops
 
 clean:

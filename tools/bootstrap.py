@@ -84,17 +84,17 @@ def python_of(env: Path) -> Path:
     return env / "bin" / "python"
 
 
-def is_complete(env: Path) -> bool:
+def is_complete(env: Path, tests: bool) -> bool:
     """Whether an earlier run finished for the files as they are now and this checkout."""
     stamp = stamp_of(env)
     if not stamp.is_file() or not os.access(python_of(env), os.X_OK):
         return False
-    return stamp.read_text() == stamp_text()
+    return stamp.read_text() in {stamp_text(True), stamp_text(tests)}
 
 
-def stamp_text() -> str:
+def stamp_text(tests: bool) -> str:
     # The checkout is part of it: the editable installation points there.
-    return f"{fingerprint()} {ROOT}\n"
+    return f"{fingerprint()} {ROOT}{' with tests' if tests else ''}\n"
 
 
 def probe(env: Path) -> Environment | None:
@@ -183,8 +183,8 @@ def pip_environment() -> dict[str, str]:
     return env
 
 
-def install(env: Path, found: Environment) -> None:
-    """Install the package, what it needs and Detectron2 into an environment."""
+def install(env: Path, found: Environment, tests: bool) -> None:
+    """Install the package, what it (and its tests) need and Detectron2 into an environment."""
     if found.python < OLDEST_PYTHON:
         version = ".".join(map(str, found.python))
         raise SetupError(
@@ -201,8 +201,24 @@ def install(env: Path, found: Environment) -> None:
             say("Installing what is missing ...")
         else:
             say("Installing torch and the other requirements: 2 minutes or more, 5.8 GB ...")
-        call([*pip, "--constraint", file, "--editable", ".[test]"], pip_environment(), quiet=True)
+        package = ".[test]" if tests else "."
+        # Pip compiles one file after the other.
+        compiling = ["--no-compile"] if env == OWN_ENV else []
+        call(
+            [*pip, *compiling, "--constraint", file, "--editable", package],
+            pip_environment(),
+            quiet=True,
+        )
     call([python, "tools/install_detectron2.py"])
+    if env == OWN_ENV:
+        compile_modules(env)
+
+
+def compile_modules(env: Path) -> None:
+    """Write the bytecode of all modules, on all cores."""
+    command = [str(python_of(env)), "-m", "compileall", "-q", "-j", "0", str(env / "lib")]
+    # It fails for templates and for files of other Python versions, which nobody imports.
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
@@ -220,13 +236,16 @@ def constraints(env: Path, found: Environment) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("env", type=Path, help="folder of the environment, .venv to make one")
-    env = (ROOT / parser.parse_args(argv).env).absolute()
+    parser.add_argument("--tests", action="store_true", help="also what only the tests need")
+    args = parser.parse_args(argv)
+    env, tests = (ROOT / args.env).absolute(), args.tests
     env = OWN_ENV if env.resolve() == OWN_ENV.resolve() else env
     try:
-        if not is_complete(env):
+        if not is_complete(env, tests):
             stamp_of(env).unlink(missing_ok=True)
-            install(env, make_own_env() if env == OWN_ENV else check_foreign_env(env))
-            stamp_of(env).write_text(stamp_text())
+            found = make_own_env() if env == OWN_ENV else check_foreign_env(env)
+            install(env, found, tests)
+            stamp_of(env).write_text(stamp_text(tests))
             say(f"{env} is ready.")
     except (SetupError, OSError) as error:
         print(f"make: error: {error}", file=sys.stderr)

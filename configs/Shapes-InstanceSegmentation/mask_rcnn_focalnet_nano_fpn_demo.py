@@ -16,3 +16,5 @@ dataloader = small_instances("shapes_train", "shapes_val", vertical_flip=True, *
 optimizer, schedule = adamw(lr=1e-3), cosine(iterations=1900)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
 train["checkpoint_period"] = 200
+# Every step uses every parameter: the processes need not look, and send gradients as they come.
+train["ddp"] = {"static_graph": True, "gradient_as_bucket_view": True, "bucket_cap_mb": 2}

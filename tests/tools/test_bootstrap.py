@@ -68,6 +68,33 @@ def test_own_environment_gets_the_tested_versions(calls: list[list[str]]) -> Non
     assert calls[1][-1] == "constraints: constraints.txt"  # the content of the test's file
 
 
+def test_packages_of_the_tests_come_when_asked_for(calls: list[list[str]], tmp_path: Path) -> None:
+    env = make_env(tmp_path / "env", torch="2.5.1")
+
+    def installed(*options: str) -> list[str]:
+        calls.clear()
+        assert bootstrap.main([str(env), *options]) == 0
+        return [command[command.index("--editable") + 1] for command in calls[:1]]
+
+    assert installed() == ["."]
+    assert installed("--tests") == [".[test]"]
+    # Who has them has all the rest.
+    assert installed("--tests") == installed() == []
+
+
+def test_bytecode_is_written_for_all_modules_that_can_be_compiled(tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    modules = env / "lib" / "site-packages"
+    modules.mkdir(parents=True)
+    (modules / "good.py").write_text("x = 1\n")
+    (modules / "template.py").write_text("class {{ name }}:\n")
+    (env / "bin").mkdir()
+    (env / "bin" / "python").symlink_to(sys.executable)
+    bootstrap.compile_modules(env)
+    (compiled,) = (modules / "__pycache__").iterdir()
+    assert compiled.name.startswith("good.")
+
+
 def test_failure_leaves_no_stamp(
     calls: list[list[str]],
     tmp_path: Path,
