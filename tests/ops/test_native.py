@@ -195,6 +195,7 @@ FLAGS = {
         (4, 9, 5, (2, 1)),
         (1, 17, 8, (9, 9)),
         (4, 3, 40, (17, 33)),
+        (9, 3, 8, (5, 6)),
     ],
 )
 def test_blocks_equal_the_reference(
@@ -217,6 +218,31 @@ def test_a_hidden_layer_in_parts_and_inputs_that_are_not_contiguous(library: obj
     expected = run(module, x, None, "reference")
     for key, actual in run(module, x, None, "native").items():
         assert relative_error(actual, expected[key]) <= 2e-5, key
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dim", "size", "whole"),
+    [(192, (3, 3), True), (200, (3, 3), False), (200, (32, 64), True), (392, (32, 64), False)],
+)
+def test_wide_blocks_of_few_pixels_are_left_to_torch(
+    dim: int, size: tuple, whole: bool, library: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple] = []
+    function = native.Library.block
+
+    def counted(self: native.Library, x: Tensor, *rest: object) -> Tensor:
+        calls.append(tuple(x.shape))
+        return function(self, x, *rest)
+
+    monkeypatch.setattr(native.Library, "block", counted)
+    module, x = block(1, 3, dim).eval(), torch.randn(1, *size, dim)
+    with torch.no_grad():
+        with dispatch.using("native"):
+            actual = module(x)
+        assert calls == [(1, *size, dim)] * whole
+        with dispatch.using("reference"):
+            assert relative_error(actual, module(x)) <= 2e-5
 
 
 @needs_compiler
