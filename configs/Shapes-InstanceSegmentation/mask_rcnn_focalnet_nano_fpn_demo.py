@@ -4,7 +4,7 @@ from ..common.data.small import small_instances
 from ..common.models.mask_rcnn import nano_mask_rcnn, pool_coarsely
 from ..common.optim import adamw
 from ..common.schedules import cosine
-from ..common.train import run_options
+from ..common.train import STATIC_DDP, run_options
 
 # On two cores the demo's two processes leave none for loader processes.
 _data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 2, "num_workers": 0}
@@ -15,6 +15,4 @@ model.roi_heads.box_predictor.test_nms_thresh = 0.6  # the shapes overlap
 dataloader = small_instances("shapes_train", "shapes_val", vertical_flip=True, **_data)
 optimizer, schedule = adamw(lr=1e-3), cosine(iterations=1900)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
-train["checkpoint_period"] = 200
-# Every step uses every parameter: the processes need not look, and send gradients as they come.
-train["ddp"] = {"static_graph": True, "gradient_as_bucket_view": True, "bucket_cap_mb": 2}
+train |= {"checkpoint_period": 200, "ddp": STATIC_DDP}

@@ -1,5 +1,9 @@
 """How to run; see focalnet_det.engine.experiment.TrainOptions for every field."""
 
+# For models that use every parameter in every step: processes need not look which they used, and
+# send gradients in small parts while they make the rest.
+STATIC_DDP = {"static_graph": True, "gradient_as_bucket_view": True, "bucket_cap_mb": 2}
+
 
 def run_options(**changes):
     """All options with their defaults, and changes to them."""

@@ -272,4 +272,5 @@ def test_two_processes_train_and_score_as_one(
     for single, double in zip(one[:5], two[:5], strict=True):
         for name in (key for key in single if "loss" in key or key == "lr"):
             assert double[name] == pytest.approx(single[name], rel=1e-4), name
-    assert two[5] == pytest.approx(one[5], rel=1e-2)
+    # AP in percent, of hardly trained weights: rounding decides between equal scores.
+    assert two[5] == pytest.approx(one[5], rel=1e-2, abs=1e-2)
