@@ -507,8 +507,8 @@ struct Block {  // mirrored in native.py
 
 namespace {
 
-// Fresh memory costs a page fault for each 4 KiB, a tenth of a block's time on large maps: ask for
-// pages of 2 MiB where there are such.
+// Fresh memory costs a page fault for each 4 KiB, see docs/performance.md: ask for pages of 2 MiB
+// where there are such.
 void use_large_pages(void* memory, long bytes) {
 #ifdef MADV_HUGEPAGE
   uintptr_t begin = up(reinterpret_cast<uintptr_t>(memory), LARGE_PAGE);
