@@ -64,8 +64,8 @@ def compare(
     """Times forward passes or training steps (forward and backward), interleaved.
 
     Each follows one of the same network that is not timed, as in use: caches and the allocator
-    hold what that network needs, not what the contender before it left. After a run of more than
-    :data:`LONG_RUN` seconds, beside which that is nothing, only the first is not timed.
+    hold what that network needs, not what the contender before it left. A network whose timed runs
+    take more than :data:`LONG_RUN` seconds, beside which that is nothing, gets only one at first.
 
     Args:
         contenders: the first is what others are compared with.
