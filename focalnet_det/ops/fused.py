@@ -130,7 +130,7 @@ def _modulation_shapes(
 ) -> tuple[Tensor, list[Tensor]]:
     layout, plan = ModulationLayout(*options[:3]), Plan(*options[3:])
     _, weights = unflatten_modulation(parameters, layout)
-    kept = _module(plan.path, True).modulation_kept(x, len(weights.kernels), Options(*plan[1:]))
+    kept = _module(plan.path, True).modulation_kept(x, weights.kernels, Options(*plan[1:]))
     return x.new_empty(x.shape, dtype=plan.stored), kept
 
 

@@ -123,9 +123,11 @@ def test_gelu_beside_the_gradient(
     exact = x.double().requires_grad_()
     expected = F.gelu(exact)
     (by_x,) = torch.autograd.grad(expected, exact, gradient.double())
-    after = library.gelu_pair_(x, gradient)
+    after, by_bias = library.gelu_pair_(x, gradient)
     torch.testing.assert_close(after.double(), expected.detach(), rtol=8e-3, atol=3e-6)
     torch.testing.assert_close(gradient.double(), by_x, rtol=8e-3, atol=3e-6)
+    total = by_x.flatten(0, -2).sum(0)
+    torch.testing.assert_close(by_bias.double(), total, rtol=1e-5, atol=1e-5 * len(x) ** 0.5)
     if dtype == torch.float32:
         assert (after - expected).abs().le(1e-6 * x.abs().clamp(min=1)).all()
         assert (gradient - by_x).abs().le(4e-6).all()

@@ -39,6 +39,7 @@ constexpr long CHANNELS = 32;   // channels of a tile of a map: two cache lines 
 constexpr long GROUPS = CHANNELS / V;
 constexpr long HIDDEN = 384;    // part of the hidden layer that is computed at once
 constexpr long LEVELS = 8;      // at most
+constexpr long PARTS = 32;      // into which rows are cut at most where they are summed
 constexpr long TILES = 64;      // that a block is cut into at least, of 4 x ROWS pixels at least
 constexpr long LARGE_PAGE = 2 * 1024 * 1024;  // bytes
 constexpr long CACHE = 256 * 1024;  // bytes of the left matrix of a product, for half of the cache
@@ -793,17 +794,41 @@ void level_backward(const void* const* arrays, const float* valid, const long* n
   for_rows(run.rows, run.c, numbers[4], run);
 }
 
-// after = gelu(before), gradient *= slope(before)
+// Calls `task(first, count, sums)` for parts of the rows, each with sums of its own that start at
+// zero, `width` of them, and adds those in order.
+template <class Task>
+void column_sums(long rows, long width, float* out, long threads, const Task& task) {
+  long parts = most(1, least(PARTS, rows / V)), pitch = up(width, 16);
+  float* sums = allocate(parts * pitch);
+  for_each(parts, threads, [&](long part) {
+    long first = rows * part / parts, end = rows * (part + 1) / parts;
+    std::memset(sums + part * pitch, 0, pitch * sizeof(float));
+    task(first, end - first, sums + part * pitch);
+  });
+  for_vectors(width, [&](long j, long n) {
+    vec total{};
+    for (long part = 0; part < parts; part++) total += load(sums + part * pitch + j);
+    store(out + j, total, n);
+  });
+  std::free(sums);
+}
+
+// after = gelu(before), gradient *= slope(before); by_bias: sums of the latter over the rows
 template <class T>
-void gelu_pair(const void* before, void* gradient, void* after, long size, long threads) {
-  for_rows(size, 1, threads, [&](long first, long count) {
-    const T* from = static_cast<const T*>(before) + first;
-    T *slope = static_cast<T*>(gradient) + first, *to = static_cast<T*>(after) + first;
-    for_vectors(count, [&](long j, long n) {
-      vec x = load(from + j, n), below = probability(x);
-      store(to + j, x * below, n);
-      store(slope + j, load(slope + j, n) * gelu_slope(x, below), n);
-    });
+void gelu_pair(const void* before, void* gradient, void* after, float* by_bias, long rows, long c,
+               long threads) {
+  column_sums(rows, c, by_bias, threads, [&](long first, long count, float* sums) {
+    for (long i = first; i < first + count; i++) {
+      const T* from = static_cast<const T*>(before) + i * c;
+      T *slope = static_cast<T*>(gradient) + i * c, *to = static_cast<T*>(after) + i * c;
+      for_vectors(c, [&](long j, long n) {
+        vec x = load(from + j, n), below = probability(x);
+        vec y = load(slope + j, n) * gelu_slope(x, below);
+        store(to + j, x * below, n);
+        store(slope + j, y, n);
+        store(sums + j, load(sums + j) + y);
+      });
+    }
   });
 }
 
@@ -890,9 +915,10 @@ void focalnet_level_backward(const void* by_sum, const void* gates, const void* 
   (sixteen ? level_backward<uint16_t> : level_backward<float>)(arrays, valid, numbers);
 }
 
-void focalnet_gelu_pair(const void* before, void* gradient, void* after, long size, long sixteen,
-                        long threads) {
-  (sixteen ? gelu_pair<uint16_t> : gelu_pair<float>)(before, gradient, after, size, threads);
+void focalnet_gelu_pair(const void* before, void* gradient, void* after, float* by_bias, long rows,
+                        long c, long sixteen, long threads) {
+  auto run = sixteen ? gelu_pair<uint16_t> : gelu_pair<float>;
+  run(before, gradient, after, by_bias, rows, c, threads);
 }
 
 // `backward`: `gates` are written, from the gradient `total`; else the other way around.

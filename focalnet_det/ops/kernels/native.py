@@ -101,11 +101,16 @@ class Library:
         self._call("gelu", (x, _single(valid), out), x.shape[:-1].numel(), x.shape[-1])
         return out
 
-    def gelu_pair_(self, before: Tensor, gradient: Tensor) -> Tensor:
-        """GELU of ``before``; ``gradient``, contiguous, is multiplied by the slope there."""
+    def gelu_pair_(self, before: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """GELU of ``before``, (..., C); ``gradient``, contiguous, is multiplied by the slope there.
+
+        Returns: the former; sums of the latter over all but C, (C,), float32.
+        """
         before, after = before.contiguous(), torch.empty_like(gradient)
-        self._call("gelu_pair", (before, gradient, after), before.numel())
-        return after
+        by_bias = before.new_empty(before.shape[-1], dtype=torch.float32)
+        tensors = before, gradient, after, by_bias
+        self._call("gelu_pair", tensors, before.shape[:-1].numel(), before.shape[-1])
+        return after, by_bias
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
         """Contexts, (N, P, C) and last (N, 1, C), times ``gates``, (N, P, L + 1), and summed."""

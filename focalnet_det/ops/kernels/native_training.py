@@ -30,7 +30,7 @@ class NativeSteps(Steps):
     def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         return self._library.gelu(x, valid)
 
-    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> Tensor:
+    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return self._library.gelu_pair_(x, gradient)
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import depthwise
-from .tiles import tiles
+from .tiles import rows, tiles
 
 aten = torch.ops.aten
 
@@ -23,10 +23,13 @@ class Steps:
         after = F.gelu(x)
         return after if valid is None else after.mul_(valid)
 
-    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """GELU; the gradient by it, contiguous, becomes that by ``x``."""
+    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """GELU; the gradient by it, contiguous, becomes that by ``x``.
+
+        Returns: the GELU, and the sum of the latter over all but the channels.
+        """
         aten.gelu_backward.grad_input(gradient, x, grad_input=gradient)
-        return F.gelu(x)
+        return F.gelu(x), rows(gradient).sum(0)
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
         """Sum of the contexts, each times its gate.

@@ -1,12 +1,14 @@
 """The two branches of a block with backward passes of their own, which keep little.
 
 A stock block keeps 21 to 23 tensors as large as its input for the backward pass. Here the
-modulation keeps its input, the query, the projected context and the levels before their GELU; the
-MLP its input and the hidden layer before its GELU. Norms, GELUs, sums and ``h`` are recomputed,
-which costs a small part of what reading and writing the rest would. With ``lean`` everything but
-the inputs is recomputed.
+modulation keeps its input, the query, the projected context, the modulator and the levels before
+their GELU but the first, which is recomputed, as are norms, GELUs and sums (where the first kernel
+is wide, the modulator is recomputed and that level is kept); the MLP keeps its input and the hidden
+layer before its GELU. What is recomputed costs a small part of what reading and writing it would.
+With ``lean`` everything but the inputs is recomputed.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +37,8 @@ class Options(NamedTuple):
 
 
 PLAIN = Steps()
+# A convolution up to this wide costs less than the product with the weights of ``h``.
+CHEAP_KERNEL = 5
 
 
 def modulation_forward(
@@ -59,14 +63,22 @@ def modulation_forward(
     run = _Run(x, norm, weights, valid, options.dtype, steps)
     run.project()
     run.contextualise()
+    if not options.lean and keeps_modulator(weights.kernels):
+        run.modulators = torch.empty_like(run.flat)
     out = torch.empty_like(run.flat, dtype=options.stored)
     norm_product = run.norm(run.weights.ln)
     for tile in tiles(run.flat):
-        product = run.query[tile] * run.modulator(run.aggregate(tile))
+        aggregated = run.aggregate(tile)
+        if run.modulators is None:
+            modulator = _linear(aggregated, run.weights.h)
+        else:
+            modulator = run.modulators[tile]
+            _linear_into(modulator, aggregated, run.weights.h)
+        product = run.query[tile] * modulator
         if norm_product is not None:
             product = norm_product(product)
         _linear_into(out[tile], product, run.weights.proj)
-    kept = [] if options.lean else [run.query, run.context, *run.levels]
+    kept = [] if options.lean else run.kept()
     return out.view(x.shape), [tensor.to(options.stored) for tensor in kept]
 
 
@@ -82,17 +94,24 @@ def modulation_backward(
 ) -> list[Tensor]:
     """Gradients by ``x`` and by the tensors that ``weights`` lists after those of ``norm``."""
     run = _Run(x, norm, weights, valid, options.dtype, steps)
-    run.project(kept=[tensor.to(run.dtype) for tensor in kept])
+    if kept:
+        run.take(tensor.to(run.dtype) for tensor in kept)
+    run.project()
     run.contextualise()
     by_x, by_tensors = run.backward(gradient)
     return [by_x, *(tensor for tensor in by_tensors if tensor is not None)]
 
 
-def modulation_kept(x: Tensor, levels: int, options: Options) -> list[Tensor]:
-    """Query, projected context and levels before their GELU, without values."""
+def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> list[Tensor]:
+    """What ``_Run.kept`` lists, without values."""
     n, h, w, c = x.shape
-    shapes = [] if options.lean else [(n, h * w, c), *[(n, h, w, c)] * (levels + 1)]
-    return [x.new_empty(shape, dtype=options.stored) for shape in shapes]
+    count = 0 if options.lean else len(kernels) + 2
+    return [x.new_empty((n, h, w, c), dtype=options.stored) for _ in range(count)]
+
+
+def keeps_modulator(kernels: Sequence[Tensor]) -> bool:
+    """Whether the modulator is kept for the backward pass in the place of the first level."""
+    return bool(kernels) and kernels[0].shape[-1] <= CHEAP_KERNEL
 
 
 class _Run:
@@ -116,32 +135,53 @@ class _Run:
         self.flat = self.x.view(n, h * w, c)
         self.valid = None if valid is None else valid.to(self.dtype)
         self.area = h * w if self.valid is None else self.valid.sum((1, 2))
+        self.query: Any = None
+        self.modulators: Tensor | None = None
+        self.levels: list[Any] = [None] * len(weights.kernels)
 
-    def project(self, kept: list[Tensor] | None = None) -> None:
-        """Query, context and gates of all pixels; ``kept`` are those of an earlier evaluation."""
+    def take(self, kept: Iterator[Tensor]) -> None:
+        """Uses what :meth:`kept` of an earlier evaluation lists."""
+        self.query, self.context = next(kept).view_as(self.flat), next(kept)
+        if keeps_modulator(self.weights.kernels):
+            self.modulators = next(kept).view_as(self.flat)
+            self.levels[1:] = kept
+        else:
+            self.levels = list(kept)
+
+    def kept(self) -> list[Tensor]:
+        """Query, projected context, modulator or the first level, and the other levels.
+
+        Levels are those before their GELU. All are (N, H, W, C).
+        """
+        levels = list(self.levels)
+        if self.modulators is not None:
+            levels[0] = self.modulators.view(self.shape)
+        return [self.query.view(self.shape), self.context, *levels]
+
+    def project(self) -> None:
+        """Query, context and gates of all pixels, the former two if they are not kept."""
         c = self.shape[-1]
         normed, *self.statistics = norm_forward(self.flat, self.norm1)
         self.normed = normed
         weight, bias = self.weights.f.weight, self.weights.f.bias
         self.gates = F.linear(normed, weight[2 * c :], bias[2 * c :]) / self.weights.divisor
-        if kept:
-            self.query, self.context, *self.levels = kept
+        if self.query is not None:
             return
         self.query = F.linear(normed, weight[:c], bias[:c])
         self.context = F.linear(normed, weight[c : 2 * c], bias[c : 2 * c]).view(self.shape)
         if self.valid is not None:
             self.context *= self.valid
-        self.levels = []
 
     def contextualise(self) -> None:
-        """Levels before their GELU, (N, H, W, C), if not kept, and after; the global context."""
-        kept, self.contexts = bool(self.levels), [self.context]
+        """Levels before their GELU, if not kept, and after; the global context."""
+        self.contexts = [self.context]
         for level, kernel in enumerate(self.weights.kernels):
-            if kept:
-                context = self.steps.gelu(self.levels[level], self.valid)
-            else:
+            before = self.levels[level]
+            if before is None:
                 before, context = self.steps.level(self.contexts[-1], kernel, self.valid)
-                self.levels.append(before)
+                self.levels[level] = before
+            else:
+                context = self.steps.gelu(before, self.valid)
             self.contexts.append(context)
         self.mean = self.contexts[-1].sum((1, 2)) / self.area
         self.shared = F.gelu(self.mean)[:, None]
@@ -153,9 +193,6 @@ class _Run:
     def parts(self, tile: tuple) -> list[Tensor]:
         """A tile of the context after each level."""
         return [context.view_as(self.flat)[tile] for context in self.contexts[1:]]
-
-    def modulator(self, aggregated: Tensor) -> Tensor:
-        return _linear(aggregated, self.weights.h)
 
     def norm(self, norm: Affine | None) -> Any:
         if norm is None:
@@ -174,7 +211,10 @@ class _Run:
 
         for tile in tiles(self.flat):
             aggregated, query = self.aggregate(tile), self.query[tile]
-            modulator = self.modulator(aggregated)
+            if self.modulators is None:
+                modulator = _linear(aggregated, weights.h)
+            else:
+                modulator = self.modulators[tile]
             product = query * modulator
             normed, *statistics = norm_forward(product, weights.ln)
             by_product = _linear_backward(gradient[tile], normed, weights.proj.weight, by_proj)
@@ -282,8 +322,9 @@ def mlp_backward(
         hidden = kept[0][tile].to(dtype) if kept else _linear(normed, fc1)
         by_out = gradient[tile].to(dtype)
         by_hidden = by_out @ fc2.weight
-        _add_products(by_out, steps.gelu_pair_(hidden, by_hidden), by_fc2)
-        by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1)
+        after, by_bias = steps.gelu_pair_(hidden, by_hidden)
+        _add_products(by_out, after, by_fc2)
+        by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1, by_bias=by_bias)
         by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
     return [by_x.view(x.shape), *(s for s in (*by_norm, *by_fc1, *by_fc2) if s is not None)]
 
@@ -323,9 +364,10 @@ def _linear_backward(
     sums: Sums,
     out: Tensor | None = None,
     add: bool = False,
+    by_bias: Tensor | None = None,
 ) -> Tensor:
     """Gradient by ``x``, written or added to ``out``; those by weight and bias go to ``sums``."""
-    _add_products(gradient, x, sums)
+    _add_products(gradient, x, sums, by_bias)
     flat = rows(gradient)
     if add and out is not None:
         return rows(out).addmm_(flat, weight)
@@ -334,14 +376,15 @@ def _linear_backward(
     )
 
 
-def _add_products(gradient: Tensor, x: Tensor, sums: Sums) -> None:
+def _add_products(gradient: Tensor, x: Tensor, sums: Sums, by_bias: Tensor | None = None) -> None:
     """Adds the gradients of a linear layer by weight and bias to ``sums``."""
     flat, x = rows(gradient), rows(x)
+    by_bias = flat.sum(0) if by_bias is None else by_bias
     if sums[0] is None:
-        sums[:] = flat.mT @ x, flat.sum(0)
+        sums[:] = flat.mT @ x, by_bias
     else:
         sums[0].addmm_(flat.mT, x)
-        sums[1].add_(flat.sum(0))
+        sums[1].add_(by_bias)
 
 
 def norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:

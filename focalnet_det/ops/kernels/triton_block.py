@@ -6,6 +6,7 @@ sum, ``h`` and the levels after their GELU are computed again. Nothing waits for
 shape depends on data, so that CUDA graphs can record a block.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,11 +94,12 @@ def modulation_forward(
     return out, [contexts.projected, contexts.levels, contexts.mean]
 
 
-def modulation_kept(x: Tensor, levels: int, options: Options) -> list[Tensor]:
+def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> list[Tensor]:
     """Projection, levels before their GELU and global mean, without values."""
     if options.lean:
         return []
     n, h, w, c = x.shape
+    levels = len(kernels)
     return [
         x.new_empty((n, h, w, _columns(c, levels)), dtype=options.stored),
         x.new_empty((levels, n, h, w, c), dtype=options.stored),
