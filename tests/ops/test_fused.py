@@ -1,10 +1,13 @@
 """The fused branches as registered operators: checks, compilation, export, checkpointing."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from focalnet_det import create_backbone
 from focalnet_det.backbones import FocalNet
@@ -90,6 +93,39 @@ def network(**options: object) -> FocalNet:
         "drop_path_rate": 0.0,
     }
     return create_backbone("focalnet_tiny_lrf", **arguments | options)
+
+
+class Seen(TorchDispatchMode):
+    """Collects the names of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        self.names.add(str(operator))
+        return operator(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_operators_run_where_somebody_intercepts_them(masked: bool) -> None:
+    net, x = network(valid_context=masked), torch.randn(2, 3, 32, 32)
+    options = {"image_sizes": [(32, 32), (20, 30)]} if masked else {}
+    seen = {}
+    for mode in (nullcontext(), Seen()):
+        with mode:
+            results = gradients(net, lambda x: net(x, **options), x)
+            with torch.no_grad():
+                results["inference"] = net.eval()(x, **options)["stage1"]
+            net.train()
+        seen[mode] = results
+    plain, intercepted = seen.values()
+    for key, expected in plain.items():
+        assert torch.equal(intercepted[key], expected), key
+    names = {name.split(".")[1] for name in mode.names if name.startswith("focalnet_det.")}
+    assert names == {"modulation", "modulation_backward", "mlp", "mlp_backward", "block"}
 
 
 def targets(graph: torch.fx.Graph) -> set[str]:

@@ -15,7 +15,9 @@ class Affine(NamedTuple):
     eps: float = 0.0
 
     def to(self, dtype: torch.dtype) -> "Affine":
-        """In another type; the tensors themselves where it is theirs already."""
+        """In another type; the same where it is theirs already."""
+        if self.weight.dtype == self.bias.dtype == dtype:
+            return self
         return Affine(self.weight.to(dtype), self.bias.to(dtype), self.eps)
 
 

@@ -99,7 +99,7 @@ def modulation_backward(
     run.project()
     run.contextualise()
     by_x, by_tensors = run.backward(gradient)
-    return [by_x, *(tensor for tensor in by_tensors if tensor is not None)]
+    return [by_x, *by_tensors]
 
 
 def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> list[Tensor]:
@@ -199,12 +199,14 @@ class _Run:
             return None
         return lambda x: F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
-    def backward(self, gradient: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def backward(self, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients by ``x`` and by the tensors that :func:`modulation` lists."""
         weights, c = self.weights, self.shape[-1]
         gradient = gradient.to(self.dtype).contiguous().view_as(self.flat)
-        sums: list[Sums] = [[None, None] for _ in range(7)]
-        by_q, by_c, by_g, by_h, by_proj, by_ln, by_norm = sums
+        by_h, by_proj, by_ln, by_norm = Sums(), Sums(), Sums(), Sums()
+        by_f = [torch.empty_like(tensor) for tensor in weights.f[:2]]
+        parts = slice(c), slice(c, 2 * c), slice(2 * c, None)
+        by_q, by_c, by_g = (Sums(*(tensor[part] for tensor in by_f)) for part in parts)
         by_context = torch.empty_like(self.flat)  # the aggregated one
         by_normed = torch.empty_like(self.flat)
         by_gates = torch.empty_like(self.gates)
@@ -237,7 +239,6 @@ class _Run:
             (by_gates, weights.f.weight[2 * c :], by_g),
         ):
             _linear_backward(by_part, self.normed, weight, total, out=by_normed, add=True)
-        by_f: Sums = [torch.cat([by_q[i], by_c[i], by_g[i]]) for i in range(2)]
         by_x = _norm_backward(by_normed, self.flat, self.norm1, self.statistics, by_norm)
         return (
             by_x.view(self.shape).to(self.out_dtype),
@@ -314,8 +315,7 @@ def mlp_backward(
     flat = x.contiguous().view(1, -1, x.shape[-1])
     gradient = gradient.contiguous().view_as(flat)
     by_x = torch.empty_like(flat)
-    sums: list[Sums] = [[None, None] for _ in range(3)]
-    by_norm, by_fc1, by_fc2 = sums
+    by_norm, by_fc1, by_fc2 = Sums(), Sums(), Sums()
     for tile in tiles(flat):
         before = flat[tile].to(dtype)
         normed, *statistics = norm_forward(before, norm)
@@ -323,10 +323,10 @@ def mlp_backward(
         by_out = gradient[tile].to(dtype)
         by_hidden = by_out @ fc2.weight
         after, by_bias = steps.gelu_pair_(hidden, by_hidden)
-        _add_products(by_out, after, by_fc2)
+        by_fc2.add_products(by_out, after)
         by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1, by_bias=by_bias)
         by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
-    return [by_x.view(x.shape), *(s for s in (*by_norm, *by_fc1, *by_fc2) if s is not None)]
+    return [by_x.view(x.shape), *by_norm, *by_fc1, *by_fc2]
 
 
 def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
@@ -353,8 +353,42 @@ def _linear_into(out: Tensor, x: Tensor, weights: Affine) -> None:
         out.copy_(_linear(x, weights))
 
 
-# Sums over tiles of the gradients by weight and bias; None before the first.
-Sums = list[Any]
+class Sums:
+    """Gradients by weight and bias of a layer, summed over tiles; none before the first.
+
+    Args:
+        weight, bias: memory for them; new one if there is none.
+    """
+
+    def __init__(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+        self._weight, self._bias, self._empty = weight, bias, True
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(
+            [] if self._weight is None or self._bias is None else [self._weight, self._bias]
+        )
+
+    def add_products(self, gradient: Tensor, x: Tensor, by_bias: Tensor | None = None) -> None:
+        """Adds those of a linear layer; ``by_bias`` is the sum of ``gradient``, if it is known."""
+        flat, x = rows(gradient), rows(x)
+        by_bias = flat.sum(0) if by_bias is None else by_bias
+        if self._weight is None or self._bias is None:
+            self._weight, self._bias = flat.mT @ x, by_bias
+        elif self._empty:
+            torch.mm(flat.mT, x, out=self._weight)
+            self._bias.copy_(by_bias)
+        else:
+            self._weight.addmm_(flat.mT, x)
+            self._bias.add_(by_bias)
+        self._empty = False
+
+    def add(self, by_weight: Tensor, by_bias: Tensor) -> None:
+        """Adds those of a norm."""
+        if self._weight is None or self._bias is None:
+            self._weight, self._bias = by_weight, by_bias
+        else:
+            self._weight.add_(by_weight)
+            self._bias.add_(by_bias)
 
 
 def _linear_backward(
@@ -367,24 +401,13 @@ def _linear_backward(
     by_bias: Tensor | None = None,
 ) -> Tensor:
     """Gradient by ``x``, written or added to ``out``; those by weight and bias go to ``sums``."""
-    _add_products(gradient, x, sums, by_bias)
+    sums.add_products(gradient, x, by_bias)
     flat = rows(gradient)
     if add and out is not None:
         return rows(out).addmm_(flat, weight)
     return torch.matmul(flat, weight, out=None if out is None else rows(out)).view(
         *gradient.shape[:-1], -1
     )
-
-
-def _add_products(gradient: Tensor, x: Tensor, sums: Sums, by_bias: Tensor | None = None) -> None:
-    """Adds the gradients of a linear layer by weight and bias to ``sums``."""
-    flat, x = rows(gradient), rows(x)
-    by_bias = flat.sum(0) if by_bias is None else by_bias
-    if sums[0] is None:
-        sums[:] = flat.mT @ x, by_bias
-    else:
-        sums[0].addmm_(flat.mT, x)
-        sums[1].add_(by_bias)
 
 
 def norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
@@ -406,10 +429,6 @@ def _norm_backward(
     by_x, by_weight, by_bias = aten.native_layer_norm_backward(
         gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
     )
-    if sums[0] is None:
-        sums[:] = by_weight, by_bias
-    else:
-        sums[0].add_(by_weight)
-        sums[1].add_(by_bias)
+    sums.add(by_weight, by_bias)
     result: Tensor = by_x
     return result
