@@ -26,7 +26,7 @@ class Steps:
     def gelu_pair_(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """GELU; the gradient by it, contiguous, becomes that by ``x``.
 
-        Returns: the GELU, and the sum of the latter over all but the channels.
+        Returns: the GELU, and the sum of the gradient by ``x`` over all but the channels.
         """
         aten.gelu_backward.grad_input(gradient, x, grad_input=gradient)
         return F.gelu(x), rows(gradient).sum(0)
