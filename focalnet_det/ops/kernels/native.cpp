@@ -10,9 +10,16 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -26,6 +33,12 @@
 #define ROWS 6
 #endif
 
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define HAS_TILES 1
+#else
+#define HAS_TILES 0
+#endif
+
 // Loops over registers are unrolled whole, or their arrays stay in memory.
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -33,7 +46,7 @@ namespace {
 
 constexpr long V = VECTOR;
 constexpr long PANEL = 2 * V;   // columns of a tile of a matrix product
-constexpr long SIDE = 32;       // columns of a tile of a map
+constexpr long SIDE = 4 * V;    // columns of a tile of a map
 constexpr long HEIGHT = 16;     // rows of a tile of a map
 constexpr long CHANNELS = 32;   // channels of a tile of a map: two cache lines of float32
 constexpr long GROUPS = CHANNELS / V;
@@ -43,6 +56,9 @@ constexpr long PARTS = 32;      // into which rows are cut at most where they ar
 constexpr long TILES = 64;      // that a block is cut into at least, of 4 x ROWS pixels at least
 constexpr long LARGE_PAGE = 2 * 1024 * 1024;  // bytes
 constexpr long CACHE = 256 * 1024;  // bytes of the left matrix of a product, for half of the cache
+constexpr long KEPT = 64 * 1024 * 1024;  // bytes that a thread keeps for the maps of its next block
+constexpr long TILE_CACHE = 512 * 1024;   // bytes of all rows, where there are tile registers
+constexpr long MANY_ROWS = 128;  // for which reading the weights of a wide block pays
 
 typedef float vec __attribute__((vector_size(4 * VECTOR)));
 typedef float loose __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
@@ -57,15 +73,23 @@ inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
 
 inline vec load(const uint16_t* p) {
   half bits = *reinterpret_cast<const loose_half*>(p);
+#if defined(__AVX512F__)
+  return (vec)((uvec)_mm512_cvtepu16_epi32((__m256i)bits) << 16);
+#else
   return (vec)(__builtin_convertvector(bits, uvec) << 16);
+#endif
 }
 
 inline void store(uint16_t* p, vec x) {  // to nearest, ties to even; NaN stays NaN
+#if defined(__AVX512BF16__)
+  *reinterpret_cast<loose_half*>(p) = (half)_mm512_cvtneps_pbh((__m512)x);
+#else
   uvec bits = (uvec)x;
   uvec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   uvec nan = (uvec)(x != x);
   rounded = (rounded & ~nan) | (0x7fc0 & nan);
   *reinterpret_cast<loose_half*>(p) = __builtin_convertvector(rounded, half);
+#endif
 }
 
 template <class T>
@@ -94,19 +118,29 @@ inline void for_vectors(long count, const Body& body) {
 }
 
 inline float sum(vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float total = 0;
   for (long i = 0; i < V; i++) total += x[i];
   return total;
+#endif
 }
 
-inline vec select(ivec condition, vec a, vec b) {
-  return (vec)(((ivec)a & condition) | ((ivec)b & ~condition));
+// p / q to 2 units in the last place, for q far from the limits of the type.
+inline vec quotient(vec p, vec q) {
+#if defined(__AVX512F__)
+  vec r = (vec)_mm512_rcp14_ps((__m512)q);  // a division takes as long as 30 products
+  return p * (r * (2.0f - q * r));
+#else
+  return p / q;
+#endif
 }
 
 // erf(x / sqrt 2) as a quotient of polynomials in x^2, fitted on |x| < 5.6; error 4.5e-7.
 inline vec error_function(vec x) {
   vec bound = splat(5.6f);
-  vec z = select(x > bound, bound, select(x < -bound, -bound, x));
+  vec z = x > bound ? bound : x < -bound ? -bound : x;
   vec t = z * z;
   vec p = t * 4.4291002865293194e-08f + 1.271301880478859e-05f;
   p = p * t + 0.000347695779055357f;
@@ -118,17 +152,13 @@ inline vec error_function(vec x) {
   q = q * t + 0.028939926996827126f;
   q = q * t + 0.25283312797546387f;
   q = q * t + 1.0f;
-  return z * p / q;
+  return quotient(z * p, q);
 }
 
-inline vec gelu(vec x) {
-  vec half_x = x * 0.5f;
-  return half_x * error_function(x) + half_x;
-}
 
 // exp(x) for x <= 0: 2^n times a polynomial on half a binary digit.
 inline vec exponential(vec x) {
-  x = select(x < -87.0f, splat(-87.0f), x);
+  x = x < -87.0f ? splat(-87.0f) : x;
   vec shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
   ivec n = (ivec)shifted - 0x4b400000;
   vec r = x - (shifted - 12582912.0f) * 0.693359375f;
@@ -142,12 +172,87 @@ inline vec exponential(vec x) {
   return y * (vec)((n + 127) << 23);
 }
 
-// Of the normal distribution up to x.
-inline vec probability(vec x) { return error_function(x) * 0.5f + 0.5f; }
+// GELU, its derivative, or both, of values that lie in memory as T.
+template <class T>
+struct Gelu {
+  static vec value(vec x) {
+    vec half_x = x * 0.5f;
+    return half_x * error_function(x) + half_x;
+  }
+  static void pair(vec x, vec& value, vec& slope) {
+    vec probability = error_function(x) * 0.5f + 0.5f;
+    value = x * probability;
+    slope = probability + x * exponential(x * x * -0.5f) * 0.398942280401432678f;
+  }
+  static vec slope(vec x) {
+    vec unused, result;
+    pair(x, unused, result);
+    return result;
+  }
+};
 
-inline vec gelu_slope(vec x, vec probability) {
-  return probability + x * exponential(x * x * -0.5f) * 0.398942280401432678f;
-}
+#if defined(__AVX512F__)
+// A function as cubic polynomials, each on a quarter from -4 to 3.5; 0 before, a line beyond.
+struct Table {
+  static constexpr float LEAST = -4.25f, GREATEST = 3.5f;
+  alignas(64) float powers[4][32] = {};
+
+  template <class Function>
+  Table(const Function& function, float constant, float slope) {
+    // Each goes through four values, those at both ends among them.
+    constexpr double POINTS[] = {-1, -0.4472135954999579, 0.4472135954999579, 1};
+    powers[0][31] = constant, powers[1][31] = slope;
+    for (int i = 1; i < 31; i++) {
+      double x[4], d[4];
+      for (int k = 0; k < 4; k++) x[k] = LEAST + i * 0.25 + 0.125 * (1 + POINTS[k]);
+      for (int k = 0; k < 4; k++) d[k] = function(x[k]);
+      for (int step = 1; step < 4; step++)  // Newton's divided differences
+        for (int k = 3; k >= step; k--) d[k] = (d[k] - d[k - 1]) / (x[k] - x[k - step]);
+      double c[4] = {d[3]};
+      for (int k = 2; k >= 0; k--) {
+        for (int power = 3; power > 0; power--) c[power] = c[power - 1] - x[k] * c[power];
+        c[0] = d[k] - x[k] * c[0];
+      }
+      for (int power = 0; power < 4; power++) powers[power][i] = c[power];
+    }
+  }
+
+  // The number of an interval, in the lowest bits.
+  static __m512i find(vec x) {
+    constexpr float INTEGERS = 12582912.0f;  // where floats are: 1.5 * 2^23
+    __m512 clamped = _mm512_min_ps(_mm512_max_ps((__m512)x, _mm512_set1_ps(LEAST)),
+                                   _mm512_set1_ps(GREATEST));
+    return _mm512_castps_si512(_mm512_fmadd_round_ps(
+        clamped, _mm512_set1_ps(4), _mm512_set1_ps(INTEGERS - 4 * LEAST),
+        _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+  }
+
+  vec operator()(vec x, __m512i interval) const {
+    vec y{};
+    UNROLL
+    for (int i = 3; i >= 0; i--)
+      y = y * x + (vec)_mm512_permutex2var_ps(_mm512_load_ps(powers[i]), interval,
+                                              _mm512_load_ps(powers[i] + 16));
+    return y;
+  }
+};
+
+inline double normal(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752); }
+const Table VALUES([](double x) { return x * normal(x); }, 0, 1);
+const Table SLOPES(
+    [](double x) { return normal(x) + x * std::exp(-x * x / 2) * 0.39894228040143268; }, 1, 0);
+
+// A tenth of what rounding to bfloat16 adds, in half the operations. Of infinity: NaN.
+template <>
+struct Gelu<uint16_t> {
+  static vec value(vec x) { return VALUES(x, Table::find(x)); }
+  static vec slope(vec x) { return SLOPES(x, Table::find(x)); }
+  static void pair(vec x, vec& value, vec& slope) {
+    __m512i interval = Table::find(x);
+    value = VALUES(x, interval), slope = SLOPES(x, interval);
+  }
+};
+#endif
 
 // Threads
 
@@ -173,7 +278,31 @@ void for_each(long count, long threads, const Task& task) {
     run(&work);
 }
 
-// Memory of a thread, aligned to cache lines, kept from call to call.
+// Memory
+
+inline long up(long x, long step) { return (x + step - 1) / step * step; }
+inline long least(long a, long b) { return a < b ? a : b; }
+inline long most(long a, long b) { return a > b ? a : b; }
+
+// Fresh memory costs a page fault for each 4 KiB, see docs/performance.md: ask for pages of 2 MiB
+// where there are such.
+void use_large_pages(void* memory, long bytes) {
+#ifdef MADV_HUGEPAGE
+  uintptr_t begin = up(reinterpret_cast<uintptr_t>(memory), LARGE_PAGE);
+  uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / LARGE_PAGE * LARGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+float* allocate(long floats) {
+  long bytes = floats * sizeof(float), alignment = bytes < LARGE_PAGE ? 64 : LARGE_PAGE;
+  void* memory = std::aligned_alloc(alignment, up(bytes, alignment));
+  if (!memory) std::abort();
+  use_large_pages(memory, bytes);
+  return static_cast<float*>(memory);
+}
+
+// Memory of a thread, kept from call to call.
 struct Scratch {
   float* data = nullptr;
   long size = 0;
@@ -181,18 +310,12 @@ struct Scratch {
   float* get(long floats) {
     if (floats > size) {
       std::free(data);
-      size = (floats + 15) / 16 * 16;
-      data = static_cast<float*>(std::aligned_alloc(64, size * sizeof(float)));
-      if (!data) std::abort();
+      data = allocate(size = floats);
     }
     return data;
   }
 };
-thread_local Scratch scratch;
-
-inline long up(long x, long step) { return (x + step - 1) / step * step; }
-inline long least(long a, long b) { return a < b ? a : b; }
-inline long most(long a, long b) { return a > b ? a : b; }
+thread_local Scratch scratch, map_scratch;
 
 // Depthwise convolution: a tile of a map and its surroundings are copied to float32, one group of V
 // channels after the other, with zeros outside the map. Borders, odd channel counts and 16-bit
@@ -274,7 +397,7 @@ template <class T>
 struct Level {
   T* before;           // GELU, (N, H, W, C)
   T* after;            // GELU
-  float* total;        // (N, H, W, C) gated sum: written at the first level, then added to
+  T* total;            // (N, H, W, C) gated sum: written at the first level, then added to
   const float* gates;  // this level's, (N, H, W, pitch)
   long pitch;
   bool first;
@@ -291,7 +414,7 @@ vec finish(const float* sums, const Level<T>& level, long pixel, long c, long ch
     long place = pixel * c + channel;
     if (level.before) store(level.before + place, x, count);
     if (!level.after && !level.total) continue;
-    x = gelu(x);
+    x = Gelu<T>::value(x);
     if (level.valid) x *= level.valid[pixel];
     total += x;
     if (level.after) store(level.after + place, x, count);
@@ -306,34 +429,39 @@ vec finish(const float* sums, const Level<T>& level, long pixel, long c, long ch
 template <class T>
 void depthwise(const T* data, const float* taps, const Map& map, long size, const Level<T>& level,
                long threads) {
-  long radius = size / 2;
-  for_each(map.tiles() * map.groups(), threads, [&](long index) {
-    Tile tile(map, index / map.groups());
-    long first = index % map.groups() * CHANNELS;
+  // One thread takes neighbouring groups where there are enough tiles: two that write lines side by
+  // side take them from each other.
+  long share = most(1, least(map.groups(), map.tiles() * map.groups() / PARTS));
+  long shares = (map.groups() + share - 1) / share, radius = size / 2;
+  for_each(map.tiles() * shares, threads, [&](long index) {
+    long number = index % map.tiles(), group = index / map.tiles() * share;
+    Tile tile(map, number);
     long pitch = (tile.width + 2 * radius) * V, height = tile.height + 2 * radius;
     float* patch = scratch.get(GROUPS * height * pitch + SIDE * V);
     float* sums = patch + GROUPS * height * pitch;
-    pack(data, map, tile, first, radius, patch);
-    for (long group = 0; group < GROUPS && first + group * V < map.c; group++) {
-      const float* weights = taps + (first / V + group) * size * size * V;
-      vec total{};
-      for (long i = 0; i < tile.height; i++) {
-        const float* row = patch + (group * height + i) * pitch;
-        // Rows outside the map are zero.
-        long begin = most(0, radius - tile.y - i);
-        long end = least(size, map.h + radius - tile.y - i), j = 0;
-        for (; j + 8 <= tile.width; j += 8)
-          correlate<8>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
-        for (; j + 4 <= tile.width; j += 4)
-          correlate<4>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
-        for (; j < tile.width; j++)
-          correlate<1>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
-        long pixel = (tile.image * map.h + tile.y + i) * map.w + tile.x;
-        total += finish(sums, level, pixel, map.c, first + group * V, tile.width);
+    for (long last = least(group + share, map.groups()); group < last; group++) {
+      pack(data, map, tile, group * CHANNELS, radius, patch);
+      for (long line = 0; line < GROUPS; line++) {
+        long channel = group * CHANNELS + line * V;
+        if (channel >= map.c) break;
+        const float* weights = taps + channel * size * size;
+        vec total{};
+        for (long i = 0; i < tile.height; i++) {
+          const float* row = patch + (line * height + i) * pitch;
+          // Rows outside the map are zero.
+          long begin = most(0, radius - tile.y - i);
+          long end = least(size, map.h + radius - tile.y - i), j = 0;
+          for (; j + 8 <= tile.width; j += 8)
+            correlate<8>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
+          for (; j + 4 <= tile.width; j += 4)
+            correlate<4>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
+          for (; j < tile.width; j++)
+            correlate<1>(row + j * V, pitch, weights, size, begin, end, sums + j * V);
+          long pixel = (tile.image * map.h + tile.y + i) * map.w + tile.x;
+          total += finish(sums, level, pixel, map.c, channel, tile.width);
+        }
+        if (level.sums) store(level.sums + number * map.c + channel, total, map.c - channel);
       }
-      long channel = first + group * V;
-      if (level.sums)
-        store(level.sums + index / map.groups() * map.c + channel, total, map.c - channel);
     }
   });
 }
@@ -441,24 +569,148 @@ inline void multiply(const float* a, long pitch, long rows, const float* panels,
     }
 }
 
+#if HAS_TILES
+// The same in bfloat16, by the tile registers of AMX: 16 rows of 64 bytes. A left operand is 16 rows of
+// 32 values of k; a right one is 16 pairs of values of k, each of 16 columns; sums are 16 x 16 float32.
+constexpr long OPERAND = 16 * 32;  // values of one
+
+// Rows reach to the next multiple of 32, k is one, panels are [k / 32][2][OPERAND]. Needs TileRegisters.
+template <class Done>
+inline void multiply(const uint16_t* a, long pitch, long rows, const uint16_t* panels, long panel,
+                     long k, long n, const Done& done) {
+  alignas(64) float sums[32 * PANEL];
+  long bytes = pitch * sizeof(uint16_t);
+  for (long j = 0; j < n; j += PANEL, panels += panel)
+    for (long i = 0; i < rows; i += 32) {
+      const uint16_t *left = a + i * pitch, *below = left + 16 * pitch, *right = panels;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (long p = 0; p < k; p += 32, right += 2 * OPERAND) {
+        _tile_loadd(4, left + p, bytes);
+        _tile_loadd(6, right, 64);
+        _tile_loadd(7, right + OPERAND, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, below + p, bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(0, sums, PANEL * 4);
+      _tile_stored(1, sums + 16, PANEL * 4);
+      _tile_stored(2, sums + 16 * PANEL, PANEL * 4);
+      _tile_stored(3, sums + 16 * PANEL + 16, PANEL * 4);
+      for (long r = 0; r < least(32, rows - i); r++) {
+        done(i + r, j, load(sums + r * PANEL));
+        done(i + r, j + V, load(sums + r * PANEL + V));
+      }
+    }
+}
+
+// 16 x 16 words of 32 bits.
+inline void transpose(__m512i* r) {
+  __m512i t[16];
+  UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  UNROLL
+  for (int i = 0; i < 16; i += 4)
+    UNROLL
+    for (int j = 0; j < 2; j++) {  // columns 2 j and 2 j + 1 of each quarter, of four rows
+      r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+    }
+  UNROLL
+  for (int j = 0; j < 4; j++) {
+    __m512i even = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+    __m512i odd = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+    __m512i even_below = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+    __m512i odd_below = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    t[j] = _mm512_shuffle_i32x4(even, even_below, 0x88);
+    t[4 + j] = _mm512_shuffle_i32x4(odd, odd_below, 0x88);
+    t[8 + j] = _mm512_shuffle_i32x4(even, even_below, 0xdd);
+    t[12 + j] = _mm512_shuffle_i32x4(odd, odd_below, 0xdd);
+  }
+  UNROLL
+  for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+// A right operand: 16 columns of the product are rows of a weight (n, k) from there on. Values beyond
+// it are zero.
+inline void pack_operand(const uint16_t* weight, long n, long k, long row, long column,
+                         uint16_t* out) {
+  __m512i r[16];
+  long count = k - column;
+  __mmask32 inside = count >= 32 ? ~0u : (1u << count) - 1;
+  UNROLL
+  for (int i = 0; i < 16; i++)
+    r[i] = row + i < n ? _mm512_maskz_loadu_epi16(inside, weight + (row + i) * k + column)
+                       : _mm512_setzero_si512();
+  transpose(r);
+  UNROLL
+  for (int i = 0; i < 16; i++) _mm512_store_si512(out + 32 * i, r[i]);
+}
+
+// All eight as 16 rows of 64 bytes, while this lives.
+struct TileRegisters {
+  TileRegisters() {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shape;
+    _tile_loadconfig(&shape);
+  }
+  ~TileRegisters() { _tile_release(); }
+};
+
+// Linux hands the registers out to processes that ask.
+bool may_use_tiles() {
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+  static const bool granted = !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+  return granted;
+}
+#endif
+
+// Of the operands of matrix products: rows that their memory is a multiple of, and what k is.
+template <class T>
+constexpr long GRAIN = sizeof(T) == sizeof(float) ? ROWS : 32;
+template <class T>
+constexpr long STEP = sizeof(T) == sizeof(float) ? 1 : 32;
+
+template <class T>
 struct Linear {  // weight (n, k), bias (n), packed
-  const float *weight, *bias;
+  const T* weight;
+  const float* bias;
   long n, k;
-  float *panels = nullptr, *biases = nullptr;
-  long floats() const { return up(n, PANEL) * (k + 1); }
+  T* panels = nullptr;
+  float* biases = nullptr;
+  long depth() const { return up(k, STEP<T>); }
+  long floats() const { return up(n, PANEL) * (depth() * sizeof(T) / sizeof(float) + 1); }
   float* place(float* memory) {
-    panels = memory, biases = memory + up(n, PANEL) * k;
+    biases = memory, panels = reinterpret_cast<T*>(memory + up(n, PANEL));
     return memory + floats();
   }
   void pack(long panel) const {
-    float* out = panels + panel * k * PANEL;
+    T* out = panels + panel * depth() * PANEL;
     long first = panel * PANEL, count = least(PANEL, n - first);
-    for (long begin = 0; begin < k; begin += 16)
-      for (long column = 0; column < PANEL; column++) {
-        const float* source = weight + (first + column) * k;
-        for (long p = begin; p < least(begin + 16, k); p++)
-          out[p * PANEL + column] = column < count ? source[p] : 0.0f;
+#if HAS_TILES
+    if constexpr (sizeof(T) == 2)
+      for (long p = 0; p < depth(); p += 32, out += 2 * OPERAND) {
+        pack_operand(weight, n, k, first, p, out);
+        pack_operand(weight, n, k, first + 16, p, out + OPERAND);
       }
+    else
+#endif
+      for (long begin = 0; begin < k; begin += 16)
+        for (long column = 0; column < PANEL; column++) {
+          const T* source = weight + (first + column) * k;
+          for (long p = begin; p < least(begin + 16, k); p++)
+            out[p * PANEL + column] = column < count ? source[p] : 0;
+        }
     for (long column = 0; column < PANEL; column++)
       biases[first + column] = column < count ? bias[first + column] : 0.0f;
   }
@@ -468,7 +720,8 @@ struct Norm {  // null pointers: none
   const float *weight, *bias;
   float eps;
   // Rows of c values, `pitch` apart and zero from c to there; `out` may be `x`.
-  void operator()(const float* x, long rows, long c, long pitch, float* out) const {
+  template <class From, class To>
+  void operator()(const From* x, long rows, long c, long pitch, To* out) const {
     for (long i = 0; i < rows; i++, x += pitch, out += pitch) {
       vec total{}, squares{};
       for (long j = 0; j < pitch; j += V) total += load(x + j);
@@ -493,14 +746,16 @@ struct Norm {  // null pointers: none
 extern "C" {
 
 struct Block {  // mirrored in native.py
-  const float* x;  // (N, H, W, C)
-  float* out;
+  const void* x;  // (N, H, W, C)
+  void* out;
   const float* valid;  // (N, H, W)
-  const float *norm1_weight, *norm1_bias, *f_weight, *f_bias, *h_weight, *h_bias;
-  const float *proj_weight, *proj_bias, *ln_weight, *ln_bias, *gamma1;
-  const float *norm2_weight, *norm2_bias, *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias, *gamma2;
+  const void *f_weight, *h_weight, *proj_weight, *fc1_weight, *fc2_weight;
+  const float *norm1_weight, *norm1_bias, *f_bias, *h_bias, *proj_bias, *ln_weight, *ln_bias;
+  const float *gamma1, *norm2_weight, *norm2_bias, *fc1_bias, *fc2_bias, *gamma2;
   const float* kernels[LEVELS];
   long sizes[LEVELS];
+  // Whether `x` and `out`, and whether the matrices, are bfloat16, else float32.
+  long sixteen_maps, sixteen_products;
   long n, h, w, c, hidden, levels, post_norm, threads;
   float norm1_eps, ln_eps, norm2_eps, divisor;
 };
@@ -508,66 +763,68 @@ struct Block {  // mirrored in native.py
 
 namespace {
 
-// Fresh memory costs a page fault for each 4 KiB, see docs/performance.md: ask for pages of 2 MiB
-// where there are such.
-void use_large_pages(void* memory, long bytes) {
-#ifdef MADV_HUGEPAGE
-  uintptr_t begin = up(reinterpret_cast<uintptr_t>(memory), LARGE_PAGE);
-  uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / LARGE_PAGE * LARGE_PAGE;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-float* allocate(long floats) {
-  long bytes = floats * sizeof(float), alignment = bytes < LARGE_PAGE ? 64 : LARGE_PAGE;
-  void* memory = std::aligned_alloc(alignment, up(bytes, alignment));
-  if (!memory) std::abort();
-  use_large_pages(memory, bytes);
-  return static_cast<float*>(memory);
-}
-
+// T: of the operands of matrix products and of the maps in between.
+template <class T>
 struct BlockRun {
   const Block& b;
   Map map;             // of the padded channels
   long pixels, pitch;  // pitch: channels padded to whole panels
-  long gate_pitch, tile;
-  Linear query, context, gates, h, proj, fc1, fc2;
+  bool kept;
+  long gate_pitch, tile, width;  // width: hidden columns that are computed at once
+  Linear<T> query, context, gates, h, proj, fc1, fc2;
   Norm norm1, ln, norm2;
-  float *memory, *maps, *taps, *gamma1, *gamma2, *shared, *partial;
-  float *level[2], *total, *gate;
+  float *memory, *maps, *taps, *gamma1, *gamma2, *shared, *partial, *gate;
+  T *level[2], *total;
 
   explicit BlockRun(const Block& block) : b(block) {
     long c = b.c;
     pixels = b.n * b.h * b.w, pitch = up(c, PANEL), gate_pitch = b.levels + 1;
     map = {b.n, b.h, b.w, pitch};
-    tile = CACHE / 4 / most(pitch, least(HIDDEN, up(b.hidden, PANEL)));
-    // Enough tiles for all threads to end together.
-    tile = most(least(tile, pixels / TILES) / ROWS, 4) * ROWS;
-    query = {b.f_weight, b.f_bias, c, c};
-    context = {b.f_weight + c * c, b.f_bias + c, c, c};
-    gates = {b.f_weight + 2 * c * c, b.f_bias + 2 * c, gate_pitch, c};
-    h = {b.h_weight, b.h_bias, c, c};
-    proj = {b.proj_weight, b.proj_bias, c, c};
-    fc1 = {b.fc1_weight, b.fc1_bias, b.hidden, c};
-    fc2 = {b.fc2_weight, b.fc2_bias, c, b.hidden};
+    width = least(HIDDEN, up(b.hidden, PANEL));
+    tile = tile_rows();
+    const T* f = static_cast<const T*>(b.f_weight);
+    query = {f, b.f_bias, c, c};
+    context = {f + c * c, b.f_bias + c, c, c};
+    gates = {f + 2 * c * c, b.f_bias + 2 * c, gate_pitch, c};
+    h = {static_cast<const T*>(b.h_weight), b.h_bias, c, c};
+    proj = {static_cast<const T*>(b.proj_weight), b.proj_bias, c, c};
+    fc1 = {static_cast<const T*>(b.fc1_weight), b.fc1_bias, b.hidden, c};
+    fc2 = {static_cast<const T*>(b.fc2_weight), b.fc2_bias, c, b.hidden};
     norm1 = {b.norm1_weight, b.norm1_bias, b.norm1_eps};
     ln = {b.ln_weight, b.ln_bias, b.ln_eps};
     norm2 = {b.norm2_weight, b.norm2_bias, b.norm2_eps};
     pack_weights();
-    maps = allocate(pixels * (3 * pitch + gate_pitch));
-    level[0] = maps, level[1] = maps + pixels * pitch, total = maps + 2 * pixels * pitch;
-    gate = maps + 3 * pixels * pitch;
+    long map_floats = pixels * pitch * sizeof(T) / sizeof(float);
+    long floats = 3 * map_floats + pixels * gate_pitch;
+    kept = floats * static_cast<long>(sizeof(float)) <= KEPT;
+    maps = kept ? map_scratch.get(floats) : allocate(floats);
+    level[0] = reinterpret_cast<T*>(maps);
+    level[1] = reinterpret_cast<T*>(maps + map_floats);
+    total = reinterpret_cast<T*>(maps + 2 * map_floats);
+    gate = maps + 3 * map_floats;
   }
 
   ~BlockRun() {
     std::free(memory);
-    std::free(maps);
+    if (!kept) std::free(maps);
+  }
+
+  // As many as the cache holds, but enough tiles for all threads to end together.
+  long tile_rows() const {
+    if (sizeof(T) == sizeof(float)) {
+      long rows = least(CACHE / 4 / most(pitch, width), pixels / TILES);
+      return most(rows / ROWS, 4) * ROWS;
+    }
+    // Products in tile registers take as long as reading the weights of a wide block.
+    long cached = most(TILE_CACHE / (8 * pitch + 2 * width), MANY_ROWS);
+    long shared = most(pixels / (TILES / 4), least(pixels / 2, MANY_ROWS));
+    return up(most(least(cached, shared), 1), GRAIN<T>);
   }
 
   void pack_weights() {
-    Linear* linears[] = {&query, &context, &gates, &h, &proj, &fc1, &fc2};
+    Linear<T>* linears[] = {&query, &context, &gates, &h, &proj, &fc1, &fc2};
     long floats = (2 + b.n + map.tiles()) * pitch, largest = 1, panels[8] = {};
-    for (Linear* linear : linears) floats += linear->floats();
+    for (Linear<T>* linear : linears) floats += linear->floats();
     for (long i = 0; i < b.levels; i++) largest = most(largest, b.sizes[i] * b.sizes[i]);
     memory = allocate(floats + largest * pitch);
     float* next = memory;
@@ -588,43 +845,89 @@ struct BlockRun {
     }
   }
 
+  // Of a thread: rows of the input, the sum of a branch, and operands of matrix products.
+  struct Rows {
+    long first, count;
+    float *x, *branch;
+    T *a, *product, *hidden;
+  };
+
   template <class Task>
   void for_tiles(const Task& task) {
     for_each((pixels + tile - 1) / tile, b.threads, [&](long index) {
-      long first = index * tile, rows = least(tile, pixels - first);
-      float* x = scratch.get(tile * (3 * pitch + least(HIDDEN, up(b.hidden, PANEL))));
-      for (long i = 0; i < rows; i++) {
-        std::memcpy(x + i * pitch, b.x + (first + i) * b.c, b.c * sizeof(float));
-        for (long j = b.c; j < pitch; j++) x[i * pitch + j] = 0;
+#if HAS_TILES
+      std::conditional_t<sizeof(T) == 2, TileRegisters, int> registers{};
+      (void)registers;
+#endif
+      Rows rows;
+      rows.first = index * tile, rows.count = least(tile, pixels - rows.first);
+      rows.x = scratch.get(tile * (4 * pitch + width));
+      rows.branch = rows.x + tile * pitch;
+      rows.a = reinterpret_cast<T*>(rows.branch + tile * pitch);
+      rows.product = rows.a + tile * pitch, rows.hidden = rows.product + tile * pitch;
+      for (long i = 0; i < rows.count; i++) {
+        long from = (rows.first + i) * b.c;
+        float* to = rows.x + i * pitch;
+        if (b.sixteen_maps)
+          for_vectors(b.c, [&](long j, long n) {
+            store(to + j, load(static_cast<const uint16_t*>(b.x) + from + j, n));
+          });
+        else
+          std::memcpy(to, static_cast<const float*>(b.x) + from, b.c * sizeof(float));
+        for (long j = b.c; j < pitch; j++) to[j] = 0;
       }
-      task(first, rows, x, x + tile * pitch, x + 2 * tile * pitch, x + 3 * tile * pitch);
+      task(rows);
     });
   }
 
+  void write(const Rows& rows) {
+    for (long i = 0; i < rows.count; i++) {
+      long to = (rows.first + i) * b.c;
+      const float* from = rows.x + i * pitch;
+      if (b.sixteen_maps)
+        for_vectors(b.c, [&](long j, long n) {
+          store(static_cast<uint16_t*>(b.out) + to + j, load(from + j), n);
+        });
+      else
+        std::memcpy(static_cast<float*>(b.out) + to, from, b.c * sizeof(float));
+    }
+  }
+
   template <class Done>
-  void apply(const Linear& linear, const float* a, long rows, const Done& done) {
-    multiply(a, pitch, rows, linear.panels, linear.k * PANEL, linear.k, linear.n,
+  void apply(const Linear<T>& linear, const T* a, long rows, const Done& done) {
+    multiply(a, pitch, rows, linear.panels, linear.depth() * PANEL, linear.depth(), linear.n,
              [&](long i, long j, vec x) { done(i, j, x + load(linear.biases + j)); });
+  }
+
+  // The input of a branch as an operand, with the norm before it if there is one.
+  const T* operand(const Norm& norm, const Rows& rows) {
+    if (!b.post_norm) {
+      norm(rows.x, rows.count, b.c, pitch, pad(rows.a, rows.count));
+      return rows.a;
+    }
+    if constexpr (std::is_same_v<T, float>) return rows.x;
+    for (long j = 0; j < rows.count * pitch; j += V) store(rows.a + j, load(rows.x + j));
+    return rows.a;
   }
 
   // Contexts of level 0 and gates.
   void project() {
-    for_tiles([&](long first, long rows, float* x, float* normed, float*, float*) {
-      if (!b.post_norm) norm1(x, rows, b.c, pitch, normed = pad(normed, rows));
-      const float* a = b.post_norm ? x : normed;
-      apply(context, a, rows, [&](long i, long j, vec y) {
+    for_tiles([&](const Rows& rows) {
+      const T* a = operand(norm1, rows);
+      long first = rows.first;
+      apply(context, a, rows.count, [&](long i, long j, vec y) {
         if (b.valid) y *= b.valid[first + i];
         store(level[0] + (first + i) * pitch + j, y);
       });
-      apply(gates, a, rows, [&](long i, long j, vec y) {
+      apply(gates, a, rows.count, [&](long i, long j, vec y) {
         long count = gate_pitch - j;
         if (count > 0) store(gate + (first + i) * gate_pitch + j, y / b.divisor, count);
       });
     });
   }
 
-  // Columns beyond C are zero wherever a norm reads them.
-  float* pad(float* x, long rows) {
+  // Columns beyond C are zero wherever a norm or a product reads them.
+  T* pad(T* x, long rows) {
     for (long i = 0; i < rows; i++)
       for (long j = b.c; j < pitch; j++) x[i * pitch + j] = 0;
     return x;
@@ -634,8 +937,8 @@ struct BlockRun {
     for (long i = 0; i < b.levels; i++) {
       bool last = i + 1 == b.levels;
       pack_taps(b.kernels[i], b.c, pitch, b.sizes[i], false, taps);
-      Level<float> to{nullptr,    last ? nullptr : level[(i + 1) % 2], total, gate + i, gate_pitch,
-                      i == 0,     b.valid,                             last ? partial : nullptr};
+      Level<T> to{nullptr,    last ? nullptr : level[(i + 1) % 2], total, gate + i, gate_pitch,
+                  i == 0,     b.valid,                             last ? partial : nullptr};
       depthwise(level[i % 2], taps, map, b.sizes[i], to, b.threads);
     }
     long tiles = map.tiles() / b.n;
@@ -648,57 +951,56 @@ struct BlockRun {
       for (long j = 0; j < pitch; j += V) {
         vec sums{};
         for (long t = image * tiles; t < (image + 1) * tiles; t++) sums += load(partial + t * pitch + j);
-        store(shared + image * pitch + j, gelu(sums / static_cast<float>(area)));
+        store(shared + image * pitch + j, Gelu<float>::value(sums / static_cast<float>(area)));
       }
     }
   }
 
   // The rest, pixel by pixel.
   void modulate() {
-    for_tiles([&](long first, long rows, float* x, float* a, float* product, float* hidden) {
-      pad(a, rows), pad(product, rows);
-      if (!b.post_norm) norm1(x, rows, b.c, pitch, a);
-      apply(query, b.post_norm ? x : a, rows,
+    for_tiles([&](const Rows& rows) {
+      auto [first, count, x, branch, a, product, hidden] = rows;
+      pad(product, count);
+      apply(query, operand(norm1, rows), count,
             [&](long i, long j, vec y) { store(product + i * pitch + j, y); });
-      for (long i = 0; i < rows; i++) {
+      for (long i = 0; i < count; i++) {
         long pixel = first + i;
         const float* global = shared + pixel / (b.h * b.w) * pitch;
         float weight = gate[pixel * gate_pitch + b.levels];
         for (long j = 0; j < pitch; j += V)
           store(a + i * pitch + j, load(total + pixel * pitch + j) + load(global + j) * weight);
       }
-      apply(h, a, rows, [&](long i, long j, vec y) {
-        float* to = product + i * pitch + j;
+      apply(h, a, count, [&](long i, long j, vec y) {
+        T* to = product + i * pitch + j;
         store(to, load(to) * y);
       });
-      if (ln.weight) ln(product, rows, b.c, pitch, product);
+      if (ln.weight) ln(product, count, b.c, pitch, product);
       if (b.post_norm) {
-        apply(proj, product, rows, [&](long i, long j, vec y) { store(a + i * pitch + j, y); });
-        norm1(a, rows, b.c, pitch, a);
-        add(x, a, gamma1, rows);
+        apply(proj, product, count, [&](long i, long j, vec y) { store(branch + i * pitch + j, y); });
+        norm1(branch, count, b.c, pitch, branch);
+        add(x, branch, gamma1, count);
       } else {
-        apply(proj, product, rows, [&](long i, long j, vec y) {
+        apply(proj, product, count, [&](long i, long j, vec y) {
           float* to = x + i * pitch + j;
           store(to, load(to) + y * load(gamma1 + j));
         });
-        norm2(x, rows, b.c, pitch, a);
       }
+      const T* input = operand(norm2, rows);
       if (b.post_norm) {
-        std::memset(product, 0, rows * pitch * sizeof(float));
-        mlp(x, hidden, rows, [&](long i, long j, vec y) {
-          float* to = product + i * pitch + j;
+        std::memset(branch, 0, count * pitch * sizeof(float));
+        mlp(input, hidden, count, [&](long i, long j, vec y) {
+          float* to = branch + i * pitch + j;
           store(to, load(to) + y);
         });
-        norm2(product, rows, b.c, pitch, product);
-        add(x, product, gamma2, rows);
+        norm2(branch, count, b.c, pitch, branch);
+        add(x, branch, gamma2, count);
       } else {
-        mlp(a, hidden, rows, [&](long i, long j, vec y) {
+        mlp(input, hidden, count, [&](long i, long j, vec y) {
           float* to = x + i * pitch + j;
           store(to, load(to) + y * load(gamma2 + j));
         });
       }
-      for (long i = 0; i < rows; i++)
-        std::memcpy(b.out + (first + i) * b.c, x + i * pitch, b.c * sizeof(float));
+      write(rows);
     });
   }
 
@@ -711,15 +1013,15 @@ struct BlockRun {
   }
 
   template <class Done>
-  void mlp(const float* a, float* hidden, long rows, const Done& done) {
+  void mlp(const T* a, T* hidden, long rows, const Done& done) {
     for (long begin = 0; begin < b.hidden; begin += HIDDEN) {
-      long count = least(HIDDEN, b.hidden - begin), width = up(count, PANEL);
-      multiply(a, pitch, rows, fc1.panels + begin * b.c, b.c * PANEL, b.c, count,
-               [&](long i, long j, vec y) {
-                 store(hidden + i * width + j, gelu(y + load(fc1.biases + begin + j)));
+      long count = least(HIDDEN, b.hidden - begin), padded = up(count, PANEL);
+      multiply(a, pitch, rows, fc1.panels + begin * fc1.depth(), fc1.depth() * PANEL, fc1.depth(),
+               count, [&](long i, long j, vec y) {
+                 store(hidden + i * padded + j, Gelu<T>::value(y + load(fc1.biases + begin + j)));
                });
-      multiply(hidden, width, rows, fc2.panels + begin * PANEL, b.hidden * PANEL, count, b.c,
-               [&](long i, long j, vec y) {
+      multiply(hidden, padded, rows, fc2.panels + begin * PANEL, fc2.depth() * PANEL,
+               up(count, STEP<T>), b.c, [&](long i, long j, vec y) {
                  done(i, j, begin ? y : y + load(fc2.biases + j));
                });
     }
@@ -747,15 +1049,18 @@ void for_rows(long rows, long c, long threads, const Task& task) {
            [&](long i) { task(i * part, least(part, rows - i * part)); });
 }
 
+// out = gelu(x + bias) * valid; null pointers count as 0 and 1.
 template <class T>
-void gelu_rows(const void* x, const float* valid, void* out, long rows, long c, long threads) {
+void gelu_rows(const void* x, const void* bias, const float* valid, void* out, long rows, long c,
+               long threads) {
   for_rows(rows, c, threads, [&](long first, long count) {
-    const T* from = static_cast<const T*>(x) + first * c;
+    const T *from = static_cast<const T*>(x) + first * c, *shift = static_cast<const T*>(bias);
     T* to = static_cast<T*>(out) + first * c;
-    long width = valid ? c : count * c;  // without weights all rows are one
+    long width = valid || bias ? c : count * c;  // else all rows are one
     for (long i = 0; i < count * c; i += width)
       for_vectors(width, [&](long j, long n) {
-        vec y = gelu(load(from + i + j, n));
+        vec y = load(from + i + j, n);
+        y = Gelu<T>::value(bias ? y + load(shift + j, n) : y);
         store(to + i + j, valid ? y * valid[first + i / c] : y, n);
       });
   });
@@ -778,8 +1083,8 @@ struct LevelBackward {
       for_vectors(c, [&](long j, long n) {
         vec y = load(by_sum + i * c + j, n) * gate;
         if (after) y += load(after + j, n);
-        vec x = load(before + i * c + j, n);
-        store(out + i * c + j, y * inside * gelu_slope(x, probability(x)), n);
+        vec slope = Gelu<T>::slope(load(before + i * c + j, n));
+        store(out + i * c + j, y * inside * slope, n);
       });
     }
   }
@@ -813,23 +1118,92 @@ void column_sums(long rows, long width, float* out, long threads, const Task& ta
   std::free(sums);
 }
 
-// after = gelu(before), gradient *= slope(before); by_bias: sums of the latter over the rows
+// after = gelu(before + bias), gradient *= slope there; by_bias: sums of the latter over the rows
 template <class T>
-void gelu_pair(const void* before, void* gradient, void* after, float* by_bias, long rows, long c,
-               long threads) {
+void gelu_pair(const void* before, const void* bias, void* gradient, void* after, float* by_bias,
+               long rows, long c, long threads) {
+  const T* shift = static_cast<const T*>(bias);
   column_sums(rows, c, by_bias, threads, [&](long first, long count, float* sums) {
     for (long i = first; i < first + count; i++) {
       const T* from = static_cast<const T*>(before) + i * c;
       T *slope = static_cast<T*>(gradient) + i * c, *to = static_cast<T*>(after) + i * c;
       for_vectors(c, [&](long j, long n) {
-        vec x = load(from + j, n), below = probability(x);
-        vec y = load(slope + j, n) * gelu_slope(x, below);
-        store(to + j, x * below, n);
+        vec value, derivative;
+        Gelu<T>::pair(load(from + j, n) + load(shift + j, n), value, derivative);
+        vec y = load(slope + j, n) * derivative;
+        store(to + j, value, n);
         store(slope + j, y, n);
         store(sums + j, load(sums + j) + y);
       });
     }
   });
+}
+
+// Only the first `count` values of a register.
+inline vec first_lanes(vec x, long count) {
+  ivec lane;
+  for (int i = 0; i < V; i++) lane[i] = i;
+  return count >= V ? x : lane < static_cast<int32_t>(count) ? x : vec{};
+}
+
+// Layer norm of rows of c values. Statistics of a row: mean and inverse deviation.
+template <class T>
+void norm_rows(const void* x, const void* weight, const void* bias, void* out, float* statistics,
+               float eps, long rows, long c, long threads) {
+  const T *scale = static_cast<const T*>(weight), *shift = static_cast<const T*>(bias);
+  for_rows(rows, c, threads, [&](long first, long count) {
+    for (long i = first; i < first + count; i++) {
+      const T* from = static_cast<const T*>(x) + i * c;
+      T* to = static_cast<T*>(out) + i * c;
+      vec total{}, squares{};
+      for_vectors(c, [&](long j, long n) { total += load(from + j, n); });
+      vec mean = splat(sum(total) / c);
+      for_vectors(c, [&](long j, long n) {
+        vec d = first_lanes(load(from + j, n) - mean, n);
+        squares += d * d;
+      });
+      vec inverse = splat(1 / std::sqrt(sum(squares) / c + eps));
+      for_vectors(c, [&](long j, long n) {
+        vec y = (load(from + j, n) - mean) * inverse;
+        store(to + j, y * load(scale + j, n) + load(shift + j, n), n);
+      });
+      statistics[2 * i] = mean[0], statistics[2 * i + 1] = inverse[0];
+    }
+  });
+}
+
+// Gradients of that by x and, summed over the rows, by weight and bias.
+template <class T>
+void norm_backward(const void* gradient, const void* x, const void* weight, const float* statistics,
+                   void* by_x, float* by_weight, float* by_bias, long rows, long c, long threads) {
+  const T* scale = static_cast<const T*>(weight);
+  long pitch = up(c, 16);  // whole registers are added
+  float* both = allocate(2 * pitch);
+  column_sums(rows, 2 * pitch, both, threads, [&](long first, long count, float* sums) {
+    for (long i = first; i < first + count; i++) {
+      const T* from = static_cast<const T*>(x) + i * c;
+      const T* by = static_cast<const T*>(gradient) + i * c;
+      T* to = static_cast<T*>(by_x) + i * c;
+      vec mean = splat(statistics[2 * i]), inverse = splat(statistics[2 * i + 1]);
+      vec total{}, product{};
+      for_vectors(c, [&](long j, long n) {
+        vec y = (load(from + j, n) - mean) * inverse, g = load(by + j, n);
+        store(sums + j, load(sums + j) + g * y);
+        store(sums + pitch + j, load(sums + pitch + j) + g);
+        g *= load(scale + j, n);
+        total += g, product += g * y;
+      });
+      vec shift = splat(sum(total) / c), slope = splat(sum(product) / c);
+      for_vectors(c, [&](long j, long n) {
+        vec y = (load(from + j, n) - mean) * inverse;
+        vec g = load(by + j, n) * load(scale + j, n);
+        store(to + j, (g - shift - y * slope) * inverse, n);
+      });
+    }
+  });
+  std::memcpy(by_weight, both, c * sizeof(float));
+  std::memcpy(by_bias, both + pitch, c * sizeof(float));
+  std::free(both);
 }
 
 // The gated sum: rows of `levels` contexts and of one shared by `repeat` rows, by their gates.
@@ -885,6 +1259,14 @@ void gated_sum(const void* const* contexts, const void* shared, void* gates, voi
   });
 }
 
+template <class T>
+void run_block(const Block& block) {
+  BlockRun<T> run(block);
+  run.project();
+  run.contextualise();
+  run.modulate();
+}
+
 }  // namespace
 
 extern "C" {
@@ -902,9 +1284,9 @@ void focalnet_depthwise(const void* x, const void* kernel, const float* valid, v
   run(x, kernel, valid, before, after, {n, h, w, c}, size, flip, threads);
 }
 
-void focalnet_gelu(const void* x, const float* valid, void* out, long rows, long c, long sixteen,
-                   long threads) {
-  (sixteen ? gelu_rows<uint16_t> : gelu_rows<float>)(x, valid, out, rows, c, threads);
+void focalnet_gelu(const void* x, const void* bias, const float* valid, void* out, long rows, long c,
+                   long sixteen, long threads) {
+  (sixteen ? gelu_rows<uint16_t> : gelu_rows<float>)(x, bias, valid, out, rows, c, threads);
 }
 
 void focalnet_level_backward(const void* by_sum, const void* gates, const void* by_after,
@@ -915,10 +1297,23 @@ void focalnet_level_backward(const void* by_sum, const void* gates, const void* 
   (sixteen ? level_backward<uint16_t> : level_backward<float>)(arrays, valid, numbers);
 }
 
-void focalnet_gelu_pair(const void* before, void* gradient, void* after, float* by_bias, long rows,
-                        long c, long sixteen, long threads) {
+void focalnet_gelu_pair(const void* before, const void* bias, void* gradient, void* after,
+                        float* by_bias, long rows, long c, long sixteen, long threads) {
   auto run = sixteen ? gelu_pair<uint16_t> : gelu_pair<float>;
-  run(before, gradient, after, by_bias, rows, c, threads);
+  run(before, bias, gradient, after, by_bias, rows, c, threads);
+}
+
+void focalnet_norm(const void* x, const void* weight, const void* bias, void* out, float* statistics,
+                   const float* eps, long rows, long c, long sixteen, long threads) {
+  (sixteen ? norm_rows<uint16_t> : norm_rows<float>)(x, weight, bias, out, statistics, *eps, rows, c,
+                                                     threads);
+}
+
+void focalnet_norm_backward(const void* gradient, const void* x, const void* weight,
+                            const float* statistics, void* by_x, float* by_weight, float* by_bias,
+                            long rows, long c, long sixteen, long threads) {
+  auto run = sixteen ? norm_backward<uint16_t> : norm_backward<float>;
+  run(gradient, x, weight, statistics, by_x, by_weight, by_bias, rows, c, threads);
 }
 
 // `backward`: `gates` are written, from the gradient `total`; else the other way around.
@@ -940,10 +1335,19 @@ void focalnet_depthwise_weight(const void* x, const void* gradient, void* out, l
                     static_cast<float*>(out), threads);
 }
 
+// Whether blocks with matrices in bfloat16 are taken.
+long focalnet_has_tiles() {
+#if HAS_TILES
+  return may_use_tiles();
+#else
+  return 0;
+#endif
+}
+
 void focalnet_block(const Block* block) {
-  BlockRun run(*block);
-  run.project();
-  run.contextualise();
-  run.modulate();
+#if HAS_TILES
+  if (block->sixteen_products) return run_block<uint16_t>(*block);
+#endif
+  run_block<float>(*block);
 }
 }

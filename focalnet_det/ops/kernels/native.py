@@ -60,6 +60,9 @@ class Library:
         self._functions = functions
         entry = _openmp()
         self.parallel = bool(entry)
+        functions.focalnet_has_tiles.restype = ctypes.c_long
+        # Whether :meth:`block` has products in bfloat16: with the tile registers of Intel's AMX.
+        self.has_tiles = bool(functions.focalnet_has_tiles())
         functions.focalnet_set_threads(entry)
 
     def depthwise(self, x: Tensor, kernel: Tensor, *, flip: bool = False) -> Tensor:
@@ -94,21 +97,24 @@ class Library:
         self._call("depthwise_weight", (x, gradient, out), *x.shape, size)
         return out
 
-    def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """GELU of (..., C) times ``valid``, (..., 1)."""
+    def gelu(self, x: Tensor, valid: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """GELU of (..., C), plus ``bias``, (C,), times ``valid``, (..., 1)."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        self._call("gelu", (x, _single(valid), out), x.shape[:-1].numel(), x.shape[-1])
+        tensors = x, bias, _single(valid), out
+        self._call("gelu", tensors, x.shape[:-1].numel(), x.shape[-1])
         return out
 
-    def gelu_pair_(self, before: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """GELU of ``before``, (..., C); ``gradient``, contiguous, is multiplied by the slope there.
+    def gelu_pair_(self, before: Tensor, bias: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """GELU of ``before``, (..., C), plus ``bias``, (C,).
+
+        ``gradient``, contiguous, is multiplied by the slope there.
 
         Returns: the former; sums of the latter over all but C, (C,), float32.
         """
         before, after = before.contiguous(), torch.empty_like(gradient)
         by_bias = before.new_empty(before.shape[-1], dtype=torch.float32)
-        tensors = before, gradient, after, by_bias
+        tensors = before, bias, gradient, after, by_bias
         self._call("gelu_pair", tensors, before.shape[:-1].numel(), before.shape[-1])
         return after, by_bias
 
@@ -161,23 +167,55 @@ class Library:
         self._call("level_backward", tensors, rows, before.shape[-1], pitch, repeat)
         return out
 
-    def block(self, x: Tensor, weights: BlockWeights, valid: Tensor | None) -> Tensor:
+    def norm(self, x: Tensor, norm: Affine) -> tuple[Tensor, Tensor]:
+        """Layer norm of (..., C); weight and bias are of the type of ``x``.
+
+        Returns: it; mean and inverse deviation of each row, (..., 2), float32.
+        """
+        x = x.contiguous()
+        out, statistics = torch.empty_like(x), x.new_empty(*x.shape[:-1], 2, dtype=torch.float32)
+        tensors = x, norm.weight, norm.bias, out, statistics
+        eps = ctypes.byref(ctypes.c_float(norm.eps))
+        self._call("norm", tensors, x.shape[:-1].numel(), x.shape[-1], last=(eps,))
+        return out, statistics
+
+    def norm_backward(
+        self, gradient: Tensor, x: Tensor, weight: Tensor, statistics: Tensor, *, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of :meth:`norm`: by ``x``, which is written to ``out``, by weight and bias.
+
+        Args:
+            gradient, x: (..., C).
+            weight: of the norm.
+            statistics: of :meth:`norm`.
+            out: (..., C), contiguous; may be ``gradient``.
+        Returns: those by weight and bias, (C,), float32.
+        """
+        by_affine = [x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2)]
+        tensors = gradient.contiguous(), x.contiguous(), weight, statistics, out, *by_affine
+        self._call("norm_backward", tensors, x.shape[:-1].numel(), x.shape[-1])
+        return by_affine[0], by_affine[1]
+
+    def block(
+        self, x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         """A whole block in inference; see :func:`focalnet_det.ops.kernels.inference.block`.
 
         Args:
-            x: (N, H, W, C), float32, as are all weights; at most :data:`MOST_LEVELS` levels.
-            weights: of the block.
-            valid: (N, H, W, 1), float32.
+            x: (N, H, W, C), of one of :data:`DTYPES`.
+            weights: of the block; at most :data:`MOST_LEVELS` levels.
+            valid: (N, H, W, 1).
+            dtype: of the products, bfloat16 only with ``has_tiles``.
         Returns: (N, H, W, C), contiguous.
         """
         x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         struct = _Block(x=x.data_ptr(), out=out.data_ptr(), threads=torch.get_num_threads())
         alive: list[Tensor] = []
 
-        def pointer(tensor: Tensor | None) -> int | None:
+        def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
             if tensor is None:
                 return None
-            alive.append(tensor.detach().contiguous())
+            alive.append(tensor.detach().to(dtype).contiguous())
             return alive[-1].data_ptr()
 
         modulation, mlp = weights.modulation, weights.mlp
@@ -188,13 +226,16 @@ class Library:
         }  # fmt: skip
         for name, layer in layers.items():
             if layer is not None:
-                setattr(struct, f"{name}_weight", pointer(layer.weight))
+                kind = dtype if layer.weight.ndim == 2 else torch.float32
+                setattr(struct, f"{name}_weight", pointer(layer.weight, kind))
                 setattr(struct, f"{name}_bias", pointer(layer.bias))
                 if hasattr(struct, f"{name}_eps"):
                     setattr(struct, f"{name}_eps", layer.eps)
         struct.gamma1, struct.gamma2 = pointer(weights.gamma_1), pointer(weights.gamma_2)
         struct.valid = pointer(valid)
         struct.n, struct.h, struct.w, struct.c = x.shape
+        struct.sixteen_maps = x.dtype == torch.bfloat16
+        struct.sixteen_products = dtype == torch.bfloat16
         struct.hidden, struct.post_norm = len(mlp.fc1.weight), weights.post_norm
         struct.levels, struct.divisor = len(modulation.kernels), modulation.divisor
         for level, kernel in enumerate(modulation.kernels):
@@ -208,13 +249,17 @@ class Library:
         tensors: tuple[Tensor | None, ...],
         *numbers: int,
         first: tuple[Any, ...] = (),
+        last: tuple[Any, ...] = (),
     ) -> None:
-        """All functions take pointers, then numbers, then the type and the threads."""
+        """All functions take pointers, then numbers, then the type and the threads.
+
+        ``first`` and ``last`` are pointers that belong to no tensor.
+        """
         pointers = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors]
         sixteen = tensors[0] is not None and tensors[0].dtype == torch.bfloat16
         function = getattr(self._functions, f"focalnet_{name}")
         numbers = (*numbers, sixteen, torch.get_num_threads())
-        function(*first, *pointers, *(ctypes.c_long(number) for number in numbers))
+        function(*first, *pointers, *last, *(ctypes.c_long(number) for number in numbers))
 
 
 class _Block(ctypes.Structure):
@@ -222,14 +267,14 @@ class _Block(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
-            "x", "out", "valid", "norm1_weight", "norm1_bias", "f_weight", "f_bias", "h_weight",
-            "h_bias", "proj_weight", "proj_bias", "ln_weight", "ln_bias", "gamma1",
-            "norm2_weight", "norm2_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias",
-            "gamma2",
+            "x", "out", "valid", "f_weight", "h_weight", "proj_weight", "fc1_weight", "fc2_weight",
+            "norm1_weight", "norm1_bias", "f_bias", "h_bias", "proj_bias", "ln_weight", "ln_bias",
+            "gamma1", "norm2_weight", "norm2_bias", "fc1_bias", "fc2_bias", "gamma2",
         )),
         ("kernels", ctypes.c_void_p * MOST_LEVELS),
         ("sizes", ctypes.c_long * MOST_LEVELS),
         *((name, ctypes.c_long) for name in (
+            "sixteen_maps", "sixteen_products",
             "n", "h", "w", "c", "hidden", "levels", "post_norm", "threads",
         )),
         *((name, ctypes.c_float) for name in ("norm1_eps", "ln_eps", "norm2_eps", "divisor")),

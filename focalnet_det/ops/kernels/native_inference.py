@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import inference
-from .native import MOST_LEVELS, Library, library
+from .native import DTYPES, MOST_LEVELS, Library, library
 from .parameters import BlockWeights
 
 # The library copies all weights into another order at every call. Those of wide blocks leave the
@@ -17,9 +17,16 @@ MANY_PIXELS = 2048
 
 def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
     """See :func:`focalnet_det.ops.kernels.inference.block`."""
-    levels, channels = len(weights.modulation.kernels), x.shape[-1]
-    widest = WIDE if x.shape[:-1].numel() >= MANY_PIXELS else NARROW
-    if dtype != torch.float32 or channels > widest or not 0 < levels <= MOST_LEVELS:
-        return inference.block(x, weights, valid, dtype)
     native = cast(Library, library())
-    return native.block(x.to(dtype), weights.to(dtype), valid).to(x.dtype)
+    if not _takes(native, x, weights, dtype):
+        return inference.block(x, weights, valid, dtype)
+    return native.block(x, weights, valid, dtype)
+
+
+def _takes(native: Library, x: Tensor, weights: BlockWeights, dtype: torch.dtype) -> bool:
+    if not 0 < len(weights.modulation.kernels) <= MOST_LEVELS or x.dtype not in DTYPES:
+        return False
+    if dtype == torch.bfloat16:
+        return native.has_tiles
+    widest = WIDE if x.shape[:-1].numel() >= MANY_PIXELS else NARROW
+    return dtype == torch.float32 and x.shape[-1] <= widest

@@ -1,5 +1,6 @@
 """The branches of a block in training, with the kernels of ``native.cpp``."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from . import training
 from .native import LARGEST_KERNEL, MOST_LEVELS, Library, library
+from .parameters import Affine
 from .steps import Steps
+from .tiles import rows
 from .training import mlp_kept, modulation_kept
 
 __all__ = [
@@ -24,14 +27,33 @@ class NativeSteps(Steps):
     def _library(self) -> Library:
         return cast(Library, library())
 
+    def norm(self, x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
+        return (x,) if norm is None else self._library.norm(x, norm)
+
+    def norm_backward(
+        self, gradient: Tensor, x: Tensor, norm: Affine, statistics: Sequence[Tensor], out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self._library.norm_backward(gradient, x, norm.weight, statistics[0], out=out)
+
     def level(self, context: Tensor, kernel: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._library.level(context, kernel, valid)
 
     def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         return self._library.gelu(x, valid)
 
-    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return self._library.gelu_pair_(x, gradient)
+    # Hidden layers are written without their bias: a product that adds one copies it to all rows
+    # before it starts.
+
+    def hidden_(self, out: Tensor, x: Tensor, fc1: Affine) -> None:
+        torch.mm(rows(x), fc1.weight.mT, out=rows(out))
+
+    def hidden_gelu(self, hidden: Tensor, fc1: Affine) -> Tensor:
+        return self._library.gelu(hidden, bias=fc1.bias)
+
+    def hidden_backward_(
+        self, hidden: Tensor, fc1: Affine, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self._library.gelu_pair_(hidden, fc1.bias, gradient)
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
         if len(contexts) > MOST_LEVELS:

@@ -1,10 +1,13 @@
-"""Parts of a branch in training that are no matrix products, as plain PyTorch."""
+"""Parts of a branch in training, most of them no matrix products, as plain PyTorch."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import depthwise
+from .parameters import Affine
 from .tiles import rows, tiles
 
 aten = torch.ops.aten
@@ -12,6 +15,28 @@ aten = torch.ops.aten
 
 class Steps:
     """Maps are (N, H, W, C), contiguous, of one type; ``valid`` is (N, H, W, 1) or None."""
+
+    def norm(self, x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
+        """Normed values and statistics for :meth:`norm_backward`; ``x`` alone without a norm."""
+        if norm is None:
+            return (x,)
+        result: tuple[Tensor, ...] = aten.native_layer_norm(
+            x, x.shape[-1:], norm.weight, norm.bias, norm.eps
+        )
+        return result
+
+    def norm_backward(
+        self, gradient: Tensor, x: Tensor, norm: Affine, statistics: Sequence[Tensor], out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Writes the gradient by ``x``, (..., C), to ``out``, contiguous, perhaps ``gradient``.
+
+        Returns: the gradients by weight and bias.
+        """
+        by_x, by_weight, by_bias = aten.native_layer_norm_backward(
+            gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
+        )
+        out.copy_(by_x)
+        return by_weight, by_bias
 
     def level(self, context: Tensor, kernel: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next level before and after its GELU; the latter zero outside the image."""
@@ -23,13 +48,29 @@ class Steps:
         after = F.gelu(x)
         return after if valid is None else after.mul_(valid)
 
-    def gelu_pair_(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """GELU; the gradient by it, contiguous, becomes that by ``x``.
+    def hidden_(self, out: Tensor, x: Tensor, fc1: Affine) -> None:
+        """Writes a hidden layer before its GELU to ``out``, in the form that the next two take.
 
-        Returns: the GELU, and the sum of the gradient by ``x`` over all but the channels.
+        Args:
+            out: (N, P, D), contiguous.
+            x: (N, P, C).
+            fc1: weight (D, C).
         """
-        aten.gelu_backward.grad_input(gradient, x, grad_input=gradient)
-        return F.gelu(x), rows(gradient).sum(0)
+        torch.addmm(fc1.bias, rows(x), fc1.weight.mT, out=rows(out))
+
+    def hidden_gelu(self, hidden: Tensor, _fc1: Affine) -> Tensor:
+        """GELU of what :meth:`hidden_` wrote."""
+        return F.gelu(hidden)
+
+    def hidden_backward_(
+        self, hidden: Tensor, _fc1: Affine, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`hidden_gelu`; the gradient by it, contiguous, becomes that by ``hidden``.
+
+        Returns: the GELU, and the sum of the gradient by ``hidden`` over all but the channels.
+        """
+        aten.gelu_backward.grad_input(gradient, hidden, grad_input=gradient)
+        return F.gelu(hidden), rows(gradient).sum(0)
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
         """Sum of the contexts, each times its gate.

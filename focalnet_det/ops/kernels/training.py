@@ -66,7 +66,6 @@ def modulation_forward(
     if not options.lean and keeps_modulator(weights.kernels):
         run.modulators = torch.empty_like(run.flat)
     out = torch.empty_like(run.flat, dtype=options.stored)
-    norm_product = run.norm(run.weights.ln)
     for tile in tiles(run.flat):
         aggregated = run.aggregate(tile)
         if run.modulators is None:
@@ -74,9 +73,7 @@ def modulation_forward(
         else:
             modulator = run.modulators[tile]
             _linear_into(modulator, aggregated, run.weights.h)
-        product = run.query[tile] * modulator
-        if norm_product is not None:
-            product = norm_product(product)
+        product, *_ = steps.norm(run.query[tile] * modulator, run.weights.ln)
         _linear_into(out[tile], product, run.weights.proj)
     kept = [] if options.lean else run.kept()
     return out.view(x.shape), [tensor.to(options.stored) for tensor in kept]
@@ -161,7 +158,7 @@ class _Run:
     def project(self) -> None:
         """Query, context and gates of all pixels, the former two if they are not kept."""
         c = self.shape[-1]
-        normed, *self.statistics = norm_forward(self.flat, self.norm1)
+        normed, *self.statistics = self.steps.norm(self.flat, self.norm1)
         self.normed = normed
         weight, bias = self.weights.f.weight, self.weights.f.bias
         self.gates = F.linear(normed, weight[2 * c :], bias[2 * c :]) / self.weights.divisor
@@ -194,11 +191,6 @@ class _Run:
         """A tile of the context after each level."""
         return [context.view_as(self.flat)[tile] for context in self.contexts[1:]]
 
-    def norm(self, norm: Affine | None) -> Any:
-        if norm is None:
-            return None
-        return lambda x: F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-
     def backward(self, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients by ``x`` and by the tensors that :func:`modulation` lists."""
         weights, c = self.weights, self.shape[-1]
@@ -218,9 +210,9 @@ class _Run:
             else:
                 modulator = self.modulators[tile]
             product = query * modulator
-            normed, *statistics = norm_forward(product, weights.ln)
+            normed, *statistics = self.steps.norm(product, weights.ln)
             by_product = _linear_backward(gradient[tile], normed, weights.proj.weight, by_proj)
-            by_product = _norm_backward(by_product, product, weights.ln, statistics, by_ln)
+            self._norm_backward_(by_product, product, weights.ln, statistics, by_ln)
             by_query = by_product * modulator
             _linear_backward(
                 by_query, self.normed[tile], weights.f.weight[:c], by_q, out=by_normed[tile]
@@ -239,11 +231,18 @@ class _Run:
             (by_gates, weights.f.weight[2 * c :], by_g),
         ):
             _linear_backward(by_part, self.normed, weight, total, out=by_normed, add=True)
-        by_x = _norm_backward(by_normed, self.flat, self.norm1, self.statistics, by_norm)
+        self._norm_backward_(by_normed, self.flat, self.norm1, self.statistics, by_norm)
         return (
-            by_x.view(self.shape).to(self.out_dtype),
+            by_normed.view(self.shape).to(self.out_dtype),
             [*by_norm, *by_f, *by_h, *by_proj, *by_ln, *by_kernels],
         )
+
+    def _norm_backward_(
+        self, gradient: Tensor, x: Tensor, norm: Affine | None, statistics: Any, sums: "Sums"
+    ) -> None:
+        """The gradient becomes that by ``x``; those by weight and bias are added to ``sums``."""
+        if norm is not None:
+            sums.add(*self.steps.norm_backward(gradient, x, norm, statistics, gradient))
 
     def _levels_backward(self, by_aggregated: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients by the projected context and by the depthwise kernels."""
@@ -288,15 +287,13 @@ def mlp_forward(
     out = torch.empty_like(flat, dtype=stored)
     kept = mlp_kept(x, len(fc1.weight), options)
     for tile in tiles(flat):
-        normed, *_ = norm_forward(flat[tile].to(dtype), norm)
-        if lean or stored != dtype:
-            hidden = _linear(normed, fc1)
-        else:
-            hidden = kept[0][tile]
-            _linear_into(hidden, normed, fc1)
-        if not lean and stored != dtype:
+        normed, *_ = steps.norm(flat[tile].to(dtype), norm)
+        direct = not lean and stored == dtype
+        hidden = kept[0][tile] if direct else _hidden(normed, fc1)
+        steps.hidden_(hidden, normed, fc1)
+        if not lean and not direct:
             kept[0][tile] = hidden
-        _linear_into(out[tile], steps.gelu(hidden), fc2)
+        _linear_into(out[tile], steps.hidden_gelu(hidden, fc1), fc2)
     return out.view(x.shape), kept
 
 
@@ -318,14 +315,24 @@ def mlp_backward(
     by_norm, by_fc1, by_fc2 = Sums(), Sums(), Sums()
     for tile in tiles(flat):
         before = flat[tile].to(dtype)
-        normed, *statistics = norm_forward(before, norm)
-        hidden = kept[0][tile].to(dtype) if kept else _linear(normed, fc1)
+        normed, *statistics = steps.norm(before, norm)
+        if kept:
+            hidden = kept[0][tile].to(dtype)
+        else:
+            hidden = _hidden(normed, fc1)
+            steps.hidden_(hidden, normed, fc1)
         by_out = gradient[tile].to(dtype)
         by_hidden = by_out @ fc2.weight
-        after, by_bias = steps.gelu_pair_(hidden, by_hidden)
+        after, by_bias = steps.hidden_backward_(hidden, fc1, by_hidden)
         by_fc2.add_products(by_out, after)
         by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1, by_bias=by_bias)
-        by_x[tile] = _norm_backward(by_normed, before, norm, statistics, by_norm)
+        if norm is None:
+            by_x[tile] = by_normed
+            continue
+        by_tile = by_x[tile] if by_x.dtype == dtype else by_normed
+        by_norm.add(*steps.norm_backward(by_normed, before, norm, statistics, by_tile))
+        if by_x.dtype != dtype:
+            by_x[tile] = by_tile
     return [by_x.view(x.shape), *by_norm, *by_fc1, *by_fc2]
 
 
@@ -339,6 +346,11 @@ def _mlp_weights(
     norm: Affine | None, weights: MlpWeights, dtype: torch.dtype
 ) -> tuple[Affine | None, MlpWeights]:
     return None if norm is None else norm.to(dtype), weights.to(dtype)
+
+
+def _hidden(x: Tensor, fc1: Affine) -> Tensor:
+    """Memory for a hidden layer."""
+    return x.new_empty(*x.shape[:-1], len(fc1.weight))
 
 
 def _linear(x: Tensor, weights: Affine) -> Tensor:
@@ -408,27 +420,3 @@ def _linear_backward(
     return torch.matmul(flat, weight, out=None if out is None else rows(out)).view(
         *gradient.shape[:-1], -1
     )
-
-
-def norm_forward(x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
-    """Normed values, mean and inverse deviation; ``x`` and nothing without a norm."""
-    if norm is None:
-        return (x,)
-    result: tuple[Tensor, ...] = aten.native_layer_norm(
-        x, x.shape[-1:], norm.weight, norm.bias, norm.eps
-    )
-    return result
-
-
-def _norm_backward(
-    gradient: Tensor, x: Tensor, norm: Affine | None, statistics: Any, sums: Sums
-) -> Tensor:
-    """Gradient by ``x``; those by weight and bias are added to ``sums``."""
-    if norm is None:
-        return gradient
-    by_x, by_weight, by_bias = aten.native_layer_norm_backward(
-        gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
-    )
-    sums.add(by_weight, by_bias)
-    result: Tensor = by_x
-    return result

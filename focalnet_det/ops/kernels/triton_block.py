@@ -16,7 +16,7 @@ from torch import Tensor
 from . import triton_depthwise as depthwise
 from . import triton_mlp, triton_pointwise
 from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
-from .training import Options, norm_forward
+from .training import PLAIN, Options
 
 aten = torch.ops.aten
 # Values of a row of the projection are padded to a multiple of this: 16 bytes in 16 bits.
@@ -121,7 +121,7 @@ def modulation_backward(
     norm, weights = _cast(norm, dtype), weights.to(dtype)
     before = x.to(dtype).contiguous()
     gradient = gradient.to(dtype).contiguous()
-    normed, *statistics = norm_forward(before, norm)
+    normed, *statistics = PLAIN.norm(before, norm)
     if not kept:
         again = _contexts(normed, weights, valid, keep=True)
         assert again.levels is not None
@@ -133,7 +133,7 @@ def modulation_backward(
     by_projected = torch.empty_like(projected)
 
     product = projected[..., :c] * modulator
-    product_normed, *product_statistics = norm_forward(product, weights.ln)
+    product_normed, *product_statistics = PLAIN.norm(product, weights.ln)
     by_proj = _parameter_gradients(gradient, product_normed)
     by_product, by_ln = _norm_backward(
         gradient @ weights.proj.weight, product, weights.ln, product_statistics
@@ -200,7 +200,7 @@ def mlp_backward(
     norm, weights = _cast(norm, dtype), weights.to(dtype)
     before = x.to(dtype).contiguous()
     gradient = gradient.to(dtype).contiguous()
-    normed, *statistics = norm_forward(before, norm)
+    normed, *statistics = PLAIN.norm(before, norm)
     hidden = kept[0] if kept else _linear(normed, weights.fc1)
     activation, by_hidden = triton_pointwise.gelu_backward(hidden, gradient @ weights.fc2.weight)
     by_fc2 = _parameter_gradients(gradient, activation)

@@ -61,7 +61,9 @@ def mlp_kernel(
 
 def takes(x: Tensor) -> bool:
     """Whether :func:`mlp` takes (N, H, W, C): float32 products have no tensor cores."""
-    return x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] <= MOST_CHANNELS
+    # The interpreter, on CPUs, multiplies the bits of bfloat16 as integers.
+    types = (torch.bfloat16, torch.float16) if x.is_cuda else (torch.float16,)
+    return x.dtype in types and x.shape[-1] <= MOST_CHANNELS
 
 
 def mlp(x: Tensor, norm: Affine, weights: MlpWeights) -> Tensor:
