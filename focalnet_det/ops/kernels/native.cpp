@@ -1,4 +1,5 @@
-// Focal modulation on CPUs: depthwise convolutions and whole blocks, NHWC, float32 arithmetic.
+// Focal modulation on CPUs: depthwise convolutions, norms and whole blocks, NHWC. Arithmetic is float32,
+// but for products of bfloat16 in the tile registers of AMX.
 //
 // Built for the CPU it runs on, see native.py. `vec` is one register; every function is written once
 // for all widths. Threads are those of the OpenMP library that PyTorch has loaded, whose entry points
