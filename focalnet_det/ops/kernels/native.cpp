@@ -53,7 +53,7 @@ constexpr long CHANNELS = 32;   // channels of a tile of a map: two cache lines 
 constexpr long GROUPS = CHANNELS / V;
 constexpr long HIDDEN = 384;    // part of the hidden layer that is computed at once
 constexpr long LEVELS = 8;      // at most
-constexpr long PARTS = 32;      // into which rows are cut at most where they are summed
+constexpr long PARTS = 32;      // of work: at most where rows are summed, at least in convolutions
 constexpr long TILES = 64;      // that a block is cut into at least, of 4 x ROWS pixels at least
 constexpr long LARGE_PAGE = 2 * 1024 * 1024;  // bytes
 constexpr long CACHE = 256 * 1024;  // bytes of the left matrix of a product, for half of the cache
@@ -128,16 +128,6 @@ inline float sum(vec x) {
 #endif
 }
 
-// p / q to 2 units in the last place, for q far from the limits of the type.
-inline vec quotient(vec p, vec q) {
-#if defined(__AVX512F__)
-  vec r = (vec)_mm512_rcp14_ps((__m512)q);  // a division takes as long as 30 products
-  return p * (r * (2.0f - q * r));
-#else
-  return p / q;
-#endif
-}
-
 // erf(x / sqrt 2) as a quotient of polynomials in x^2, fitted on |x| < 5.6; error 4.5e-7.
 inline vec error_function(vec x) {
   vec bound = splat(5.6f);
@@ -153,7 +143,7 @@ inline vec error_function(vec x) {
   q = q * t + 0.028939926996827126f;
   q = q * t + 0.25283312797546387f;
   q = q * t + 1.0f;
-  return quotient(z * p, q);
+  return z * p / q;
 }
 
 
@@ -430,8 +420,8 @@ vec finish(const float* sums, const Level<T>& level, long pixel, long c, long ch
 template <class T>
 void depthwise(const T* data, const float* taps, const Map& map, long size, const Level<T>& level,
                long threads) {
-  // One thread takes neighbouring groups where there are enough tiles: two that write lines side by
-  // side take them from each other.
+  // Threads that write lines side by side take them from each other: they take different tiles, and
+  // one takes neighbouring groups of a tile where there are enough tiles.
   long share = most(1, least(map.groups(), map.tiles() * map.groups() / PARTS));
   long shares = (map.groups() + share - 1) / share, radius = size / 2;
   for_each(map.tiles() * shares, threads, [&](long index) {

@@ -279,7 +279,7 @@ def mlp_forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Linear, GELU, linear, with the norm before them if there is one.
 
-    Returns: as :func:`modulation_forward`; what is kept is the hidden layer before its GELU.
+    Returns: as :func:`modulation_forward`; what is kept is what :meth:`Steps.hidden_` writes.
     """
     dtype, stored, lean = options
     norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
