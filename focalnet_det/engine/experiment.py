@@ -22,6 +22,7 @@ from ..data.semantic_augmentation import semantic_crops
 from ..heads.alone import see_images_alone
 from ..heads.mmdet_conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet_rcnn import MmdetRCNN
+from ..heads.poolers import pool_fast
 from .solver import Schedule, adamw
 
 # Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.
@@ -222,7 +223,7 @@ def from_lazy(cfg: DictConfig) -> Experiment:
 
     tests = cfg.dataloader.get("test", None) or []
     return Experiment(
-        model=lambda: see_images_alone(instantiate(cfg.model)),
+        model=lambda: _prepared(instantiate(cfg.model)),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
         train_loader=lambda: instantiate(cfg.dataloader.train),
@@ -256,7 +257,7 @@ def from_yacs(cfg: CfgNode) -> Experiment:
         frozen = cfg.clone()
         frozen.MODEL.DEVICE = "cpu"  # the engine moves it
         apply_conventions(frozen)
-        return see_images_alone(build_model(frozen))
+        return _prepared(build_model(frozen))
 
     def test_loader(name: str) -> Callable[[], Any]:
         def resize(short_side: int, max_long_side: int) -> list[Any]:
@@ -284,6 +285,11 @@ def from_yacs(cfg: CfgNode) -> Experiment:
         options=yacs_options(cfg),
         config_text=cfg.dump(),
     )
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    """Parts of Detectron2 give way to ours; parameters and their names stay."""
+    return see_images_alone(pool_fast(model))
 
 
 def apply_conventions(cfg: CfgNode) -> None:

@@ -131,6 +131,20 @@ def takes_patch_products(x: Tensor) -> bool:
     return not _obstacle(x, exact=lambda: True)
 
 
+def takes_native(maps: Sequence[Tensor]) -> bool:
+    """Whether a stock operator of float32 maps may run as a kernel in C++.
+
+    On CPUs, unless another path is forced, a graph is recorded, or there are no such kernels.
+    """
+    if forced_path() not in (None, "native") or any(x.dtype != torch.float32 for x in maps):
+        return False
+    if torch.compiler.is_compiling() or traced() or exporting():
+        return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not any(_native_obstacle(x.device.type, x.dtype) for x in maps)
+
+
 def emulates(x: Tensor) -> bool:
     """Whether a stock layer would emulate the type in which it is to compute, slowly.
 

@@ -1130,6 +1130,53 @@ void gelu_pair(const void* before, const void* bias, void* gradient, void* after
   });
 }
 
+// out = (query + query_bias) * (modulator + h_bias)
+template <class T>
+void gate(const void* query, const void* query_bias, const void* modulator, const void* h_bias,
+          void* out, long rows, long c, long threads) {
+  const T *q_shift = static_cast<const T*>(query_bias), *h_shift = static_cast<const T*>(h_bias);
+  for_rows(rows, c, threads, [&](long first, long count) {
+    for (long i = first; i < first + count; i++) {
+      const T* q = static_cast<const T*>(query) + i * c;
+      const T* m = static_cast<const T*>(modulator) + i * c;
+      for_vectors(c, [&](long j, long n) {
+        vec y = (load(q + j, n) + load(q_shift + j, n)) * (load(m + j, n) + load(h_shift + j, n));
+        store(static_cast<T*>(out) + i * c + j, y, n);
+      });
+    }
+  });
+}
+
+// From the gradient by that: those by query and modulator, the latter in its place, and their sums
+// over the rows, one after the other.
+template <class T>
+void gate_backward(void* gradient, const void* query, const void* query_bias, const void* modulator,
+                   const void* h_bias, void* by_query, float* sums, long rows, long c,
+                   long threads) {
+  const T *q_shift = static_cast<const T*>(query_bias), *h_shift = static_cast<const T*>(h_bias);
+  long pitch = up(c, 16);  // whole registers are added
+  float* both = allocate(2 * pitch);
+  column_sums(rows, 2 * pitch, both, threads, [&](long first, long count, float* sums) {
+    for (long i = first; i < first + count; i++) {
+      const T* q = static_cast<const T*>(query) + i * c;
+      const T* m = static_cast<const T*>(modulator) + i * c;
+      T *by = static_cast<T*>(gradient) + i * c, *to = static_cast<T*>(by_query) + i * c;
+      for_vectors(c, [&](long j, long n) {
+        vec g = load(by + j, n);
+        vec by_q = g * (load(m + j, n) + load(h_shift + j, n));
+        vec by_m = g * (load(q + j, n) + load(q_shift + j, n));
+        store(to + j, by_q, n);
+        store(by + j, by_m, n);
+        store(sums + j, load(sums + j) + by_q);
+        store(sums + pitch + j, load(sums + pitch + j) + by_m);
+      });
+    }
+  });
+  std::memcpy(sums, both, c * sizeof(float));
+  std::memcpy(sums + c, both + pitch, c * sizeof(float));
+  std::free(both);
+}
+
 // Only the first `count` values of a register.
 inline vec first_lanes(vec x, long count) {
   ivec lane;
@@ -1250,6 +1297,87 @@ void gated_sum(const void* const* contexts, const void* shared, void* gates, voi
   });
 }
 
+// RoIAlign from the maps of a pyramid, float32, as in torchvision's ops/cpu/roi_align_kernel.cpp.
+
+// A point of a line of pixels: its two neighbours and their weights. Outside the line, low is -1.
+struct Point {
+  long low, high;
+  float first, second;
+};
+
+inline Point point(float x, long size) {
+  if (!(x >= -1 && x <= size)) return {-1, -1, 0, 0};
+  if (x < 0) x = 0;
+  long low = static_cast<long>(x);
+  if (low >= size - 1) return {size - 1, size - 1, 1, 0};
+  float part = x - low;
+  return {low, low + 1, 1 - part, part};
+}
+
+struct Pyramid {  // mirrored in native.py
+  float* maps[LEVELS];  // (N, heights, widths, c)
+  float scales[LEVELS];
+  long heights[LEVELS], widths[LEVELS];
+  const float* boxes;   // (count, 5): image, x0, y0, x1, y1
+  const long* levels;   // of the boxes
+  float* out;           // (count, size, size, c)
+  long count, c, size, ratio, aligned, threads;
+};
+
+// One box: the results of its bins, or from gradients by those the gradients by the map, which are
+// added to it; channels from `first` to `end`.
+template <bool BACKWARD>
+void pool(const Pyramid& p, long index, long first, long end) {
+  const float* box = p.boxes + 5 * index;
+  long level = p.levels[index], h = p.heights[level], w = p.widths[level], c = p.c;
+  float scale = p.scales[level], shift = p.aligned ? 0.5f : 0.0f, corner[2], bin[2];
+  long grid[2], sizes[2] = {w, h};
+  for (int axis = 0; axis < 2; axis++) {
+    corner[axis] = box[1 + axis] * scale - shift;
+    float side = box[3 + axis] * scale - shift - corner[axis];
+    if (!p.aligned && side < 1) side = 1;
+    bin[axis] = side / p.size;
+    grid[axis] = p.ratio > 0 ? p.ratio : most(0, static_cast<long>(std::ceil(bin[axis])));
+  }
+  Point* points[2];
+  points[0] = reinterpret_cast<Point*>(
+      scratch.get((grid[0] + grid[1]) * p.size * sizeof(Point) / sizeof(float) + 1));
+  points[1] = points[0] + grid[0] * p.size;
+  for (int axis = 0; axis < 2; axis++)
+    for (long i = 0; i < p.size; i++)
+      for (long k = 0; k < grid[axis]; k++)
+        points[axis][i * grid[axis] + k] =
+            point(corner[axis] + i * bin[axis] + (k + 0.5f) * bin[axis] / grid[axis], sizes[axis]);
+  float* map = p.maps[level] + static_cast<long>(box[0]) * h * w * c;
+  float part = 1.0f / most(1, grid[0] * grid[1]);
+  for (long cell = 0; cell < p.size * p.size; cell++) {
+    const Point *rows = points[1] + cell / p.size * grid[1], *columns = points[0] + cell % p.size * grid[0];
+    float* out = p.out + (index * p.size * p.size + cell) * c;
+    for_vectors(end - first, [&](long j, long n) {
+      j += first;
+      vec total{}, by = BACKWARD ? load(out + j, n) * part : vec{};
+      for (const Point* y = rows; y < rows + grid[1]; y++)
+        for (const Point* x = columns; x < columns + grid[0]; x++) {
+          if (y->low < 0 || x->low < 0) continue;
+          float *above = map + y->low * w * c + j, *below = map + y->high * w * c + j;
+          if constexpr (BACKWARD) {
+            auto add = [&](float* to, float weight) { store(to, load(to, n) + by * weight, n); };
+            add(above + x->low * c, y->first * x->first);
+            add(above + x->high * c, y->first * x->second);
+            add(below + x->low * c, y->second * x->first);
+            add(below + x->high * c, y->second * x->second);
+          } else {
+            total += load(above + x->low * c, n) * (y->first * x->first);
+            total += load(above + x->high * c, n) * (y->first * x->second);
+            total += load(below + x->low * c, n) * (y->second * x->first);
+            total += load(below + x->high * c, n) * (y->second * x->second);
+          }
+        }
+      if (!BACKWARD) store(out + j, total * part, n);
+    });
+  }
+}
+
 template <class T>
 void run_block(const Block& block) {
   BlockRun<T> run(block);
@@ -1294,6 +1422,19 @@ void focalnet_gelu_pair(const void* before, const void* bias, void* gradient, vo
   run(before, bias, gradient, after, by_bias, rows, c, threads);
 }
 
+void focalnet_gate(const void* query, const void* query_bias, const void* modulator,
+                   const void* h_bias, void* out, long rows, long c, long sixteen, long threads) {
+  (sixteen ? gate<uint16_t> : gate<float>)(query, query_bias, modulator, h_bias, out, rows, c,
+                                           threads);
+}
+
+void focalnet_gate_backward(void* gradient, const void* query, const void* query_bias,
+                            const void* modulator, const void* h_bias, void* by_query, float* sums,
+                            long rows, long c, long sixteen, long threads) {
+  auto run = sixteen ? gate_backward<uint16_t> : gate_backward<float>;
+  run(gradient, query, query_bias, modulator, h_bias, by_query, sums, rows, c, threads);
+}
+
 void focalnet_norm(const void* x, const void* weight, const void* bias, void* out, float* statistics,
                    const float* eps, long rows, long c, long sixteen, long threads) {
   (sixteen ? norm_rows<uint16_t> : norm_rows<float>)(x, weight, bias, out, statistics, *eps, rows, c,
@@ -1324,6 +1465,20 @@ void focalnet_depthwise_weight(const void* x, const void* gradient, void* out, l
   else
     weight_gradient(static_cast<const float*>(x), static_cast<const float*>(gradient), map, size,
                     static_cast<float*>(out), threads);
+}
+
+void focalnet_roi_align(const Pyramid* pyramid) {
+  for_each(pyramid->count, pyramid->threads,
+           [&](long i) { pool<false>(*pyramid, i, 0, pyramid->c); });
+}
+
+// Gradients by the maps are added to them, from those by the results.
+void focalnet_roi_align_backward(const Pyramid* pyramid) {
+  const Pyramid& p = *pyramid;
+  for_each((p.c + CHANNELS - 1) / CHANNELS, p.threads, [&](long group) {
+    for (long i = 0; i < p.count; i++)
+      pool<true>(p, i, group * CHANNELS, least(p.c, (group + 1) * CHANNELS));
+  });
 }
 
 // Whether blocks with matrices in bfloat16 are taken.

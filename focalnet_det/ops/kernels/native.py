@@ -17,8 +17,9 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,6 +118,35 @@ class Library:
         tensors = before, bias, gradient, after, by_bias
         self._call("gelu_pair", tensors, before.shape[:-1].numel(), before.shape[-1])
         return after, by_bias
+
+    def gate(
+        self, query: Tensor, query_bias: Tensor, modulator: Tensor, h_bias: Tensor
+    ) -> Tensor:
+        """Product of ``query``, (..., C), and ``modulator``, each plus its bias, (C,)."""
+        query, modulator = query.contiguous(), modulator.contiguous()
+        out = torch.empty_like(query)
+        tensors = query, query_bias, modulator, h_bias, out
+        self._call("gate", tensors, query.shape[:-1].numel(), query.shape[-1])
+        return out
+
+    def gate_backward_(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        query_bias: Tensor,
+        modulator: Tensor,
+        h_bias: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of :meth:`gate` by ``query`` and ``modulator``, and their sums, float32.
+
+        ``gradient``, by the product, contiguous, becomes that by ``modulator``.
+        """
+        query, modulator = query.contiguous(), modulator.contiguous()
+        by_query, c = torch.empty_like(gradient), query.shape[-1]
+        sums = query.new_empty(2, c, dtype=torch.float32)
+        tensors = gradient, query, query_bias, modulator, h_bias, by_query, sums
+        self._call("gate_backward", tensors, query.shape[:-1].numel(), c)
+        return by_query, gradient, sums[0], sums[1]
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
         """Contexts, (N, P, C) and last (N, 1, C), times ``gates``, (N, P, L + 1), and summed."""
@@ -243,6 +273,22 @@ class Library:
         self._functions.focalnet_block(ctypes.byref(struct))
         return out
 
+    def roi_align(self, maps: list[Tensor], out: Tensor, pooling: "Pooling") -> None:
+        """Writes RoIAlign of boxes to ``out``; see :func:`focalnet_det.ops.roi_align.roi_align`.
+
+        Args:
+            maps: at most :data:`MOST_LEVELS`, (N, H, W, C), contiguous, float32.
+            out: (R, size, size, C), contiguous, float32.
+            pooling: of R boxes.
+        """
+        self._functions.focalnet_roi_align(ctypes.byref(_pyramid(maps, out, pooling)))
+
+    def roi_align_backward_(self, maps: list[Tensor], gradient: Tensor, pooling: "Pooling") -> None:
+        """Adds the gradients by the maps to ``maps``, from that by :meth:`roi_align`'s ``out``."""
+        self._functions.focalnet_roi_align_backward(
+            ctypes.byref(_pyramid(maps, gradient, pooling))
+        )
+
     def _call(
         self,
         name: str,
@@ -279,6 +325,53 @@ class _Block(ctypes.Structure):
         )),
         *((name, ctypes.c_float) for name in ("norm1_eps", "ln_eps", "norm2_eps", "divisor")),
     )  # fmt: skip
+
+
+class Pooling(NamedTuple):
+    """How boxes are pooled.
+
+    Attributes:
+        boxes: (R, 5), image and corners x0, y0, x1, y1, contiguous, float32.
+        levels: (R,), of the maps, contiguous, int64.
+        size: of the result.
+        scales: of the maps, over that of the boxes.
+        sampling_ratio: points along each side of a bin, 0 for one per pixel.
+        aligned: whether centres of pixels lie at halves.
+    """
+
+    boxes: Tensor
+    levels: Tensor
+    size: int
+    scales: Sequence[float]
+    sampling_ratio: int
+    aligned: bool
+
+
+class _Pyramid(ctypes.Structure):
+    """``struct Pyramid`` of the source."""
+
+    _fields_ = (
+        ("maps", ctypes.c_void_p * MOST_LEVELS),
+        ("scales", ctypes.c_float * MOST_LEVELS),
+        ("heights", ctypes.c_long * MOST_LEVELS),
+        ("widths", ctypes.c_long * MOST_LEVELS),
+        *((name, ctypes.c_void_p) for name in ("boxes", "levels", "out")),
+        *((name, ctypes.c_long) for name in (
+            "count", "c", "size", "ratio", "aligned", "threads",
+        )),
+    )  # fmt: skip
+
+
+def _pyramid(maps: list[Tensor], out: Tensor, pooling: Pooling) -> _Pyramid:
+    struct = _Pyramid(
+        boxes=pooling.boxes.data_ptr(), levels=pooling.levels.data_ptr(), out=out.data_ptr(),
+        count=len(pooling.boxes), c=out.shape[-1], size=pooling.size,
+        ratio=pooling.sampling_ratio, aligned=pooling.aligned, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    for level, x in enumerate(maps):
+        struct.maps[level], struct.scales[level] = x.data_ptr(), pooling.scales[level]
+        struct.heights[level], struct.widths[level] = x.shape[1:3]
+    return struct
 
 
 def _single(valid: Tensor | None) -> Tensor | None:

@@ -41,11 +41,20 @@ class NativeSteps(Steps):
     def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         return self._library.gelu(x, valid)
 
-    # Hidden layers are written without their bias: a product that adds one copies it to all rows
-    # before it starts.
+    # Layers whose results are read once more here are written without their bias: a product that
+    # adds one copies it to all rows before it starts.
 
-    def hidden_(self, out: Tensor, x: Tensor, fc1: Affine) -> None:
-        torch.mm(rows(x), fc1.weight.mT, out=rows(out))
+    def linear_(self, out: Tensor, x: Tensor, layer: Affine) -> Tensor:
+        torch.mm(rows(x), layer.weight.mT, out=rows(out))
+        return out
+
+    def gate(self, query: Tensor, by: Affine, modulator: Tensor, h: Affine) -> Tensor:
+        return self._library.gate(query, by.bias, modulator, h.bias)
+
+    def gate_backward_(
+        self, gradient: Tensor, query: Tensor, by: Affine, modulator: Tensor, h: Affine
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self._library.gate_backward_(gradient, query, by.bias, modulator, h.bias)
 
     def hidden_gelu(self, hidden: Tensor, fc1: Affine) -> Tensor:
         return self._library.gelu(hidden, bias=fc1.bias)

@@ -48,18 +48,35 @@ class Steps:
         after = F.gelu(x)
         return after if valid is None else after.mul_(valid)
 
-    def hidden_(self, out: Tensor, x: Tensor, fc1: Affine) -> None:
-        """Writes a hidden layer before its GELU to ``out``, in the form that the next two take.
+    def linear_(self, out: Tensor, x: Tensor, layer: Affine) -> Tensor:
+        """Writes a linear layer to ``out``, in the form that the methods which take ``layer`` read.
 
         Args:
             out: (N, P, D), contiguous.
             x: (N, P, C).
-            fc1: weight (D, C).
+            layer: weight (D, C).
+        Returns: ``out``.
         """
-        torch.addmm(fc1.bias, rows(x), fc1.weight.mT, out=rows(out))
+        torch.addmm(layer.bias, rows(x), layer.weight.mT, out=rows(out))
+        return out
+
+    def gate(self, query: Tensor, by: Affine, modulator: Tensor, h: Affine) -> Tensor:
+        """Product of two linear layers that :meth:`linear_` wrote, (N, P, C) each."""
+        return query * modulator
+
+    def gate_backward_(
+        self, gradient: Tensor, query: Tensor, by: Affine, modulator: Tensor, h: Affine
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of :meth:`gate`; ``gradient``, by it, contiguous, is overwritten.
+
+        Returns: those by ``query`` and ``modulator``, and their sums over all but the channels.
+        """
+        by_query = gradient * modulator
+        gradient *= query
+        return by_query, gradient, rows(by_query).sum(0), rows(gradient).sum(0)
 
     def hidden_gelu(self, hidden: Tensor, _fc1: Affine) -> Tensor:
-        """GELU of what :meth:`hidden_` wrote."""
+        """GELU of what :meth:`linear_` wrote."""
         return F.gelu(hidden)
 
     def hidden_backward_(

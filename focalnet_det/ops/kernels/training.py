@@ -67,13 +67,9 @@ def modulation_forward(
         run.modulators = torch.empty_like(run.flat)
     out = torch.empty_like(run.flat, dtype=options.stored)
     for tile in tiles(run.flat):
-        aggregated = run.aggregate(tile)
-        if run.modulators is None:
-            modulator = _linear(aggregated, run.weights.h)
-        else:
-            modulator = run.modulators[tile]
-            _linear_into(modulator, aggregated, run.weights.h)
-        product, *_ = steps.norm(run.query[tile] * modulator, run.weights.ln)
+        modulator = run.modulate(run.aggregate(tile), tile)
+        product = steps.gate(run.query[tile], run.q, modulator, run.weights.h)
+        product, *_ = steps.norm(product, run.weights.ln)
         _linear_into(out[tile], product, run.weights.proj)
     kept = [] if options.lean else run.kept()
     return out.view(x.shape), [tensor.to(options.stored) for tensor in kept]
@@ -128,6 +124,7 @@ class _Run:
         self.norm1 = None if norm is None else norm.to(dtype)
         self.weights = weights.to(dtype)
         n, h, w, c = x.shape
+        self.q = Affine(self.weights.f.weight[:c], self.weights.f.bias[:c])
         self.x = x.to(self.dtype).contiguous()
         self.flat = self.x.view(n, h * w, c)
         self.valid = None if valid is None else valid.to(self.dtype)
@@ -164,7 +161,7 @@ class _Run:
         self.gates = F.linear(normed, weight[2 * c :], bias[2 * c :]) / self.weights.divisor
         if self.query is not None:
             return
-        self.query = F.linear(normed, weight[:c], bias[:c])
+        self.query = self.steps.linear_(torch.empty_like(normed), normed, self.q)
         self.context = F.linear(normed, weight[c : 2 * c], bias[c : 2 * c]).view(self.shape)
         if self.valid is not None:
             self.context *= self.valid
@@ -187,6 +184,12 @@ class _Run:
         """Gated sum of all contexts of a tile."""
         return self.steps.gated_sum(self.parts(tile), self.gates[tile], self.shared[tile[0]])
 
+    def modulate(self, aggregated: Tensor, tile: tuple) -> Tensor:
+        """Modulator of a tile, which is written where it is kept."""
+        kept = self.modulators
+        out = torch.empty_like(aggregated) if kept is None else kept[tile]
+        return self.steps.linear_(out, aggregated, self.weights.h)
+
     def parts(self, tile: tuple) -> list[Tensor]:
         """A tile of the context after each level."""
         return [context.view_as(self.flat)[tile] for context in self.contexts[1:]]
@@ -206,20 +209,24 @@ class _Run:
         for tile in tiles(self.flat):
             aggregated, query = self.aggregate(tile), self.query[tile]
             if self.modulators is None:
-                modulator = _linear(aggregated, weights.h)
+                modulator = self.modulate(aggregated, tile)
             else:
                 modulator = self.modulators[tile]
-            product = query * modulator
+            product = self.steps.gate(query, self.q, modulator, weights.h)
             normed, *statistics = self.steps.norm(product, weights.ln)
             by_product = _linear_backward(gradient[tile], normed, weights.proj.weight, by_proj)
             self._norm_backward_(by_product, product, weights.ln, statistics, by_ln)
-            by_query = by_product * modulator
-            _linear_backward(
-                by_query, self.normed[tile], weights.f.weight[:c], by_q, out=by_normed[tile]
+            by_query, by_modulator, by_q_bias, by_h_bias = self.steps.gate_backward_(
+                by_product, query, self.q, modulator, weights.h
             )
-            by_modulator = by_product.mul_(query)
+            _linear_backward(
+                by_query, self.normed[tile], self.q.weight, by_q,
+                out=by_normed[tile], by_bias=by_q_bias,
+            )  # fmt: skip
             by_tile = by_context[tile]
-            _linear_backward(by_modulator, aggregated, weights.h.weight, by_h, out=by_tile)
+            _linear_backward(
+                by_modulator, aggregated, weights.h.weight, by_h, out=by_tile, by_bias=by_h_bias
+            )
             by_gates[tile] = self.steps.gates_gradient(
                 by_tile, self.parts(tile), self.shared[tile[0]]
             )
@@ -279,7 +286,7 @@ def mlp_forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Linear, GELU, linear, with the norm before them if there is one.
 
-    Returns: as :func:`modulation_forward`; what is kept is what :meth:`Steps.hidden_` writes.
+    Returns: as :func:`modulation_forward`; what is kept is what :meth:`Steps.linear_` writes.
     """
     dtype, stored, lean = options
     norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
@@ -290,7 +297,7 @@ def mlp_forward(
         normed, *_ = steps.norm(flat[tile].to(dtype), norm)
         direct = not lean and stored == dtype
         hidden = kept[0][tile] if direct else _hidden(normed, fc1)
-        steps.hidden_(hidden, normed, fc1)
+        steps.linear_(hidden, normed, fc1)
         if not lean and not direct:
             kept[0][tile] = hidden
         _linear_into(out[tile], steps.hidden_gelu(hidden, fc1), fc2)
@@ -320,7 +327,7 @@ def mlp_backward(
             hidden = kept[0][tile].to(dtype)
         else:
             hidden = _hidden(normed, fc1)
-            steps.hidden_(hidden, normed, fc1)
+            steps.linear_(hidden, normed, fc1)
         by_out = gradient[tile].to(dtype)
         by_hidden = by_out @ fc2.weight
         after, by_bias = steps.hidden_backward_(hidden, fc1, by_hidden)
