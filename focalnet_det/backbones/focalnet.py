@@ -24,6 +24,7 @@ from ..layers import (
 )
 from ..ops import aggregate_contexts, dispatch, fused
 from ..ops.kernels.parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
+from ..ops.kernels.training import Residual
 from .freezing import freeze, keep_frozen_in_eval
 
 
@@ -160,11 +161,19 @@ class FocalNetBlock(nn.Module):
         mask = None if valid is None else channels_last(valid).to(plan.dtype)
         if not self.training and not self._needs_gradient(x):
             return fused.block(x, weights, mask, plan)
+        drops = self.training and max(self.modulation.proj_drop.p, self.mlp.drop.p) > 0
+        if not drops and not self.post_norm and self.gamma_1 is None:
+            factors = self.drop_path.factors(x, plan.stored)
+            x = fused.modulation(
+                x, weights.norm1, weights.modulation, mask, plan, Residual(factors)
+            )
+            factors = self.drop_path.factors(x, plan.stored)
+            return fused.mlp(x, weights.norm2, weights.mlp, plan, Residual(factors))
         before = None if self.post_norm else weights.norm1
         branch = fused.modulation(x, before, weights.modulation, mask, plan)
         branch = self.modulation.proj_drop(branch)
         x = self.add_branch(x, self.norm1(branch) if self.post_norm else branch, self.gamma_1)
-        if self.training and self.mlp.drop.p > 0:
+        if drops:
             branch = self.mlp(x if self.post_norm else self.norm2(x))
         else:
             before = None if self.post_norm else weights.norm2

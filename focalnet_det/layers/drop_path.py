@@ -21,11 +21,16 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (N, ...)."""
+        factors = self.factors(x, x.dtype)
+        return x if factors is None else x * factors
+
+    def factors(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """What the samples of a branch like ``x`` are multiplied by, (N, 1, ...); None for 1."""
         if self.rate == 0.0 or not self.training:
-            return x
+            return None
         keep = 1.0 - self.rate
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        return x * torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
+        return torch.empty(shape, dtype=dtype, device=x.device).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

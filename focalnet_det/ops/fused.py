@@ -28,7 +28,7 @@ from .kernels.parameters import (
     unflatten_mlp,
     unflatten_modulation,
 )
-from .kernels.training import Options
+from .kernels.training import Options, Residual
 
 # Modules with `block`, `modulation_forward`, `mlp_forward`, their `_backward` and their `_kept`.
 PATHS = {
@@ -55,7 +55,12 @@ class Plan(NamedTuple):
 
 
 def modulation(
-    x: Tensor, norm: Affine | None, weights: ModulationWeights, valid: Tensor | None, plan: Plan
+    x: Tensor,
+    norm: Affine | None,
+    weights: ModulationWeights,
+    valid: Tensor | None,
+    plan: Plan,
+    residual: Residual | None = None,
 ) -> Tensor:
     """Focal modulation of a map, with the norm before it if there is one.
 
@@ -65,24 +70,36 @@ def modulation(
         weights: of the modulation.
         valid: (N, H, W, 1), see :func:`focalnet_det.ops.aggregate_contexts`.
         plan: see the class.
-    Returns: (N, H, W, C), in the type that is stored. It can be differentiated once.
+        residual: see the class.
+    Returns: (N, H, W, C), in the type that is stored, or that of the sum with ``residual``. It can
+        be differentiated once.
     """
+    if residual is not None and not _sums(x, plan):
+        return residual.add(x, modulation(x, norm, weights, valid, plan))
     parameters, layout = flatten_modulation(norm, weights)
     options = *layout, *plan
     if _eager(x):
         functions = _modulation, _modulation_backward
-        out = _Branch.apply(functions, options, 2, x, valid, *parameters)
+        out = _Branch.apply(functions, options, 2, residual, x, valid, *parameters)
     else:
         out, _ = torch.ops.focalnet_det.modulation(x, valid, parameters, *options)
     return cast(Tensor, out)
 
 
-def mlp(x: Tensor, norm: Affine | None, weights: MlpWeights, plan: Plan) -> Tensor:
+def mlp(
+    x: Tensor,
+    norm: Affine | None,
+    weights: MlpWeights,
+    plan: Plan,
+    residual: Residual | None = None,
+) -> Tensor:
     """Linear, GELU, linear, with the norm before them if there is one; see :func:`modulation`."""
+    if residual is not None and not _sums(x, plan):
+        return residual.add(x, mlp(x, norm, weights, plan))
     parameters, eps = flatten_mlp(norm, weights)
     options = eps, *plan
     if _eager(x):
-        out = _Branch.apply((_mlp, _mlp_backward), options, 1, x, *parameters)
+        out = _Branch.apply((_mlp, _mlp_backward), options, 1, residual, x, *parameters)
     else:
         out, _ = torch.ops.focalnet_det.mlp(x, parameters, *options)
     return cast(Tensor, out)
@@ -115,8 +132,13 @@ def _eager(x: Tensor) -> bool:
     return type(x) in (Tensor, torch.nn.Parameter)
 
 
+def _sums(x: Tensor, plan: Plan) -> bool:
+    """Whether residual sums are computed within branches."""
+    return plan.path != "triton" and _eager(x)
+
+
 class _Branch(torch.autograd.Function):
-    """What the operators of a branch and of its backward pass do."""
+    """What the operators of a branch and of its backward pass do, and a residual sum."""
 
     @staticmethod
     def forward(
@@ -124,11 +146,13 @@ class _Branch(torch.autograd.Function):
         functions: tuple[Callable, Callable],
         options: tuple,
         inputs: int,
+        residual: Residual | None,
         *tensors: Tensor | None,
     ) -> Tensor:
         """``tensors``: as many as ``inputs`` says, then parameters."""
         run, ctx.backward_function = functions
-        out, kept = run(*tensors[:inputs], list(tensors[inputs:]), *options)
+        ctx.more = {} if residual is None else {"residual": residual}
+        out, kept = run(*tensors[:inputs], list(tensors[inputs:]), *options, **ctx.more)
         ctx.save_for_backward(*tensors, *kept)
         ctx.arguments = options, inputs, len(tensors)
         return cast(Tensor, out)
@@ -140,9 +164,9 @@ class _Branch(torch.autograd.Function):
         saved = ctx.saved_tensors
         parameters, kept = list(saved[inputs:count]), list(saved[count:])
         by_x, *by_parameters = ctx.backward_function(
-            gradient, *saved[:inputs], parameters, kept, *options
+            gradient, *saved[:inputs], parameters, kept, *options, **ctx.more
         )
-        return None, None, None, by_x, *[None] * (inputs - 1), *by_parameters
+        return None, None, None, None, by_x, *[None] * (inputs - 1), *by_parameters
 
 
 def _module(path: str, training: bool) -> ModuleType:
@@ -153,9 +177,9 @@ def _without_autocast(function: Callable) -> Callable:
     """Types are chosen by the caller; autocast would turn every linear into its own."""
 
     @functools.wraps(function)
-    def run(x: Tensor, *arguments: Any) -> Any:
+    def run(x: Tensor, *arguments: Any, **more: Any) -> Any:
         with torch.autocast(x.device.type, enabled=False):
-            return function(x, *arguments)
+            return function(x, *arguments, **more)
 
     return run
 
@@ -167,11 +191,13 @@ _LAYOUT = "float? norm_eps, float? ln_eps, bool normalize"
 
 
 @_without_autocast
-def _modulation(x: Tensor, valid: Tensor | None, parameters: list[Tensor], *options: Any) -> Any:
+def _modulation(
+    x: Tensor, valid: Tensor | None, parameters: list[Tensor], *options: Any, **more: Any
+) -> Any:
     layout, plan = ModulationLayout(*options[:3]), Plan(*options[3:])
     norm, weights = unflatten_modulation(parameters, layout)
     kernels = _module(plan.path, True)
-    return kernels.modulation_forward(x, norm, weights, valid, Options(*plan[1:]))
+    return kernels.modulation_forward(x, norm, weights, valid, Options(*plan[1:]), **more)
 
 
 def _modulation_shapes(
@@ -191,11 +217,12 @@ def _modulation_backward(
     parameters: list[Tensor],
     kept: list[Tensor],
     *options: Any,
+    **more: Any,
 ) -> list[Tensor]:
     layout, plan = ModulationLayout(*options[:3]), Plan(*options[3:])
     norm, weights = unflatten_modulation(parameters, layout)
     gradients = _module(plan.path, True).modulation_backward(
-        gradient, x, norm, weights, valid, kept, Options(*plan[1:])
+        gradient, x, norm, weights, valid, kept, Options(*plan[1:]), **more
     )
     return _as_parameters(gradients, parameters)
 
@@ -222,10 +249,12 @@ def _keep_modulation(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]
 
 
 @_without_autocast
-def _mlp(x: Tensor, parameters: list[Tensor], norm_eps: float | None, *options: Any) -> Any:
+def _mlp(
+    x: Tensor, parameters: list[Tensor], norm_eps: float | None, *options: Any, **more: Any
+) -> Any:
     plan = Plan(*options)
     norm, weights = unflatten_mlp(parameters, norm_eps)
-    return _module(plan.path, True).mlp_forward(x, norm, weights, Options(*plan[1:]))
+    return _module(plan.path, True).mlp_forward(x, norm, weights, Options(*plan[1:]), **more)
 
 
 def _mlp_shapes(
@@ -245,11 +274,12 @@ def _mlp_backward(
     kept: list[Tensor],
     norm_eps: float | None,
     *options: Any,
+    **more: Any,
 ) -> list[Tensor]:
     plan = Plan(*options)
     norm, weights = unflatten_mlp(parameters, norm_eps)
     gradients = _module(plan.path, True).mlp_backward(
-        gradient, x, norm, weights, kept, Options(*plan[1:])
+        gradient, x, norm, weights, kept, Options(*plan[1:]), **more
     )
     return _as_parameters(gradients, parameters)
 

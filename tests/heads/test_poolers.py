@@ -20,13 +20,20 @@ pytestmark = pytest.mark.skipif(
 SCALES = (1 / 4, 1 / 8, 1 / 16)
 
 
-def pair(size: int, scales: tuple[float, ...], ratio: int, kind: str) -> tuple[ROIPooler, nn.Module]:
+def pair(
+    size: int, scales: tuple[float, ...], ratio: int, kind: str
+) -> tuple[ROIPooler, nn.Module]:
     stock = ROIPooler(size, scales, ratio, kind, canonical_box_size=56)
     return stock, pool_fast(copy.deepcopy(stock))
 
 
 def maps_of(
-    channels: int, scales: tuple[float, ...], *, images: int = 2, height: int = 100, width: int = 140
+    channels: int,
+    scales: tuple[float, ...],
+    *,
+    images: int = 2,
+    height: int = 100,
+    width: int = 140,
 ) -> list[Tensor]:
     torch.manual_seed(0)
     return [
@@ -50,7 +57,10 @@ def results(pooler: nn.Module, maps: list[Tensor], boxes: list[Boxes]) -> list[T
     weights = torch.linspace(-1, 1, out.numel()).view(out.shape)
     # A map of whose level there is no box has a gradient of zeros, or none.
     gradients = torch.autograd.grad((out * weights).sum(), maps, allow_unused=True)
-    return [out, *(torch.zeros_like(x) if g is None else g for x, g in zip(maps, gradients))]
+    return [
+        out,
+        *(torch.zeros_like(x) if g is None else g for x, g in zip(maps, gradients, strict=True)),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["ROIAlignV2", "ROIAlign"])

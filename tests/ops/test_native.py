@@ -190,6 +190,30 @@ def test_layer_norm_and_its_gradients(
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize("shape", [(1, 5, 3), (2, 70, 40), (1, 300, 96)])
+def test_gate_and_its_gradients(
+    shape: tuple[int, ...], dtype: torch.dtype, library: native.Library
+) -> None:
+    """The product of two layers written without their biases."""
+    torch.manual_seed(0)
+    query, modulator, gradient = (torch.randn(shape, dtype=dtype) for _ in range(3))
+    q_bias, h_bias = (torch.randn(shape[-1], dtype=dtype) for _ in range(2))
+    q = (query.double() + q_bias.double()).requires_grad_()
+    m = (modulator.double() + h_bias.double()).requires_grad_()
+    expected = torch.autograd.grad(q * m, (q, m), gradient.double())
+    product = library.gate(query, q_bias, modulator, h_bias)
+    assert relative_error(product, (q * m).detach()) < TOLERANCE[dtype]
+    *by_both, by_q_bias, by_h_bias = library.gate_backward_(
+        gradient, query, q_bias, modulator, h_bias
+    )
+    assert by_both[1] is gradient
+    sums = [g.sum((0, 1)) for g in expected]
+    for actual, wanted in zip([*by_both, by_q_bias, by_h_bias], [*expected, *sums], strict=True):
+        assert relative_error(actual, wanted) < TOLERANCE[dtype]
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("levels", [1, 2, 4])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 35, 6), (2, 70, 96), (1, 2048, 33)])

@@ -1130,6 +1130,24 @@ void gelu_pair(const void* before, const void* bias, void* gradient, void* after
   });
 }
 
+// branch = x + (branch + bias) * factor of each `repeat` rows; a null pointer counts as 1
+template <class T>
+void residual(void* branch, const void* x, const void* bias, const float* factors, long rows, long c,
+              long repeat, long threads) {
+  const T* shift = static_cast<const T*>(bias);
+  for_rows(rows, c, threads, [&](long first, long count) {
+    for (long i = first; i < first + count; i++) {
+      vec factor = splat(factors ? factors[i / repeat] : 1);
+      const T* from = static_cast<const T*>(x) + i * c;
+      T* to = static_cast<T*>(branch) + i * c;
+      for_vectors(c, [&](long j, long n) {
+        vec y = load(to + j, n) + load(shift + j, n);
+        store(to + j, load(from + j, n) + y * factor, n);
+      });
+    }
+  });
+}
+
 // out = (query + query_bias) * (modulator + h_bias)
 template <class T>
 void gate(const void* query, const void* query_bias, const void* modulator, const void* h_bias,
@@ -1210,10 +1228,11 @@ void norm_rows(const void* x, const void* weight, const void* bias, void* out, f
   });
 }
 
-// Gradients of that by x and, summed over the rows, by weight and bias.
+// Gradients of that by x, to which `residual` is added if there is one, and, summed over the rows, by
+// weight and bias.
 template <class T>
 void norm_backward(const void* gradient, const void* x, const void* weight, const float* statistics,
-                   void* by_x, float* by_weight, float* by_bias, long rows, long c, long threads) {
+                   const void* residual, void* by_x, float* by_weight, float* by_bias, long rows, long c, long threads) {
   const T* scale = static_cast<const T*>(weight);
   long pitch = up(c, 16);  // whole registers are added
   float* both = allocate(2 * pitch);
@@ -1221,6 +1240,7 @@ void norm_backward(const void* gradient, const void* x, const void* weight, cons
     for (long i = first; i < first + count; i++) {
       const T* from = static_cast<const T*>(x) + i * c;
       const T* by = static_cast<const T*>(gradient) + i * c;
+      const T* more = residual ? static_cast<const T*>(residual) + i * c : nullptr;
       T* to = static_cast<T*>(by_x) + i * c;
       vec mean = splat(statistics[2 * i]), inverse = splat(statistics[2 * i + 1]);
       vec total{}, product{};
@@ -1235,7 +1255,8 @@ void norm_backward(const void* gradient, const void* x, const void* weight, cons
       for_vectors(c, [&](long j, long n) {
         vec y = (load(from + j, n) - mean) * inverse;
         vec g = load(by + j, n) * load(scale + j, n);
-        store(to + j, (g - shift - y * slope) * inverse, n);
+        vec result = (g - shift - y * slope) * inverse;
+        store(to + j, more ? result + load(more + j, n) : result, n);
       });
     }
   });
@@ -1422,6 +1443,12 @@ void focalnet_gelu_pair(const void* before, const void* bias, void* gradient, vo
   run(before, bias, gradient, after, by_bias, rows, c, threads);
 }
 
+void focalnet_residual(void* branch, const void* x, const void* bias, const float* factors, long rows,
+                       long c, long repeat, long sixteen, long threads) {
+  (sixteen ? residual<uint16_t> : residual<float>)(branch, x, bias, factors, rows, c, repeat,
+                                                   threads);
+}
+
 void focalnet_gate(const void* query, const void* query_bias, const void* modulator,
                    const void* h_bias, void* out, long rows, long c, long sixteen, long threads) {
   (sixteen ? gate<uint16_t> : gate<float>)(query, query_bias, modulator, h_bias, out, rows, c,
@@ -1442,10 +1469,11 @@ void focalnet_norm(const void* x, const void* weight, const void* bias, void* ou
 }
 
 void focalnet_norm_backward(const void* gradient, const void* x, const void* weight,
-                            const float* statistics, void* by_x, float* by_weight, float* by_bias,
-                            long rows, long c, long sixteen, long threads) {
+                            const float* statistics, const void* residual, void* by_x,
+                            float* by_weight, float* by_bias, long rows, long c, long sixteen,
+                            long threads) {
   auto run = sixteen ? norm_backward<uint16_t> : norm_backward<float>;
-  run(gradient, x, weight, statistics, by_x, by_weight, by_bias, rows, c, threads);
+  run(gradient, x, weight, statistics, residual, by_x, by_weight, by_bias, rows, c, threads);
 }
 
 // `backward`: `gates` are written, from the gradient `total`; else the other way around.

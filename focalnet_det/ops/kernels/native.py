@@ -119,9 +119,19 @@ class Library:
         self._call("gelu_pair", tensors, before.shape[:-1].numel(), before.shape[-1])
         return after, by_bias
 
-    def gate(
-        self, query: Tensor, query_bias: Tensor, modulator: Tensor, h_bias: Tensor
-    ) -> Tensor:
+    def residual_(self, branch: Tensor, x: Tensor, bias: Tensor, factors: Tensor | None) -> None:
+        """``branch``, (N, P, C), becomes ``x`` plus ``factors`` times the sum of it and ``bias``.
+
+        Args:
+            branch, x: contiguous.
+            bias: (C,).
+            factors: (N, 1, 1) or (1, P, 1); None for 1.
+        """
+        rows, c = branch.shape[:-1].numel(), branch.shape[-1]
+        repeat = 1 if factors is None else rows // max(1, factors.numel())
+        self._call("residual", (branch, x, bias, _single(factors)), rows, c, repeat)
+
+    def gate(self, query: Tensor, query_bias: Tensor, modulator: Tensor, h_bias: Tensor) -> Tensor:
         """Product of ``query``, (..., C), and ``modulator``, each plus its bias, (C,)."""
         query, modulator = query.contiguous(), modulator.contiguous()
         out = torch.empty_like(query)
@@ -210,7 +220,14 @@ class Library:
         return out, statistics
 
     def norm_backward(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, statistics: Tensor, *, out: Tensor
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        statistics: Tensor,
+        residual: Tensor | None = None,
+        *,
+        out: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Gradients of :meth:`norm`: by ``x``, which is written to ``out``, by weight and bias.
 
@@ -218,11 +235,13 @@ class Library:
             gradient, x: (..., C).
             weight: of the norm.
             statistics: of :meth:`norm`.
+            residual: (..., C), contiguous, is added to the gradient by ``x``.
             out: (..., C), contiguous; may be ``gradient``.
         Returns: those by weight and bias, (C,), float32.
         """
         by_affine = [x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2)]
-        tensors = gradient.contiguous(), x.contiguous(), weight, statistics, out, *by_affine
+        gradient, x = gradient.contiguous(), x.contiguous()
+        tensors = gradient, x, weight, statistics, residual, out, *by_affine
         self._call("norm_backward", tensors, x.shape[:-1].numel(), x.shape[-1])
         return by_affine[0], by_affine[1]
 
@@ -285,9 +304,7 @@ class Library:
 
     def roi_align_backward_(self, maps: list[Tensor], gradient: Tensor, pooling: "Pooling") -> None:
         """Adds the gradients by the maps to ``maps``, from that by :meth:`roi_align`'s ``out``."""
-        self._functions.focalnet_roi_align_backward(
-            ctypes.byref(_pyramid(maps, gradient, pooling))
-        )
+        self._functions.focalnet_roi_align_backward(ctypes.byref(_pyramid(maps, gradient, pooling)))
 
     def _call(
         self,

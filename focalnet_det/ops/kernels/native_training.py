@@ -31,9 +31,17 @@ class NativeSteps(Steps):
         return (x,) if norm is None else self._library.norm(x, norm)
 
     def norm_backward(
-        self, gradient: Tensor, x: Tensor, norm: Affine, statistics: Sequence[Tensor], out: Tensor
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        norm: Affine,
+        statistics: Sequence[Tensor],
+        out: Tensor,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self._library.norm_backward(gradient, x, norm.weight, statistics[0], out=out)
+        return self._library.norm_backward(
+            gradient, x, norm.weight, statistics[0], residual, out=out
+        )
 
     def level(self, context: Tensor, kernel: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._library.level(context, kernel, valid)
@@ -48,13 +56,16 @@ class NativeSteps(Steps):
         torch.mm(rows(x), layer.weight.mT, out=rows(out))
         return out
 
-    def gate(self, query: Tensor, by: Affine, modulator: Tensor, h: Affine) -> Tensor:
-        return self._library.gate(query, by.bias, modulator, h.bias)
+    def residual_(self, branch: Tensor, x: Tensor, layer: Affine, factors: Tensor | None) -> None:
+        self._library.residual_(branch, x, layer.bias, factors)
+
+    def gate(self, query: Tensor, q: Affine, modulator: Tensor, h: Affine) -> Tensor:
+        return self._library.gate(query, q.bias, modulator, h.bias)
 
     def gate_backward_(
-        self, gradient: Tensor, query: Tensor, by: Affine, modulator: Tensor, h: Affine
+        self, gradient: Tensor, query: Tensor, q: Affine, modulator: Tensor, h: Affine
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self._library.gate_backward_(gradient, query, by.bias, modulator, h.bias)
+        return self._library.gate_backward_(gradient, query, q.bias, modulator, h.bias)
 
     def hidden_gelu(self, hidden: Tensor, fc1: Affine) -> Tensor:
         return self._library.gelu(hidden, bias=fc1.bias)

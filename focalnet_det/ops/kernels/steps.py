@@ -26,16 +26,27 @@ class Steps:
         return result
 
     def norm_backward(
-        self, gradient: Tensor, x: Tensor, norm: Affine, statistics: Sequence[Tensor], out: Tensor
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        norm: Affine,
+        statistics: Sequence[Tensor],
+        out: Tensor,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Writes the gradient by ``x``, (..., C), to ``out``, contiguous, perhaps ``gradient``.
+
+        ``residual``, contiguous, is added to it.
 
         Returns: the gradients by weight and bias.
         """
         by_x, by_weight, by_bias = aten.native_layer_norm_backward(
             gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
         )
-        out.copy_(by_x)
+        if residual is None:
+            out.copy_(by_x)
+        else:
+            torch.add(by_x, residual, out=out)
         return by_weight, by_bias
 
     def level(self, context: Tensor, kernel: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -60,12 +71,23 @@ class Steps:
         torch.addmm(layer.bias, rows(x), layer.weight.mT, out=rows(out))
         return out
 
-    def gate(self, query: Tensor, by: Affine, modulator: Tensor, h: Affine) -> Tensor:
+    def residual_(self, branch: Tensor, x: Tensor, _layer: Affine, factors: Tensor | None) -> None:
+        """Makes of a branch, whose last layer :meth:`linear_` wrote, the sum of it and ``x``.
+
+        Args:
+            branch, x: (N, P, C), contiguous.
+            factors: of the branch, (N, 1, 1) or (1, P, 1), None for 1.
+        """
+        if factors is not None:
+            branch *= factors
+        branch += x
+
+    def gate(self, query: Tensor, _q: Affine, modulator: Tensor, _h: Affine) -> Tensor:
         """Product of two linear layers that :meth:`linear_` wrote, (N, P, C) each."""
         return query * modulator
 
     def gate_backward_(
-        self, gradient: Tensor, query: Tensor, by: Affine, modulator: Tensor, h: Affine
+        self, gradient: Tensor, query: Tensor, _q: Affine, modulator: Tensor, _h: Affine
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of :meth:`gate`; ``gradient``, by it, contiguous, is overwritten.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .parameters import Affine, MlpWeights, ModulationWeights
 from .steps import Steps
-from .tiles import rows, tiles
+from .tiles import Tile, rows, tiles
 
 aten = torch.ops.aten
 
@@ -36,6 +36,35 @@ class Options(NamedTuple):
     lean: bool
 
 
+class Residual(NamedTuple):
+    """Says that the result is the input plus the branch.
+
+    Attributes:
+        factors: what the branch of each image is multiplied by, (N, 1, 1, 1), without a gradient;
+            None for 1.
+    """
+
+    factors: Tensor | None
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """The sum, (N, H, W, C)."""
+        return x + self.scale(branch)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """``x``, (N, H, W, C), times the factors."""
+        return x if self.factors is None else x * self.factors
+
+    def of(self, flat: Tensor, tile: Tile) -> Tensor | None:
+        """Those of a tile, (n, 1, 1) or (1, p, 1), of a map that is (N, P, C) or (1, N * P, C)."""
+        if self.factors is None:
+            return None
+        images = self.factors.view(-1, 1, 1)
+        if len(flat) == len(images):
+            return images[tile[0]]
+        pixels = flat.shape[1] // len(images)
+        return images.expand(-1, pixels, 1).reshape(1, -1, 1)[tile]
+
+
 PLAIN = Steps()
 # A convolution up to this wide costs less than the product with the weights of ``h``.
 CHEAP_KERNEL = 5
@@ -48,6 +77,7 @@ def modulation_forward(
     valid: Tensor | None,
     options: Options,
     steps: Steps = PLAIN,
+    residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Focal modulation of a map, with the norm before it if there is one.
 
@@ -58,21 +88,23 @@ def modulation_forward(
         valid: (N, H, W, 1), see :func:`focalnet_det.ops.aggregate_contexts`.
         options: see the class.
         steps: what computes the parts that are no matrix products.
-    Returns: (N, H, W, C), in the type that is stored, and what :func:`modulation_kept` lists.
+        residual: see the class.
+    Returns: (N, H, W, C), in the type that is stored, and what :func:`modulation_kept` lists. With
+        a residual, in the type of its sum.
     """
     run = _Run(x, norm, weights, valid, options.dtype, steps)
     run.project()
     run.contextualise()
     if not options.lean and keeps_modulator(weights.kernels):
         run.modulators = torch.empty_like(run.flat)
-    out = torch.empty_like(run.flat, dtype=options.stored)
+    into = _Result(x, run.flat.shape, options, steps, residual)
     for tile in tiles(run.flat):
         modulator = run.modulate(run.aggregate(tile), tile)
         product = steps.gate(run.query[tile], run.q, modulator, run.weights.h)
         product, *_ = steps.norm(product, run.weights.ln)
-        _linear_into(out[tile], product, run.weights.proj)
+        into.write(tile, product, run.weights.proj)
     kept = [] if options.lean else run.kept()
-    return out.view(x.shape), [tensor.to(options.stored) for tensor in kept]
+    return into.out.view(x.shape), [tensor.to(options.stored) for tensor in kept]
 
 
 def modulation_backward(
@@ -84,6 +116,7 @@ def modulation_backward(
     kept: list[Tensor],
     options: Options,
     steps: Steps = PLAIN,
+    residual: Residual | None = None,
 ) -> list[Tensor]:
     """Gradients by ``x`` and by the tensors that ``weights`` lists after those of ``norm``."""
     run = _Run(x, norm, weights, valid, options.dtype, steps)
@@ -91,7 +124,10 @@ def modulation_backward(
         run.take(tensor.to(run.dtype) for tensor in kept)
     run.project()
     run.contextualise()
-    by_x, by_tensors = run.backward(gradient)
+    if residual is None:
+        by_x, by_tensors = run.backward(gradient)
+    else:
+        by_x, by_tensors = run.backward(residual.scale(gradient), gradient)
     return [by_x, *by_tensors]
 
 
@@ -194,8 +230,13 @@ class _Run:
         """A tile of the context after each level."""
         return [context.view_as(self.flat)[tile] for context in self.contexts[1:]]
 
-    def backward(self, gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Gradients by ``x`` and by the tensors that :func:`modulation` lists."""
+    def backward(
+        self, gradient: Tensor, residual: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Gradients by ``x`` and by the tensors that :func:`modulation` lists.
+
+        ``residual`` is added to the former.
+        """
         weights, c = self.weights, self.shape[-1]
         gradient = gradient.to(self.dtype).contiguous().view_as(self.flat)
         by_h, by_proj, by_ln, by_norm = Sums(), Sums(), Sums(), Sums()
@@ -238,18 +279,28 @@ class _Run:
             (by_gates, weights.f.weight[2 * c :], by_g),
         ):
             _linear_backward(by_part, self.normed, weight, total, out=by_normed, add=True)
-        self._norm_backward_(by_normed, self.flat, self.norm1, self.statistics, by_norm)
+        direct = None
+        if residual is not None and self.norm1 is not None and residual.dtype == self.dtype:
+            direct = residual.contiguous().view_as(self.flat)
+        self._norm_backward_(by_normed, self.flat, self.norm1, self.statistics, by_norm, direct)
+        by_x = by_normed.view(self.shape).to(self.out_dtype)
         return (
-            by_normed.view(self.shape).to(self.out_dtype),
+            by_x if residual is None or direct is not None else by_x + residual,
             [*by_norm, *by_f, *by_h, *by_proj, *by_ln, *by_kernels],
         )
 
     def _norm_backward_(
-        self, gradient: Tensor, x: Tensor, norm: Affine | None, statistics: Any, sums: "Sums"
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        norm: Affine | None,
+        statistics: Any,
+        sums: "Sums",
+        residual: Tensor | None = None,
     ) -> None:
         """The gradient becomes that by ``x``; those by weight and bias are added to ``sums``."""
         if norm is not None:
-            sums.add(*self.steps.norm_backward(gradient, x, norm, statistics, gradient))
+            sums.add(*self.steps.norm_backward(gradient, x, norm, statistics, gradient, residual))
 
     def _levels_backward(self, by_aggregated: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients by the projected context and by the depthwise kernels."""
@@ -283,6 +334,7 @@ def mlp_forward(
     weights: MlpWeights,
     options: Options,
     steps: Steps = PLAIN,
+    residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Linear, GELU, linear, with the norm before them if there is one.
 
@@ -291,7 +343,7 @@ def mlp_forward(
     dtype, stored, lean = options
     norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
     flat = x.contiguous().view(1, -1, x.shape[-1])
-    out = torch.empty_like(flat, dtype=stored)
+    into = _Result(x, flat.shape, options, steps, residual)
     kept = mlp_kept(x, len(fc1.weight), options)
     for tile in tiles(flat):
         normed, *_ = steps.norm(flat[tile].to(dtype), norm)
@@ -300,8 +352,8 @@ def mlp_forward(
         steps.linear_(hidden, normed, fc1)
         if not lean and not direct:
             kept[0][tile] = hidden
-        _linear_into(out[tile], steps.hidden_gelu(hidden, fc1), fc2)
-    return out.view(x.shape), kept
+        into.write(tile, steps.hidden_gelu(hidden, fc1), fc2)
+    return into.out.view(x.shape), kept
 
 
 def mlp_backward(
@@ -312,12 +364,17 @@ def mlp_backward(
     kept: list[Tensor],
     options: Options,
     steps: Steps = PLAIN,
+    residual: Residual | None = None,
 ) -> list[Tensor]:
     """Gradients by ``x``, by ``norm`` if there is one, and by the two linear layers."""
     dtype = options.dtype
     norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
     flat = x.contiguous().view(1, -1, x.shape[-1])
+    by_sum = gradient.contiguous().view_as(flat)
+    if residual is not None:
+        gradient = residual.scale(gradient)
     gradient = gradient.contiguous().view_as(flat)
+    fuse = residual is not None and norm is not None and by_sum.dtype == x.dtype == dtype
     by_x = torch.empty_like(flat)
     by_norm, by_fc1, by_fc2 = Sums(), Sums(), Sums()
     for tile in tiles(flat):
@@ -337,9 +394,12 @@ def mlp_backward(
             by_x[tile] = by_normed
             continue
         by_tile = by_x[tile] if by_x.dtype == dtype else by_normed
-        by_norm.add(*steps.norm_backward(by_normed, before, norm, statistics, by_tile))
+        direct = by_sum[tile] if fuse else None
+        by_norm.add(*steps.norm_backward(by_normed, before, norm, statistics, by_tile, direct))
         if by_x.dtype != dtype:
             by_x[tile] = by_tile
+    if residual is not None and not fuse:
+        by_x = by_x + by_sum
     return [by_x.view(x.shape), *by_norm, *by_fc1, *by_fc2]
 
 
@@ -362,6 +422,38 @@ def _hidden(x: Tensor, fc1: Affine) -> Tensor:
 
 def _linear(x: Tensor, weights: Affine) -> Tensor:
     return F.linear(x, weights.weight, weights.bias)
+
+
+class _Result:
+    """Where a branch writes its last layer, tile by tile, or the sum of that and its input."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        shape: torch.Size,
+        options: Options,
+        steps: Steps,
+        residual: Residual | None,
+    ) -> None:
+        """``shape``: that of the tiled map, (N, P, C) or (1, N * P, C)."""
+        self.x, self.steps, self.residual = x.contiguous().view(shape), steps, residual
+        stored = options.stored
+        dtype = stored if residual is None else torch.promote_types(x.dtype, stored)
+        self.out = torch.empty_like(self.x, dtype=dtype)
+
+    def write(self, tile: Tile, product: Tensor, layer: Affine) -> None:
+        """The layer applied to ``product``."""
+        out, x = self.out[tile], self.x[tile]
+        if self.residual is None:
+            _linear_into(out, product, layer)
+            return
+        factors = self.residual.of(self.x, tile)
+        if out.dtype == x.dtype == product.dtype:
+            self.steps.linear_(out, product, layer)
+            self.steps.residual_(out, x, layer, factors)
+        else:
+            branch = _linear(product, layer)
+            torch.add(x, branch if factors is None else branch * factors, out=out)
 
 
 def _linear_into(out: Tensor, x: Tensor, weights: Affine) -> None:
