@@ -19,6 +19,7 @@ from ..layers import (
     channels_first,
     channels_last,
     has_hooks,
+    layer_norm,
     layer_scale_parameter,
     valid_mask,
 )
@@ -404,8 +405,10 @@ class FocalNet(nn.Module):
                 valid = valid_mask(image_sizes, self.shapes[name].stride, channels_first(tokens))
             tokens = layer(tokens, valid)
             if name in self.out_features:
-                norm = getattr(self, f"norm{i}") if self.output_norm else nn.Identity()
-                feature = channels_first(norm(tokens))
+                normed = (
+                    layer_norm(tokens, getattr(self, f"norm{i}")) if self.output_norm else tokens
+                )
+                feature = channels_first(normed)
                 features[name] = feature if valid is None else feature * valid
             downsample = cast(FocalNetStage, layer).downsample
             if downsample is not None:

@@ -2,6 +2,7 @@
 
 from .drop_path import DropPath
 from .hooks import has_hooks
+from .layer_norm import layer_norm
 from .layer_scale import layer_scale_parameter
 from .mlp import Mlp
 from .norm import channels_first, channels_last
@@ -14,6 +15,7 @@ __all__ = [
     "channels_first",
     "channels_last",
     "has_hooks",
+    "layer_norm",
     "layer_scale_parameter",
     "pad_to_multiple",
     "valid_mask",

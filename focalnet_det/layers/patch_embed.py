@@ -10,6 +10,7 @@ from torch.func import functional_call
 from ..ops import dispatch
 from ..ops.kernels.patches import patch_product
 from .hooks import has_hooks
+from .layer_norm import layer_norm
 from .norm import channels_last
 
 
@@ -97,8 +98,8 @@ class PatchEmbed(nn.Module):
             dtype, stored = dispatch.compute_dtype(x)
             with torch.autocast(x.device.type, enabled=False):
                 out = patch_product(x, self.proj.weight, self.proj.bias, dtype)
-            return self.norm(out.to(stored))
-        return self.norm(channels_last(self._convolve(x)))
+            return layer_norm(out.to(stored), self.norm)
+        return layer_norm(channels_last(self._convolve(x)), self.norm)
 
     def _is_product(self, x: Tensor) -> bool:
         """Whether the convolution is a plain one that is faster as a matrix product."""

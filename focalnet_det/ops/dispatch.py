@@ -131,12 +131,12 @@ def takes_patch_products(x: Tensor) -> bool:
     return not _obstacle(x, exact=lambda: True)
 
 
-def takes_native(maps: Sequence[Tensor]) -> bool:
-    """Whether a stock operator of float32 maps may run as a kernel in C++.
+def takes_native(maps: Sequence[Tensor], dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
+    """Whether a stock operator of maps of these types may run as a kernel in C++.
 
     On CPUs, unless another path is forced, a graph is recorded, or there are no such kernels.
     """
-    if forced_path() not in (None, "native") or any(x.dtype != torch.float32 for x in maps):
+    if forced_path() not in (None, "native") or any(x.dtype not in dtypes for x in maps):
         return False
     if torch.compiler.is_compiling() or traced() or exporting():
         return False

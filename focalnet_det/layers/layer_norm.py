@@ -1,0 +1,56 @@
+"""Layer norms outside blocks in training, with the kernels in C++ where they run."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..ops import dispatch
+from ..ops.kernels.native import DTYPES, Library, library
+from ..ops.kernels.parameters import Affine
+from .hooks import has_hooks
+
+
+def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """``norm(x)``, (..., C); if it is a plain ``nn.LayerNorm`` on a CPU, with our backward pass.
+
+    That, PyTorch's leaves to one thread after another: 2.5 beside 0.6 milliseconds for 16,384
+    pixels of 96 channels, float32, two threads.
+    """
+    if torch.is_grad_enabled() and _is_plain(norm, x):
+        plain = cast(nn.LayerNorm, norm)
+        return cast(Tensor, _LayerNorm.apply(x, plain.weight, plain.bias, plain.eps))
+    return cast(Tensor, norm(x))
+
+
+def _is_plain(norm: nn.Module, x: Tensor) -> bool:
+    return (
+        type(norm) is nn.LayerNorm
+        and len(norm.normalized_shape) == 1
+        and norm.elementwise_affine
+        and norm.bias is not None
+        and x.dtype == norm.weight.dtype
+        and x.shape[-1] == len(norm.weight)
+        and x.numel() > 0
+        and not has_hooks(norm)
+        and dispatch.takes_native([x], DTYPES)
+    )
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        out, statistics = cast(Library, library()).norm(x, Affine(weight, bias, eps))
+        ctx.save_for_backward(x, weight, statistics)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, statistics = ctx.saved_tensors
+        by_x = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        by_weight, by_bias = cast(Library, library()).norm_backward(
+            gradient, x, weight, statistics, out=by_x
+        )
+        return by_x, by_weight.to(weight.dtype), by_bias.to(weight.dtype), None
