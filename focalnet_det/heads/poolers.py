@@ -34,7 +34,7 @@ class FastROIPooler(ROIPooler):
     """
 
     def forward(self, x: list[Tensor], box_lists: list[Any]) -> Tensor:
-        """As in ``ROIPooler``; (M, C, size, size), perhaps in channels-last order."""
+        """As in ``ROIPooler``."""
         pooler = self.level_poolers[0]
         if not (
             x
@@ -59,6 +59,6 @@ class FastROIPooler(ROIPooler):
             )
         scales = [level.spatial_scale for level in self.level_poolers]
         size = self.output_size[0]
-        return roi_align(
-            x, Pooling(boxes, levels, size, scales, pooler.sampling_ratio, pooler.aligned)
-        )
+        pooling = Pooling(boxes, levels, size, scales, pooler.sampling_ratio, pooler.aligned)
+        # Heads of Detectron2 take views that only this order allows.
+        return roi_align(x, pooling).contiguous()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_blocks import relative_error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -121,8 +122,9 @@ def test_operators_run_where_somebody_intercepts_them(masked: bool) -> None:
                 results[-1]["inference"] = net.eval()(x, **options)["stage1"]
             net.train()
     plain, intercepted = results
+    # Operators leave the residual sums to PyTorch, which rounds elsewhere.
     for key, expected in plain.items():
-        assert torch.equal(intercepted[key], expected), key
+        assert relative_error(intercepted[key], expected) < 2e-5, key
     names = {name.split(".")[1] for name in seen.names if name.startswith("focalnet_det.")}
     assert names == {"modulation", "modulation_backward", "mlp", "mlp_backward", "block"}
 
