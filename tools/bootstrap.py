@@ -36,6 +36,12 @@ FREE_FOR_DOWNLOADS = 4 * GB  # pip keeps the wheels in the temporary folder whil
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 4)
 KEPT = ("torch", "torchvision", "numpy")
+# As compileall's -x reads it: half of what is installed. Python compiles those that it meets all the
+# same when it imports them.
+RARELY_IMPORTED = (
+    r"/(tests?|testing|benchmarks?|_vendor|_inductor|onnx|combinatorics|physics|stats"
+    r"|f2py|distutils|fontTools|networkx|pip|pygments|setuptools)/"
+)
 
 # Asked of the environment's own Python.
 PROBE = f"""
@@ -215,8 +221,9 @@ def install(env: Path, found: Environment, tests: bool) -> None:
 
 
 def compile_modules(env: Path) -> None:
-    """Write the bytecode of all modules, on all cores."""
-    command = [str(python_of(env)), "-m", "compileall", "-q", "-j", "0", str(env / "lib")]
+    """Write the bytecode of the modules that the commands here import, on all cores."""
+    command = [str(python_of(env)), "-m", "compileall", "-q", "-j", "0", "-x", RARELY_IMPORTED]
+    command.append(str(env / "lib"))
     # It fails for templates and for files of other Python versions, which nobody imports.
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -82,10 +82,14 @@ def test_packages_of_the_tests_come_when_asked_for(calls: list[list[str]], tmp_p
     assert installed("--tests") == installed() == []
 
 
-def test_bytecode_is_written_for_all_modules_that_can_be_compiled(tmp_path: Path) -> None:
+def test_bytecode_is_written_for_modules_that_are_imported_and_can_be_compiled(
+    tmp_path: Path,
+) -> None:
     env = tmp_path / "env"
     modules = env / "lib" / "site-packages"
-    modules.mkdir(parents=True)
+    rare = modules / "torch" / "testing" / "common.py"
+    rare.parent.mkdir(parents=True)
+    rare.write_text("x = 1\n")
     (modules / "good.py").write_text("x = 1\n")
     (modules / "template.py").write_text("class {{ name }}:\n")
     (env / "bin").mkdir()
@@ -93,6 +97,7 @@ def test_bytecode_is_written_for_all_modules_that_can_be_compiled(tmp_path: Path
     bootstrap.compile_modules(env)
     (compiled,) = (modules / "__pycache__").iterdir()
     assert compiled.name.startswith("good.")
+    assert not (rare.parent / "__pycache__").exists()
 
 
 def test_failure_leaves_no_stamp(
