@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["focalnet_det", "focalnet_det.*"]),
-    package_data={"focalnet_det": ["py.typed", "ops/kernels/*.cpp"]},
+    package_data={"focalnet_det": ["py.typed", "ops/kernels/*.cpp", "ops/kernels/*.h"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

@@ -36,8 +36,8 @@ FREE_FOR_DOWNLOADS = 4 * GB  # pip keeps the wheels in the temporary folder whil
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 4)
 KEPT = ("torch", "torchvision", "numpy")
-# As compileall's -x reads it: half of what is installed. Python compiles those that it meets all the
-# same when it imports them.
+# As compileall's -x reads it: half of what is installed. Python compiles those that it meets all
+# the same when it imports them.
 RARELY_IMPORTED = (
     r"/(tests?|testing|benchmarks?|_vendor|_inductor|onnx|combinatorics|physics|stats"
     r"|f2py|distutils|fontTools|networkx|pip|pygments|setuptools)/"

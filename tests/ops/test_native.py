@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from focalnet_det.backbones.focalnet import FocalNetBlock
 from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels import native
+from focalnet_det.ops.kernels import native, native_training
 from focalnet_det.ops.kernels.parameters import Affine
 
 COMPILER = os.environ.get("CXX") or next(filter(shutil.which, native.COMPILERS), None)
@@ -266,6 +267,27 @@ FLAGS = {
 }
 
 
+@pytest.fixture(params=[True, False], ids=["one call", "tiles"])
+def in_one_call(
+    request: pytest.FixtureRequest, library: native.Library, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
+    """Names of the branches, in training, that were one call each."""
+    if request.param and not library.has_branches:
+        pytest.skip("the matrix products of this PyTorch cannot be called from C++")
+    calls: list[str] = []
+    function = native.Library.branch
+
+    def counted(self: native.Library, name: str, *rest: Any) -> None:
+        calls.append(name)
+        function(self, name, *rest)
+
+    monkeypatch.setattr(native.Library, "branch", counted)
+    if not request.param:
+        monkeypatch.setattr(native_training, "LARGEST_MAP", 0)
+    yield calls
+    assert request.param or not calls
+
+
 @needs_compiler
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
@@ -282,7 +304,7 @@ FLAGS = {
     ],
 )
 def test_blocks_equal_the_reference(
-    levels: int, window: int, dim: int, size: tuple, flags: dict, masked: bool, library: object
+    levels: int, window: int, dim: int, size: tuple, flags: dict, masked: bool, in_one_call: list
 ) -> None:
     module, x = block(levels, window, dim, **flags), torch.randn(2, *size, dim)
     valid = torch.ones(2, 1, *size)
@@ -290,6 +312,22 @@ def test_blocks_equal_the_reference(
     expected = run(module, x, valid if masked else None, "reference")
     for key, actual in run(module, x, valid if masked else None, "native").items():
         assert relative_error(actual, expected[key]) <= 2e-5, key
+
+
+@needs_compiler
+def test_all_branches_of_plain_blocks_are_one_call_each(in_one_call: list) -> None:
+    run(block(2, 9, 8), torch.randn(2, 5, 6, 8), None, "native")
+    assert in_one_call in ([], ["modulation", "mlp", "mlp", "modulation"])
+
+
+@needs_compiler
+def test_parameters_in_any_memory_order(in_one_call: list) -> None:
+    module, x = block(2, 3, 8), torch.randn(2, 5, 6, 8)
+    expected = run(module, x, None, "native")
+    module.to(memory_format=torch.channels_last)
+    module.mlp.fc1.weight.data = module.mlp.fc1.weight.t().contiguous().t()
+    for key, actual in run(module, x, None, "native").items():
+        assert relative_error(actual, expected[key]) <= 1e-6, key
 
 
 @needs_compiler
@@ -405,7 +443,9 @@ def test_an_empty_batch_runs_on_the_reference(library: object) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 3])
-def test_results_repeat_bit_by_bit(threads: int, library: native.Library) -> None:
+def test_results_repeat_bit_by_bit(
+    threads: int, library: native.Library, in_one_call: list
+) -> None:
     module, x = block(3, 9, 40), torch.randn(2, 37, 70, 40)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -474,6 +514,7 @@ def test_unset_and_forced_paths_without_the_library(
 # What every process has to find, quick to build.
 SMALL = """
 extern "C" void focalnet_set_threads(void*) {}
+extern "C" void focalnet_set_gemm(void*) {}
 extern "C" long focalnet_has_tiles() { return 0; }
 """
 
@@ -532,12 +573,13 @@ def test_other_sources_compilers_and_machines_have_other_files(
     native._load()
     monkeypatch.setattr(native, "_cpu", lambda: "another one")
     native._load()
-    source = tmp_path / "native.cpp"
-    source.write_text(native.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(native, "SOURCE", source)
-    native._load()
+    for which in ("SOURCE", "HEADER"):
+        source = tmp_path / getattr(native, which).name
+        source.write_text(getattr(native, which).read_text() + "\n")
+        monkeypatch.setattr(native, which, source)
+        native._load()
     assert names[0] == names[1]
-    assert len(set(names)) == 3
+    assert len(set(names)) == 4
 
 
 @needs_compiler

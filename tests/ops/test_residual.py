@@ -6,19 +6,24 @@ from random_blocks import block, relative_error
 from torch import Tensor
 
 from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels import native, tiles
+from focalnet_det.ops.kernels import native, native_training, tiles
 
 
 @pytest.mark.parametrize("path", ["torch", "native"])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("tile", [16, 100, 2048])
+@pytest.mark.parametrize("tile", [16, 100, 2048, None])
 def test_stochastic_depth_drops_the_same_branches(
-    path: str, autocast: bool, tile: int, monkeypatch: pytest.MonkeyPatch
+    path: str, autocast: bool, tile: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tiles are parts of an image, several images, or all, of which some lose a branch."""
+    """Tiles are parts of an image, several images, or all, of which some lose a branch.
+
+    Without tiles a branch may be one call.
+    """
     if path == "native" and isinstance(native.library(), native.BuildError):
         pytest.skip(f"no native kernels: {native.library()}")
-    monkeypatch.setattr(tiles, "TILE", tile)
+    if tile is not None:
+        monkeypatch.setattr(tiles, "TILE", tile)
+        monkeypatch.setattr(native_training, "LARGEST_MAP", 0)
     module = block(2, 3, drop_path_rate=0.5).train()
     x = torch.randn(6, 5, 9, 8)
 

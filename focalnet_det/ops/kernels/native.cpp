@@ -1409,11 +1409,15 @@ void run_block(const Block& block) {
 
 }  // namespace
 
+#include "native_branches.h"
+
 extern "C" {
 
 void focalnet_set_threads(void* parallel) {
   openmp_parallel = reinterpret_cast<parallel_type>(parallel);
 }
+
+void focalnet_set_gemm(void* sgemm) { gemm = reinterpret_cast<gemm_type>(sgemm); }
 
 // `sixteen`: all arrays but `valid` are bfloat16, else float32. Null pointers: left out.
 
@@ -1516,6 +1520,27 @@ long focalnet_has_tiles() {
 #else
   return 0;
 #endif
+}
+
+// Whole branches in training, see native_branches.h. Numbers: n, h, w, c, threads, and those that the
+// branch adds.
+
+void focalnet_modulation(float* const* tensors, const long* numbers, const float* reals,
+                         long backward) {
+  ModulationBranch branch{};
+  branch.n = numbers[0], branch.h = numbers[1], branch.w = numbers[2], branch.c = numbers[3];
+  branch.pixels = branch.h * branch.w, branch.threads = numbers[4];
+  branch.keeps_modulator = numbers[5], branch.levels = numbers[6];
+  for (long level = 0; level < branch.levels; level++) branch.sizes[level] = numbers[7 + level];
+  branch.eps = reals[0], branch.divisor = reals[1];
+  run_branch(branch, tensors, backward);
+}
+
+void focalnet_mlp(float* const* tensors, const long* numbers, const float* reals, long backward) {
+  MlpBranch branch{};
+  branch.n = numbers[0], branch.pixels = numbers[1] * numbers[2], branch.c = numbers[3];
+  branch.threads = numbers[4], branch.width = numbers[5], branch.eps = reals[0];
+  run_branch(branch, tensors, backward);
 }
 
 void focalnet_block(const Block* block) {

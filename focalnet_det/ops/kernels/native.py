@@ -27,6 +27,7 @@ from torch import Tensor
 from .parameters import Affine, BlockWeights
 
 SOURCE = Path(__file__).with_name("native.cpp")
+HEADER = Path(__file__).with_name("native_branches.h")
 COMPILERS = ("g++", "clang++", "c++")
 # The first set that the compiler takes.
 FLAGS = tuple(
@@ -65,6 +66,10 @@ class Library:
         # Whether :meth:`block` has products in bfloat16: with the tile registers of Intel's AMX.
         self.has_tiles = bool(functions.focalnet_has_tiles())
         functions.focalnet_set_threads(entry)
+        sgemm = _sgemm()
+        # Whether :meth:`branch` can be called.
+        self.has_branches = sgemm is not None
+        functions.focalnet_set_gemm(sgemm)
 
     def depthwise(self, x: Tensor, kernel: Tensor, *, flip: bool = False) -> Tensor:
         """Cross-correlation, see :func:`focalnet_det.ops.kernels.depthwise.depthwise`.
@@ -292,6 +297,33 @@ class Library:
         self._functions.focalnet_block(ctypes.byref(struct))
         return out
 
+    def branch(
+        self,
+        name: str,
+        tensors: Sequence[Tensor | None],
+        numbers: tuple[Sequence[int], Sequence[int]],
+        reals: Sequence[float],
+        backward: bool,
+    ) -> None:
+        """A branch of a block in training or its gradients, see ``native_branches.h``.
+
+        Args:
+            name: ``modulation`` or ``mlp``.
+            tensors: contiguous, float32, in the order of ``run_branch`` there.
+            numbers: the map's shape, (N, H, W, C), and what the branch adds.
+            reals: ``eps`` of the norm, and what the branch adds.
+            backward: which of the two.
+        """
+        shape, more = numbers
+        integers = *shape, torch.get_num_threads(), *more
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        getattr(self._functions, f"focalnet_{name}")(
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            (ctypes.c_long * len(integers))(*integers),
+            (ctypes.c_float * len(reals))(*reals),
+            ctypes.c_long(backward),
+        )
+
     def roi_align(self, maps: list[Tensor], out: Tensor, pooling: "Pooling") -> None:
         """Writes RoIAlign of boxes to ``out``; see :func:`focalnet_det.ops.roi_align.roi_align`.
 
@@ -403,6 +435,15 @@ def _openmp() -> ctypes.c_void_p:
         return ctypes.c_void_p()
 
 
+def _sgemm() -> ctypes.c_void_p | None:
+    """``sgemm`` of the library of matrix products that PyTorch brings; None where it hides it."""
+    folder = Path(torch.__file__).parent / "lib"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(folder / "libtorch_cpu.so")).sgemm_, ctypes.c_void_p)
+    except (AttributeError, OSError):
+        return None
+
+
 # Building
 
 
@@ -410,8 +451,9 @@ def _load() -> ctypes.CDLL:
     """Raises: BuildError."""
     compiler = _compiler()
     version = _run([*compiler, "--version"])
+    sources = SOURCE.read_text(), HEADER.read_text()
     key = hashlib.sha256(
-        "\n".join([SOURCE.read_text(), repr(FLAGS), *compiler, version, _cpu()]).encode()
+        "\n".join([*sources, repr(FLAGS), *compiler, version, _cpu()]).encode()
     ).hexdigest()
     try:
         folder = _cache_folder()
@@ -448,7 +490,7 @@ def _build(file: Path, compiler: list[str]) -> None:
     errors = []
     for flags in FLAGS:
         try:
-            _run([*compiler, *flags, str(SOURCE), "-o", str(part)])
+            _run([*compiler, *flags, str(SOURCE), "-I", str(HEADER.parent), "-o", str(part)])
         except BuildError as error:
             errors.append(error)
             continue
