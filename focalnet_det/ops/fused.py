@@ -74,7 +74,7 @@ def modulation(
     Returns: (N, H, W, C), in the type that is stored, or that of the sum with ``residual``. It can
         be differentiated once.
     """
-    if residual is not None and not _sums(x, plan):
+    if residual is not None and not _eager(x):
         return residual.add(x, modulation(x, norm, weights, valid, plan))
     parameters, layout = flatten_modulation(norm, weights)
     options = *layout, *plan
@@ -94,7 +94,7 @@ def mlp(
     residual: Residual | None = None,
 ) -> Tensor:
     """Linear, GELU, linear, with the norm before them if there is one; see :func:`modulation`."""
-    if residual is not None and not _sums(x, plan):
+    if residual is not None and not _eager(x):
         return residual.add(x, mlp(x, norm, weights, plan))
     parameters, eps = flatten_mlp(norm, weights)
     options = eps, *plan
@@ -130,11 +130,6 @@ def _eager(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     return type(x) in (Tensor, torch.nn.Parameter)
-
-
-def _sums(x: Tensor, plan: Plan) -> bool:
-    """Whether residual sums are computed within branches."""
-    return plan.path != "triton" and _eager(x)
 
 
 class _Branch(torch.autograd.Function):

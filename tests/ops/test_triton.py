@@ -14,7 +14,7 @@ from torch import Tensor
 from focalnet_det.backbones import VARIANTS
 from focalnet_det.backbones.focalnet import FocalNetBlock
 from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels.parameters import flatten_modulation
+from focalnet_det.ops.kernels.parameters import Affine, flatten_modulation
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -212,3 +212,63 @@ def test_what_the_kernels_cannot_do_is_logged_once(
 def test_without_a_gpu_the_plain_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     assert dispatch.choose_path(torch.randn(1, 2, 3, 8), windows=(3,)) == "torch"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3, 33), (5000, 3), (2, 40, 130)])
+def test_layer_norm_in_another_type_and_its_gradients(
+    shape: tuple[int, ...], added: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one row, and of more rows than one tile of each part has."""
+    from focalnet_det.ops.kernels import triton_norm
+
+    monkeypatch.setattr(triton_norm, "PARTS", 2)
+    x = 3 + 2 * torch.randn(shape, device=DEVICE)
+    weight, bias = torch.randn(2, shape[-1], device=DEVICE).to(dtype)
+    gradient = torch.randn(shape, device=DEVICE).to(dtype)
+    residual = torch.randn(shape, device=DEVICE) if added else None
+    leaves = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    expected = F.layer_norm(leaves[0], shape[-1:], *leaves[1:], eps=1e-5)
+    expected.backward(gradient.double())
+
+    layer = Affine(weight, bias, 1e-5)
+    actual, statistics = triton_norm.norm(x, layer, dtype)
+    gradients = triton_norm.norm_backward(gradient, x, layer, statistics, residual)
+    assert actual.dtype == dtype
+    assert relative_error(actual, expected.detach()) <= TOLERANCE[dtype]
+    for value, leaf in zip(gradients, leaves, strict=True):
+        wanted = leaf.grad
+        if leaf is leaves[0] and residual is not None:
+            wanted = wanted + residual
+        assert value.dtype == torch.float32
+        scale = max(1.0, float(wanted.abs().max()))
+        torch.testing.assert_close(value.double(), wanted, rtol=0, atol=1e-5 * scale)
+    again = triton_norm.norm_backward(gradient, x, layer, statistics, residual)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_residual_sums_with_stochastic_depth(autocast: bool) -> None:
+    module = block(8, 1, 3, drop_path_rate=0.5).train()
+    x = torch.randn(5, 2, 3, 8, device=DEVICE)
+    # The interpreter multiplies the bits of bfloat16 as integers.
+    kind = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+
+    def run(path: str, dtype: torch.dtype) -> list[Tensor]:
+        torch.manual_seed(3)
+        module.zero_grad()
+        given = x.clone().requires_grad_()
+        with dispatch.using(path), torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            out = module(given)
+        assert out.dtype == torch.float32
+        out.square().sum().backward()
+        return [out.detach(), *(p.grad.clone() for p in [given, *module.parameters()])]
+
+    expected = run("reference", torch.float32)
+    actual = run("triton", kind if autocast else torch.float32)
+    dropped = [bool((image == before).all()) for image, before in zip(actual[0], x, strict=True)]
+    assert any(dropped)
+    assert not all(dropped)
+    for ours, wanted in zip(actual, expected, strict=True):
+        assert relative_error(ours, wanted) < (2e-2 if autocast else 1e-5)

@@ -2,8 +2,9 @@
 
 Query, context and gates are the columns of one product, whose rows are padded to 16 bytes. For the
 backward pass that product, the levels before their GELU and the global mean are kept; the gated
-sum, ``h`` and the levels after their GELU are computed again. Nothing waits for the device, and no
-shape depends on data, so that CUDA graphs can record a block.
+sum, ``h``, norms and the levels after their GELU are computed again. Norms read a map in its own
+type, and their backward pass adds the gradient of the residual sum. Nothing waits for the device,
+and no shape depends on data, so that CUDA graphs can record a block.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import triton_depthwise as depthwise
-from . import triton_mlp, triton_pointwise
+from . import triton_mlp, triton_norm, triton_pointwise
 from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
-from .training import PLAIN, Options
+from .training import Options, Residual
 
 aten = torch.ops.aten
 # Values of a row of the projection are padded to a multiple of this: 16 bytes in 16 bits.
@@ -77,18 +78,19 @@ def modulation_forward(
     weights: ModulationWeights,
     valid: Tensor | None,
     options: Options,
+    residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """See :func:`focalnet_det.ops.kernels.training.modulation_forward`."""
     dtype = options.stored
     weights = weights.to(dtype)
-    normed = _norm(x.to(dtype).contiguous(), _cast(norm, dtype))
+    normed, _ = _normed(x.contiguous(), norm, dtype)
     contexts = _contexts(normed, weights, valid, keep=not options.lean)
     product = triton_pointwise.product(
         contexts.projected, F.linear(contexts.local, weights.h.weight), weights.h.bias,
         F.linear(contexts.shared.to(dtype), weights.h.weight),
         2 * x.shape[-1] + len(weights.kernels), float(weights.divisor),
     )  # fmt: skip
-    out = _linear(_norm(product, weights.ln), weights.proj)
+    out = _sum(x, _linear(_norm(product, weights.ln), weights.proj), residual)
     if contexts.levels is None:
         return out, []
     return out, [contexts.projected, contexts.levels, contexts.mean]
@@ -115,13 +117,13 @@ def modulation_backward(
     valid: Tensor | None,
     kept: list[Tensor],
     options: Options,
+    residual: Residual | None = None,
 ) -> list[Tensor]:
     """See :func:`focalnet_det.ops.kernels.training.modulation_backward`."""
     dtype, c, count = options.stored, x.shape[-1], len(weights.kernels)
-    norm, weights = _cast(norm, dtype), weights.to(dtype)
-    before = x.to(dtype).contiguous()
-    gradient = gradient.to(dtype).contiguous()
-    normed, *statistics = PLAIN.norm(before, norm)
+    weights, before = weights.to(dtype), x.contiguous()
+    by_sum, gradient = _gradients(gradient, dtype, residual)
+    normed, statistics = _normed(before, norm, dtype)
     if not kept:
         again = _contexts(normed, weights, valid, keep=True)
         assert again.levels is not None
@@ -133,7 +135,7 @@ def modulation_backward(
     by_projected = torch.empty_like(projected)
 
     product = projected[..., :c] * modulator
-    product_normed, *product_statistics = PLAIN.norm(product, weights.ln)
+    product_normed, product_statistics = _normed(product, weights.ln, dtype)
     by_proj = _parameter_gradients(gradient, product_normed)
     by_product, by_ln = _norm_backward(
         gradient @ weights.proj.weight, product, weights.ln, product_statistics
@@ -165,21 +167,27 @@ def modulation_backward(
     by_weight, by_bias = _parameter_gradients(by_projected, normed)
     used = 2 * c + count + 1
     weight, _ = _padded(weights.f, c, count)
-    by_x, by_norm = _norm_backward(by_projected @ weight, before, norm, statistics)
+    by_x, by_norm = _norm_backward(by_projected @ weight, before, norm, statistics, by_sum)
     return [
-        by_x.to(x.dtype), *by_norm, by_weight[:used], by_bias[:used], *by_h, *by_proj, *by_ln,
+        by_x, *by_norm, by_weight[:used], by_bias[:used], *by_h, *by_proj, *by_ln,
         *by_kernels,
     ]  # fmt: skip
 
 
 def mlp_forward(
-    x: Tensor, norm: Affine | None, weights: MlpWeights, options: Options
+    x: Tensor,
+    norm: Affine | None,
+    weights: MlpWeights,
+    options: Options,
+    residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """See :func:`focalnet_det.ops.kernels.training.mlp_forward`."""
     dtype = options.stored
     weights = weights.to(dtype)
-    hidden = _linear(_norm(x.to(dtype).contiguous(), _cast(norm, dtype)), weights.fc1)
-    return _linear(F.gelu(hidden), weights.fc2), [] if options.lean else [hidden]
+    normed, _ = _normed(x.contiguous(), norm, dtype)
+    hidden = _linear(normed, weights.fc1)
+    out = _sum(x, _linear(F.gelu(hidden), weights.fc2), residual)
+    return out, [] if options.lean else [hidden]
 
 
 def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
@@ -194,19 +202,20 @@ def mlp_backward(
     weights: MlpWeights,
     kept: list[Tensor],
     options: Options,
+    residual: Residual | None = None,
 ) -> list[Tensor]:
     """See :func:`focalnet_det.ops.kernels.training.mlp_backward`."""
     dtype = options.stored
-    norm, weights = _cast(norm, dtype), weights.to(dtype)
-    before = x.to(dtype).contiguous()
-    gradient = gradient.to(dtype).contiguous()
-    normed, *statistics = PLAIN.norm(before, norm)
+    weights, before = weights.to(dtype), x.contiguous()
+    by_sum, gradient = _gradients(gradient, dtype, residual)
+    normed, statistics = _normed(before, norm, dtype)
     hidden = kept[0] if kept else _linear(normed, weights.fc1)
     activation, by_hidden = triton_pointwise.gelu_backward(hidden, gradient @ weights.fc2.weight)
     by_fc2 = _parameter_gradients(gradient, activation)
     by_fc1 = _parameter_gradients(by_hidden, normed)
-    by_x, by_norm = _norm_backward(by_hidden @ weights.fc1.weight, before, norm, statistics)
-    return [by_x.to(x.dtype), *by_norm, *by_fc1, *by_fc2]
+    by_normed = by_hidden @ weights.fc1.weight
+    by_x, by_norm = _norm_backward(by_normed, before, norm, statistics, by_sum)
+    return [by_x, *by_norm, *by_fc1, *by_fc2]
 
 
 def _contexts(
@@ -254,20 +263,46 @@ def _parameter_gradients(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return flat.mT @ x.flatten(0, -2), flat.sum(0)
 
 
-def _cast(norm: Affine | None, dtype: torch.dtype) -> Affine | None:
-    return None if norm is None else norm.to(dtype)
+def _sum(x: Tensor, branch: Tensor, residual: Residual | None) -> Tensor:
+    """The branch, or its sum with the input, in one pass."""
+    if residual is None:
+        return branch
+    if residual.factors is None:
+        return x + branch
+    return torch.addcmul(x, branch, residual.factors.to(branch.dtype))
+
+
+def _gradients(
+    gradient: Tensor, dtype: torch.dtype, residual: Residual | None
+) -> tuple[Tensor | None, Tensor]:
+    """Gradients by the input around the branch, if it is added there, and by the branch."""
+    gradient = gradient.contiguous()
+    if residual is None:
+        return None, gradient.to(dtype)
+    if residual.factors is None:
+        return gradient, gradient.to(dtype)
+    by_branch = torch.empty_like(gradient, dtype=dtype)
+    return gradient, torch.mul(gradient, residual.factors.to(gradient.dtype), out=by_branch)
 
 
 def _norm(x: Tensor, norm: Affine | None) -> Tensor:
     return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
+def _normed(x: Tensor, norm: Affine | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The norm of a map, or the map, in another type, and what :func:`_norm_backward` needs."""
+    return (x.to(dtype), None) if norm is None else triton_norm.norm(x, norm, dtype)
+
+
 def _norm_backward(
-    gradient: Tensor, x: Tensor, norm: Affine | None, statistics: list[Tensor]
+    gradient: Tensor,
+    x: Tensor,
+    norm: Affine | None,
+    statistics: Tensor | None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if norm is None:
-        return gradient, ()
-    by_x, *by_parameters = aten.native_layer_norm_backward(
-        gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
-    )
+    """Gradients by ``x``, in its type and plus ``residual``, and by weight and bias."""
+    if norm is None or statistics is None:
+        return (gradient if residual is None else gradient + residual).to(x.dtype), ()
+    by_x, *by_parameters = triton_norm.norm_backward(gradient, x, norm, statistics, residual)
     return by_x, tuple(by_parameters)
