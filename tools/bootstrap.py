@@ -36,6 +36,8 @@ FREE_FOR_DOWNLOADS = 4 * GB  # pip keeps the wheels in the temporary folder whil
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 4)
 KEPT = ("torch", "torchvision", "numpy")
+# Three quarters of what is unpacked, and hardly any Python to compile: a second pip does it.
+GPU_LIBRARIES = ("cuda-", "nvidia-", "triton")
 # As compileall's -x reads it: half of what is installed. Python compiles those that it meets all
 # the same when it imports them.
 RARELY_IMPORTED = (
@@ -207,17 +209,43 @@ def install(env: Path, found: Environment, tests: bool) -> None:
             say("Installing what is missing ...")
         else:
             say("Installing torch and the other requirements: 2 minutes or more, 5.8 GB ...")
-        package = ".[test]" if tests else "."
-        # Pip compiles one file after the other.
-        compiling = ["--no-compile"] if env == OWN_ENV else []
-        call(
-            [*pip, *compiling, "--constraint", file, "--editable", package],
-            pip_environment(),
-            quiet=True,
-        )
+        package = ["--constraint", file, "--editable", ".[test]" if tests else "."]
+        if env == OWN_ENV:
+            # Pip compiles one file after the other.
+            pip.append("--no-compile")
+            if "torch" not in found.versions:
+                install_on_two_cores(env, pip, package)
+        call([*pip, *package], pip_environment(), quiet=True)
     call([python, "tools/install_detectron2.py"])
     if env == OWN_ENV:
         compile_modules(env)
+
+
+def install_on_two_cores(env: Path, pip: list[str], package: list[str]) -> None:
+    """Install what a package needs: GPU libraries beside everything else and its bytecode.
+
+    Pip unpacks one file after the other. What fails here is left to the call that follows.
+    """
+    pinned = requirements(pip, package)
+    libraries = [name for name in pinned if name.startswith(GPU_LIBRARIES)]
+    others = [name for name in pinned if name not in libraries]
+    if not libraries or not others:
+        return
+    command = [*pip, "--no-deps"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, *libraries], cwd=ROOT, env=pip_environment(), **quiet):
+        subprocess.run([*command, *others], cwd=ROOT, env=pip_environment(), **quiet)
+        compile_modules(env)
+
+
+def requirements(pip: list[str], package: list[str]) -> list[str]:
+    """The versions that pip would install for a package; none if it cannot tell."""
+    command = [*pip, "--dry-run", "--report", "-", *package]
+    done = subprocess.run(command, cwd=ROOT, env=pip_environment(), capture_output=True, text=True)
+    if done.returncode != 0:
+        return []
+    found = [item for item in json.loads(done.stdout)["install"] if not item["is_direct"]]
+    return [f"{item['metadata']['name']}=={item['metadata']['version']}" for item in found]
 
 
 def compile_modules(env: Path) -> None:

@@ -68,6 +68,43 @@ def test_own_environment_gets_the_tested_versions(calls: list[list[str]]) -> Non
     assert calls[1][-1] == "constraints: constraints.txt"  # the content of the test's file
 
 
+# A Python whose pip finds three packages to install, and which notes what it is called with.
+PIP = """#!/bin/sh
+case "$*" in
+  *--report*) echo '{"install": [
+    {"is_direct": true, "metadata": {"name": "focalnet_det", "version": "1"}},
+    {"is_direct": false, "metadata": {"name": "torch", "version": "2.14.1"}},
+    {"is_direct": false, "metadata": {"name": "nvidia-cublas", "version": "13.1"}},
+    {"is_direct": false, "metadata": {"name": "numpy", "version": "2.0"}}]}' ;;
+  -c*) echo '{"python": [3, 11, 7], "pip": true, "versions": {}}' ;;
+  *) echo "$*" >> CALLS ;;
+esac
+"""
+
+
+def test_gpu_libraries_are_unpacked_beside_the_rest(calls: list[list[str]], tmp_path: Path) -> None:
+    env, log = bootstrap.ROOT / ".venv", tmp_path / "calls"
+    python = make_env(env) / "bin" / "python"
+    python.write_text(PIP.replace("CALLS", str(log)))
+    (env / "lib").mkdir()
+    assert bootstrap.main([".venv"]) == 0
+    pips = [line for line in log.read_text().splitlines() if "--no-deps" in line]
+    ends = ["nvidia-cublas==13.1", "numpy==2.0"]
+    assert sorted(line.split()[-1] for line in pips) == sorted(ends)
+    assert any("torch==2.14.1 numpy==2.0" in line for line in pips)
+    # All that they left undone, and the package.
+    assert "--editable" in calls[1]
+    assert "--no-deps" not in calls[1]
+
+
+def test_an_index_that_cannot_be_asked_is_left_to_pip(calls: list[list[str]]) -> None:
+    python = make_env(bootstrap.ROOT / ".venv") / "bin" / "python"
+    python.write_text(PIP.replace("*--report*)", "*--report*) exit 1 ;;\n  never)"))
+    (bootstrap.ROOT / ".venv" / "lib").mkdir()
+    assert bootstrap.main([".venv"]) == 0
+    assert "--editable" in calls[1]
+
+
 def test_packages_of_the_tests_come_when_asked_for(calls: list[list[str]], tmp_path: Path) -> None:
     env = make_env(tmp_path / "env", torch="2.5.1")
 
