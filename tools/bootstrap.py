@@ -202,6 +202,7 @@ def install(env: Path, found: Environment, tests: bool) -> None:
         )
     python = str(python_of(env))
     pip = [python, "-m", "pip", "install", "--quiet"]
+    uncompiled = "."
     with constraints(env, found) as file:
         if env == OWN_ENV:
             call([*pip, "--upgrade", "pip", "setuptools", "wheel"], pip_environment(), quiet=True)
@@ -213,29 +214,32 @@ def install(env: Path, found: Environment, tests: bool) -> None:
         if env == OWN_ENV:
             # Pip compiles one file after the other.
             pip.append("--no-compile")
-            if "torch" not in found.versions:
-                install_on_two_cores(env, pip, package)
+            if "torch" not in found.versions and install_on_two_cores(env, pip, package):
+                uncompiled = "detectron2"
         call([*pip, *package], pip_environment(), quiet=True)
     call([python, "tools/install_detectron2.py"])
     if env == OWN_ENV:
-        compile_modules(env)
+        compile_modules(env, uncompiled)
 
 
-def install_on_two_cores(env: Path, pip: list[str], package: list[str]) -> None:
+def install_on_two_cores(env: Path, pip: list[str], package: list[str]) -> bool:
     """Install what a package needs: GPU libraries beside everything else and its bytecode.
 
     Pip unpacks one file after the other. What fails here is left to the call that follows.
+
+    Returns: whether there was something to install beside the rest.
     """
     pinned = requirements(pip, package)
     libraries = [name for name in pinned if name.startswith(GPU_LIBRARIES)]
     others = [name for name in pinned if name not in libraries]
     if not libraries or not others:
-        return
+        return False
     command = [*pip, "--no-deps"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([*command, *libraries], cwd=ROOT, env=pip_environment(), **quiet):
         subprocess.run([*command, *others], cwd=ROOT, env=pip_environment(), **quiet)
-        compile_modules(env)
+        compile_modules(env, ".")
+    return True
 
 
 def requirements(pip: list[str], package: list[str]) -> list[str]:
@@ -248,10 +252,13 @@ def requirements(pip: list[str], package: list[str]) -> list[str]:
     return [f"{item['metadata']['name']}=={item['metadata']['version']}" for item in found]
 
 
-def compile_modules(env: Path) -> None:
-    """Write the bytecode of the modules that the commands here import, on all cores."""
+def compile_modules(env: Path, folder: str) -> None:
+    """Write the bytecode of the modules that the commands here import, on all cores.
+
+    `folder` is below that of all packages.
+    """
     command = [str(python_of(env)), "-m", "compileall", "-q", "-j", "0", "-x", RARELY_IMPORTED]
-    command.append(str(env / "lib"))
+    command += [str(packages / folder) for packages in env.glob("lib/python*/site-packages")]
     # It fails for templates and for files of other Python versions, which nobody imports.
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

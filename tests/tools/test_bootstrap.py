@@ -123,7 +123,7 @@ def test_bytecode_is_written_for_modules_that_are_imported_and_can_be_compiled(
     tmp_path: Path,
 ) -> None:
     env = tmp_path / "env"
-    modules = env / "lib" / "site-packages"
+    modules = env / "lib" / "python3.11" / "site-packages"
     rare = modules / "torch" / "testing" / "common.py"
     rare.parent.mkdir(parents=True)
     rare.write_text("x = 1\n")
@@ -131,7 +131,7 @@ def test_bytecode_is_written_for_modules_that_are_imported_and_can_be_compiled(
     (modules / "template.py").write_text("class {{ name }}:\n")
     (env / "bin").mkdir()
     (env / "bin" / "python").symlink_to(sys.executable)
-    bootstrap.compile_modules(env)
+    bootstrap.compile_modules(env, ".")
     (compiled,) = (modules / "__pycache__").iterdir()
     assert compiled.name.startswith("good.")
     assert not (rare.parent / "__pycache__").exists()
