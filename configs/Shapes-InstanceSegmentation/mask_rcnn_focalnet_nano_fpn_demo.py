@@ -14,6 +14,6 @@ model = pool_coarsely(nano_mask_rcnn(num_classes=6))
 model.roi_heads.positive_fraction = 0.5
 model.roi_heads.box_predictor.test_nms_thresh = 0.6  # the shapes overlap
 dataloader = small_instances("shapes_train", "shapes_val", vertical_flip=True, **_data)
-optimizer, schedule = adamw(lr=1e-3), cosine(iterations=2300)
+optimizer, schedule = adamw(lr=1e-3), cosine(iterations=2200)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
 train |= {"checkpoint_period": 200, "ddp": STATIC_DDP}

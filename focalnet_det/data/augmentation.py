@@ -44,6 +44,15 @@ class PlainResizeShortestEdge(T.ResizeShortestEdge):
         return PlainResizeTransform(chosen.h, chosen.w, chosen.new_h, chosen.new_w)
 
 
+class RandomCrop(T.RandomCrop):
+    """Detectron2's, but nothing where it is the whole image: a crop clips each polygon, slowly."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Draws the place."""
+        crop = super().get_transform(image)
+        return T.NoOpTransform() if (crop.h, crop.w) == image.shape[:2] else crop
+
+
 def shortest_edge(
     short_sides: Sequence[int] | int, max_long_side: int, antialias: bool
 ) -> T.ResizeShortestEdge:
@@ -89,7 +98,7 @@ def multiscale_or_crop(
     final = shortest_edge(short_sides, max_long_side, antialias)
     crop = [
         shortest_edge(crop_short_sides, max_long_side, antialias),
-        T.RandomCrop("absolute_range", tuple(crop_range)),
+        RandomCrop("absolute_range", tuple(crop_range)),
         final,
     ]
     return [T.RandomFlip(), RandomChoice([[final], crop])]
@@ -110,7 +119,7 @@ def resize_and_crop(
     if vertical_flip:
         augmentations.append(T.RandomFlip(horizontal=False, vertical=True))
     augmentations.append(T.ResizeShortestEdge(tuple(short_sides), max_long_side, "choice"))
-    return [*augmentations, T.RandomCrop("absolute", (crop, crop))]
+    return [*augmentations, RandomCrop("absolute", (crop, crop))]
 
 
 def large_scale_jitter(

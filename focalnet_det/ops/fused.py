@@ -173,6 +173,8 @@ def _without_autocast(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def run(x: Tensor, *arguments: Any, **more: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return function(x, *arguments, **more)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *arguments, **more)
 
