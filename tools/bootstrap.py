@@ -41,7 +41,7 @@ GPU_LIBRARIES = ("cuda-", "nvidia-", "triton")
 # As compileall's -x reads it: half of what is installed. Python compiles those that it meets all
 # the same when it imports them.
 RARELY_IMPORTED = (
-    r"/(tests?|testing|benchmarks?|_vendor|_inductor|onnx|combinatorics|physics|stats"
+    r"/site-packages/(.*/)?(tests?|testing|benchmarks?|_vendor|_inductor|onnx|combinatorics|physics|stats"
     r"|f2py|distutils|fontTools|networkx|pip|pygments|setuptools)/"
 )
 

@@ -97,12 +97,16 @@ def test_gpu_libraries_are_unpacked_beside_the_rest(calls: list[list[str]], tmp_
     assert "--no-deps" not in calls[1]
 
 
-def test_an_index_that_cannot_be_asked_is_left_to_pip(calls: list[list[str]]) -> None:
+def test_an_index_that_cannot_be_asked_is_left_to_pip(
+    calls: list[list[str]], tmp_path: Path
+) -> None:
+    log = tmp_path / "calls"
     python = make_env(bootstrap.ROOT / ".venv") / "bin" / "python"
-    python.write_text(PIP.replace("*--report*)", "*--report*) exit 1 ;;\n  never)"))
-    (bootstrap.ROOT / ".venv" / "lib").mkdir()
+    silent = PIP.replace("*--report*)", "*--report*) exit 1 ;;\n  never)")
+    python.write_text(silent.replace("CALLS", str(log)))
     assert bootstrap.main([".venv"]) == 0
     assert "--editable" in calls[1]
+    assert "--no-deps" not in log.read_text()
 
 
 def test_packages_of_the_tests_come_when_asked_for(calls: list[list[str]], tmp_path: Path) -> None:
@@ -122,7 +126,8 @@ def test_packages_of_the_tests_come_when_asked_for(calls: list[list[str]], tmp_p
 def test_bytecode_is_written_for_modules_that_are_imported_and_can_be_compiled(
     tmp_path: Path,
 ) -> None:
-    env = tmp_path / "env"
+    # Only names below the packages count.
+    env = tmp_path / "tests" / "env"
     modules = env / "lib" / "python3.11" / "site-packages"
     rare = modules / "torch" / "testing" / "common.py"
     rare.parent.mkdir(parents=True)

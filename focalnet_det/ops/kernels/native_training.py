@@ -196,7 +196,7 @@ def _one_call_does(x: Tensor, norm: Affine | None, options: Options) -> bool:
     """Whether ``native_branches.h`` has the branch, for maps of this size."""
     if norm is None or options.lean or x.numel() > LARGEST_MAP:
         return False
-    types = {x.dtype, options.dtype, options.stored, norm.weight.dtype}
+    types = {x.dtype, options.dtype, options.stored}
     return types == {torch.float32} and STEPS.library.has_branches
 
 
@@ -219,7 +219,7 @@ class _Call:
     Attributes:
         out: the sum; the gradient by ``x``.
         kept: for the backward pass, see :mod:`.training`.
-        gradients: by the parameters.
+        gradients: by the parameters, float32.
     """
 
     def __init__(
@@ -232,7 +232,8 @@ class _Call:
     ) -> None:
         self.shape, self.kept, self.backward = x.shape, kept, gradient is not None
         self.out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        self.gradients = [] if gradient is None else [p.new_empty(p.shape) for p in parameters]
+        parameters = [p.float().contiguous() for p in parameters]
+        self.gradients = [] if gradient is None else [torch.empty_like(p) for p in parameters]
         inputs = [x, residual.factors, self.out, *parameters, *kept]
         tensors = [*inputs, *([] if gradient is None else [gradient]), *self.gradients]
         self.tensors = [None if t is None else t.contiguous() for t in tensors]
