@@ -36,9 +36,9 @@ FREE_FOR_DOWNLOADS = 4 * GB  # pip keeps the wheels in the temporary folder whil
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 4)
 KEPT = ("torch", "torchvision", "numpy")
-# Three quarters of what is unpacked, and hardly any Python to compile: a second pip does it.
+# Seven tenths of what is unpacked, and hardly any Python to compile: a second pip does it.
 GPU_LIBRARIES = ("cuda-", "nvidia-", "triton")
-# As compileall's -x reads it: half of what is installed. Python compiles those that it meets all
+# As compileall's -x reads it: two modules of five. Python compiles those that it meets all
 # the same when it imports them.
 RARELY_IMPORTED = (
     r"/site-packages/(.*/)?(tests?|testing|benchmarks?|_vendor|_inductor|onnx|combinatorics|physics|stats"
