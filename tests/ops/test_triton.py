@@ -130,7 +130,8 @@ def correlate(x: Tensor, kernel: Tensor) -> Tensor:
 SHAPES = [
     (1, (1, 1, 1, 3)),
     (3, (2, 5, 17, 33)),
-    (5, (1, 3, 17, 8)),
+    (5, (1, 17, 20, 8)),
+    (7, (2, 9, 30, 5)),
     (15, (1, 1, 2, 8)),
 ]
 
@@ -140,7 +141,7 @@ SHAPES = [
 def test_a_level(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     from focalnet_det.ops.kernels import triton_depthwise as depthwise
 
-    monkeypatch.setattr(depthwise, "PARTS", 5)
+    monkeypatch.setattr(depthwise, "PROGRAMS", 5)
     n, h, w, c = shape
     wide = torch.randn(n, h, w, c + 8, device=DEVICE)
     x, gates = wide[..., :c], wide[..., c:]

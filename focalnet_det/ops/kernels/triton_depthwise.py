@@ -1,11 +1,14 @@
 """Depthwise convolution of NHWC maps and its gradients on GPUs, with what surrounds them.
 
-One program computes a few rows of ``WIDTH`` pixels and ``CHANNELS`` channels: an input tile, once
-read, is multiplied by the taps of every output row that it reaches. Triton has no tiles in shared
-memory that can be read at an offset, so that two levels in one kernel would convolve their halo
-again for every tap; each level is a kernel of its own instead. Sums are made in float32, and
-reductions in two stages without atomics: a run repeats bit for bit.
+A thread computes a run of neighbouring pixels for a few channels: what it reads, converted once,
+is multiplied by every tap that reaches the run, and all offsets are constants of the program. The
+rows of a tile meet in the cache. Triton has no tiles in shared memory that can be read at an
+offset, so that two levels in one kernel would convolve their halo again for every tap; each level
+is a kernel of its own instead. Sums are made in float32, and reductions in two stages without
+atomics: a run repeats bit for bit.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,109 +17,116 @@ from torch import Tensor
 
 from .triton_common import candidates, gelu, gelu_slope, per_pixel
 
-# Up to this size the loops over taps are unrolled, and rows outside of a kernel cost nothing.
-UNROLLED = 3
-# Parts into which the pixels are divided for the weight gradient, before they are added up.
-PARTS = 128
+# Programs of the weight gradient, about: parts of the pixels, times rows of taps and channels.
+PROGRAMS = 2048
+# Rows and neighbouring pixels of a tile.
+_TALL, _WIDE = 8, 16
+# Neighbouring pixels that a thread computes: each value that it reads serves all of them.
+_RUN = 8
+# Channels of a program of the weight gradient.
+_CHANNELS = 32
+
+
+@triton.jit
+def _place(
+    tile, height, width, tiles_x, tiles_y,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """Row and first column of each run of pixels in a tile, and the pixels of images before."""
+    runs: tl.constexpr = COLUMNS // PIXELS
+    run = tl.arange(0, ROWS * runs)
+    row = tile // tiles_x % tiles_y * ROWS + run // runs
+    column = tile % tiles_x * COLUMNS + run % runs * PIXELS
+    return row, column, (tile // (tiles_x * tiles_y)).to(tl.int64) * height * width
+
+
+@triton.jit
+def _within(there, column, width, SHIFT: tl.constexpr):
+    """Runs of which the pixel ``SHIFT`` after the first lies in a row, which ``there`` says."""
+    if SHIFT == 0:
+        return there
+    if SHIFT < 0:
+        return there & (column + SHIFT >= 0)
+    return there & (column + SHIFT < width)
 
 
 @triton.jit
 def _correlate(
-    x, taps, first, columns, channels, height, width, stride, c,
-    K: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
-    UNROLL: tl.constexpr,
+    x, taps, row, column, channels, height, width,
+    C: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """One (WIDTH, CHANNELS) sum for each of ``ROWS`` output rows of an image; zeros outside."""
-    inside = (channels < c)[None, :]
-    corner = (first - K // 2) * width + columns - K // 2
-    x += corner[:, None] * stride + channels[None, :]
+    """Sums of an image for each of ``PIXELS`` pixels of all runs, (runs, channels)."""
+    inside = (channels < C)[None, :]
+    x += ((row - K // 2) * width + column - K // 2)[:, None] * STRIDE + channels[None, :]
     taps += channels[None, :]
     sums = ()
-    for _ in tl.static_range(ROWS):
-        sums = sums + (tl.zeros((WIDTH, CHANNELS), dtype=tl.float32),)
-    if UNROLL:
-        for i in tl.static_range(ROWS + K - 1):
-            there = (first + (i - K // 2) >= 0) & (first + (i - K // 2) < height)
-            for kx in tl.static_range(K):
-                column = columns + (kx - K // 2)
-                mask = (there & (column >= 0) & (column < width))[:, None] & inside
-                place = (i * width + kx) * stride
-                values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-                updated = ()
-                for r in tl.static_range(ROWS):
-                    if i >= r and i - r < K:
-                        tap = tl.load(taps + ((i - r) * K + kx) * c, mask=inside, other=0.0)
-                        updated = updated + (sums[r] + values * tap.to(tl.float32),)
-                    else:
-                        updated = updated + (sums[r],)
-                sums = updated
-    else:
-        for i in range(ROWS + K - 1):
-            there = (first + i - K // 2 >= 0) & (first + i - K // 2 < height)
-            for kx in range(K):
-                column = columns + (kx - K // 2)
-                mask = (there & (column >= 0) & (column < width))[:, None] & inside
-                place = (i * width + kx) * stride
-                values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-                updated = ()
-                for r in tl.static_range(ROWS):
-                    reached = inside & (i >= r) & (i - r < K)
-                    tap = tl.load(taps + ((i - r) * K + kx) * c, mask=reached, other=0.0)
-                    updated = updated + (sums[r] + values * tap.to(tl.float32),)
-                sums = updated
+    for _ in tl.static_range(PIXELS):
+        sums = sums + (tl.zeros((row.shape[0], channels.shape[0]), dtype=tl.float32),)
+    for ky in range(K):
+        source = row + (ky - K // 2)
+        there = (column < width) & (source >= 0) & (source < height)
+        tap = ()
+        for kx in tl.static_range(K):
+            tap = tap + (tl.load(taps + kx * C, mask=inside, other=0.0),)
+        for i in tl.static_range(PIXELS + K - 1):
+            mask = _within(there, column, width, i - K // 2)[:, None] & inside
+            value = tl.load(x + i * STRIDE, mask=mask, other=0.0).to(tl.float32)
+            updated = ()
+            for p in tl.static_range(PIXELS):
+                if i >= p and i - p < K:
+                    updated = updated + (sums[p] + value * tap[i - p],)
+                else:
+                    updated = updated + (sums[p],)
+            sums = updated
+        x += width * STRIDE
+        taps += K * C
     return sums
 
 
-_TILES = [
-    ({"CHANNELS": 32}, 2),
-    ({"CHANNELS": 32}, 1),
-    ({"CHANNELS": 64}, 4),
-    ({"CHANNELS": 64}, 2),
-]
+# Both fill the same tile: a thread holds eight channels of a run, or four at higher occupancy.
+_TILES = [({"CHANNELS": 32}, 2), ({"CHANNELS": 32}, 4)]
 
 
-@triton.autotune(candidates(*_TILES), key=["c", "K", "WIDTH", "KEEP"])
+@triton.autotune(candidates(*_TILES), key=["C", "K", "KEEP", "FIRST"], cache_results=True)
 @triton.jit(do_not_specialize=["gate"])
 def level_kernel(
     x, taps, gates, before, valid, pre, post, total, partial,
-    stride, gate_stride, gate, divisor, height, width, c, tiles_x, tiles_y,
+    gate, scale, height, width, tiles_x, tiles_y,
     FIRST: tl.constexpr, KEEP: tl.constexpr, POST: tl.constexpr, MASKED: tl.constexpr,
-    K: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
+    C: tl.constexpr, STRIDE: tl.constexpr, GATE_STRIDE: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Convolution, GELU, gated sum and the sums of a tile for the global mean."""
-    blocks = tl.cdiv(c, CHANNELS)
+    blocks: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     tile = tl.program_id(0) // blocks
     channels = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    columns = tile % tiles_x * WIDTH + tl.arange(0, WIDTH)
-    first = tile // tiles_x % tiles_y * ROWS
-    image = (tile // (tiles_x * tiles_y)).to(tl.int64) * height * width
+    row, column, image = _place(tile, height, width, tiles_x, tiles_y, ROWS, COLUMNS, PIXELS)
     sums = _correlate(
-        x + image * stride, taps, first, columns, channels, height, width, stride, c,
-        K, ROWS, WIDTH, CHANNELS, UNROLL,
-    )  # fmt: skip
-    inside = (channels < c)[None, :]
-    contribution = tl.zeros((CHANNELS,), dtype=tl.float32)
-    for r in tl.static_range(ROWS):
-        there = (columns < width) & (first + r < height)
+        x + image * STRIDE, taps, row, column, channels, height, width, C, STRIDE, K, PIXELS
+    )
+    inside = (channels < C)[None, :]
+    contribution = tl.zeros((row.shape[0], CHANNELS), dtype=tl.float32)
+    for p in tl.static_range(PIXELS):
+        there = (row < height) & (column + p < width)
         mask = there[:, None] & inside
-        pixels = image + (first + r) * width + columns
-        place = pixels[:, None] * c + channels[None, :]
-        value = gelu(sums[r])
+        pixels = image + row * width + column + p
+        place = pixels[:, None] * C + channels[None, :]
+        value = gelu(sums[p])
         if KEEP:
-            tl.store(pre + place, sums[r], mask=mask)
+            tl.store(pre + place, sums[p], mask=mask)
         if MASKED:
             value = value * tl.load(valid + pixels, mask=there, other=0.0).to(tl.float32)[:, None]
         if POST:
             tl.store(post + place, value, mask=mask)
-        place_gate = pixels * gate_stride + gate
-        weight = tl.load(gates + place_gate, mask=there, other=0.0).to(tl.float32)
-        gated = value * (weight / divisor)[:, None]
+        weight = tl.load(gates + pixels * GATE_STRIDE + gate, mask=there, other=0.0)
+        gated = value * (weight.to(tl.float32) * scale)[:, None]
         if not FIRST:
             gated += tl.load(before + place, mask=mask, other=0.0).to(tl.float32)
         tl.store(total + place, gated, mask=mask)
-        contribution += tl.sum(tl.where(mask, value, 0.0), axis=0)
-    tl.store(partial + tile.to(tl.int64) * c + channels, contribution, mask=channels < c)
+        contribution += tl.where(mask, value, 0.0)
+    place = tile.to(tl.int64) * C + channels
+    tl.store(partial + place, tl.sum(contribution, axis=0), mask=channels < C)
 
 
 @triton.jit
@@ -141,100 +151,112 @@ def mean_kernel(
     tl.store(shared + image * c + channels, gelu(value), mask=inside)
 
 
-@triton.autotune(candidates(*_TILES), key=["c", "K", "WIDTH", "LAST"])
+@triton.autotune(candidates(*_TILES), key=["C", "K", "LAST"], cache_results=True)
 @triton.jit(do_not_specialize=["gate"])
 def level_backward_kernel(
-    x, taps, gates, by_total, valid, pre, out,
-    stride, gate, divisor, out_stride, height, width, c, tiles_x, tiles_y,
-    LAST: tl.constexpr, MASKED: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
-    WIDTH: tl.constexpr, UNROLL: tl.constexpr, CHANNELS: tl.constexpr,
+    x, taps, gates, by_total, valid, pre, out, gate, scale, height, width, tiles_x, tiles_y,
+    LAST: tl.constexpr, MASKED: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr,
+    OUT_STRIDE: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Gradient by a level before its GELU, from that by the next level before its GELU.
 
     ``taps`` are those of the next level turned around. ``LAST``: by the projected context, which
     has no GELU and no gate.
     """
-    blocks = tl.cdiv(c, CHANNELS)
+    blocks: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     tile = tl.program_id(0) // blocks
     channels = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    columns = tile % tiles_x * WIDTH + tl.arange(0, WIDTH)
-    first = tile // tiles_x % tiles_y * ROWS
-    image = (tile // (tiles_x * tiles_y)).to(tl.int64) * height * width
-    sums = _correlate(
-        x + image * c, taps, first, columns, channels, height, width, c, c,
-        K, ROWS, WIDTH, CHANNELS, UNROLL,
-    )  # fmt: skip
-    inside = (channels < c)[None, :]
-    for r in tl.static_range(ROWS):
-        there = (columns < width) & (first + r < height)
+    row, column, image = _place(tile, height, width, tiles_x, tiles_y, ROWS, COLUMNS, PIXELS)
+    sums = _correlate(x + image * C, taps, row, column, channels, height, width, C, C, K, PIXELS)
+    inside = (channels < C)[None, :]
+    for p in tl.static_range(PIXELS):
+        there = (row < height) & (column + p < width)
         mask = there[:, None] & inside
-        pixels = image + (first + r) * width + columns
-        value = sums[r]
-        place = pixels[:, None] * c + channels[None, :]
+        pixels = image + row * width + column + p
+        place = pixels[:, None] * C + channels[None, :]
+        value = sums[p]
         if not LAST:
-            weight = tl.load(gates + pixels * stride + gate, mask=there, other=0.0).to(tl.float32)
+            weight = tl.load(gates + pixels * STRIDE + gate, mask=there, other=0.0)
             outer = tl.load(by_total + place, mask=mask, other=0.0).to(tl.float32)
-            value += outer * (weight / divisor)[:, None]
+            value += outer * (weight.to(tl.float32) * scale)[:, None]
         if MASKED:
             value = value * tl.load(valid + pixels, mask=there, other=0.0).to(tl.float32)[:, None]
         if not LAST:
             value = value * gelu_slope(tl.load(pre + place, mask=mask, other=0.0).to(tl.float32))
-        tl.store(out + pixels[:, None] * out_stride + channels[None, :], value, mask=mask)
+        tl.store(out + pixels[:, None] * OUT_STRIDE + channels[None, :], value, mask=mask)
 
 
-_STRIPS = [({"CHANNELS": 32}, 2), ({"CHANNELS": 32}, 4), ({"CHANNELS": 64}, 4)]
-
-
-@triton.autotune(candidates(*_STRIPS), key=["c", "K", "WIDTH"])
 @triton.jit
 def weight_kernel(
-    x, gradient, partial, stride, images, height, width, c, rows,
-    K: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
+    x, gradient, partial, height, width, tiles_x, tiles_y, tiles, each,
+    C: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, TAP_ROWS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One row of taps for a part of the pixels: ``rows`` rows, counted over all images."""
-    part, ky = tl.program_id(0), tl.program_id(1)
+    """``TAP_ROWS`` rows of taps for a part of the pixels: ``each`` tiles, over all images."""
+    part, first = tl.program_id(0), tl.program_id(1) * TAP_ROWS
     channels = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (channels < C)[None, :]
     sums = ()
-    for _ in tl.static_range(K):
-        sums = sums + (tl.zeros((WIDTH, CHANNELS), dtype=tl.float32),)
-    inside = (channels < c)[None, :]
-    for step in range(tl.minimum(rows, images * height - part * rows)):
-        index = part * rows + step
-        row = index % height + ky - K // 2
-        there = (row >= 0) & (row < height)
-        pixels = index.to(tl.int64) * width
-        across = pixels + (ky - K // 2) * width - K // 2
-        for start in range(0, width, WIDTH):
-            columns = start + tl.arange(0, WIDTH)
-            place = (pixels + columns)[:, None] * c + channels[None, :]
-            mask = (columns < width)[:, None] & inside
-            outer = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
-            place = (across + columns)[:, None] * stride + channels[None, :]
-            updated = ()
-            for kx in tl.static_range(K):
-                column = columns + (kx - K // 2)
-                mask = (there & (column >= 0) & (column < width))[:, None] & inside
-                values = tl.load(x + place + kx * stride, mask=mask, other=0.0).to(tl.float32)
-                updated = updated + (sums[kx] + outer * values,)
-            sums = updated
-    for kx in tl.static_range(K):
-        place = ((part * K + ky) * K + kx).to(tl.int64) * c + channels
-        tl.store(partial + place, tl.sum(sums[kx], axis=0), mask=channels < c)
+    for _ in tl.static_range(TAP_ROWS * K):
+        sums = sums + (tl.zeros((ROWS * COLUMNS // PIXELS, CHANNELS), dtype=tl.float32),)
+    for tile in range(part * each, tl.minimum(part * each + each, tiles)):
+        row, column, image = _place(tile, height, width, tiles_x, tiles_y, ROWS, COLUMNS, PIXELS)
+        pixels = (row * width + column)[:, None]
+        place = gradient + image * C + pixels * C + channels[None, :]
+        there = (column < width) & (row < height)
+        outer = ()
+        for p in tl.static_range(PIXELS):
+            mask = _within(there, column, width, p)[:, None] & inside
+            outer = outer + (tl.load(place + p * C, mask=mask, other=0.0).to(tl.float32),)
+        for dy in tl.static_range(TAP_ROWS):
+            shift = first + dy - K // 2
+            source = row + shift
+            there = (column < width) & (source >= 0) & (source < height) & (first + dy < K)
+            place = x + image * STRIDE + (pixels + shift * width - K // 2) * STRIDE
+            for i in tl.static_range(PIXELS + K - 1):
+                mask = _within(there, column, width, i - K // 2)[:, None] & inside
+                where = place + i * STRIDE + channels[None, :]
+                value = tl.load(where, mask=mask, other=0.0).to(tl.float32)
+                updated = ()
+                for tap in tl.static_range(TAP_ROWS * K):
+                    if tap // K == dy and i >= tap % K and i - tap % K < PIXELS:
+                        updated = updated + (sums[tap] + outer[i - tap % K] * value,)
+                    else:
+                        updated = updated + (sums[tap],)
+                sums = updated
+    for tap in tl.static_range(TAP_ROWS * K):
+        if first + tap // K < K:
+            place = ((part * K + first) * K + tap).to(tl.int64) * C + channels
+            tl.store(partial + place, tl.sum(sums[tap], axis=0), mask=channels < C)
 
 
 def taps(kernel: Tensor, *, turned: bool = False) -> Tensor:
-    """(C, 1, k, k) -> (k * k, C), turned around for the gradient by the input."""
+    """(C, 1, k, k) -> (k * k, C), float32, turned around for the gradient by the input."""
     if turned:
         kernel = kernel.flip(2, 3)
-    return kernel.flatten(1).t().contiguous()
+    return kernel.flatten(1).t().float().contiguous()
 
 
-def _tile(kernel: Tensor, width: int) -> dict[str, int]:
-    size = kernel.shape[-1]
-    unroll = size <= UNROLLED
-    # A row outside of the kernel is multiplied by zero where loops are not unrolled.
-    rows = 4 if unroll or size >= 9 else 2
-    return {"K": size, "ROWS": rows, "WIDTH": 8 if width <= 8 else 16, "UNROLL": unroll}
+class Tiles(NamedTuple):
+    """How tiles cover (N, H, W) pixels."""
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+    count: int
+
+    @classmethod
+    def cover(cls, n: int, h: int, w: int) -> "Tiles":
+        """Square tiles where wide ones would leave more of a short row empty."""
+        narrow = triton.cdiv(w, _RUN) % 2 == 1 and w <= 4 * _WIDE
+        rows, columns = (2 * _TALL, _RUN) if narrow else (_TALL, _WIDE)
+        down, across = triton.cdiv(h, rows), triton.cdiv(w, columns)
+        return cls(rows, columns, down, across, n * down * across)
+
+    def constants(self) -> dict[str, int]:
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "PIXELS": _RUN}
 
 
 def level(
@@ -263,16 +285,17 @@ def level(
     Returns: the gated sum; the level after its GELU or None; (N, tiles, C) sums of the latter.
     """
     n, h, w, c = x.shape
-    tile = _tile(kernel, w)
-    across, down = triton.cdiv(w, tile["WIDTH"]), triton.cdiv(h, tile["ROWS"])
+    tiles = Tiles.cover(n, h, w)
     total = x.new_empty(n, h, w, c)
     after = x.new_empty(n, h, w, c) if post else None
-    partial = x.new_empty((n, across * down, c), dtype=torch.float32)
-    level_kernel[lambda meta: (n * across * down * triton.cdiv(c, meta["CHANNELS"]),)](
+    partial = x.new_empty((n, tiles.across * tiles.down, c), dtype=torch.float32)
+    level_kernel[lambda meta: (tiles.count * triton.cdiv(c, meta["CHANNELS"]),)](
         x, taps(kernel), gates, total if before is None else before, per_pixel(valid, x),
         total if pre is None else pre, total if after is None else after, total, partial,
-        x.stride(2), gates.stride(2), gate, divisor, h, w, c, across, down,
-        FIRST=before is None, KEEP=pre is not None, POST=post, MASKED=valid is not None, **tile,
+        gate, 1 / divisor, h, w, tiles.across, tiles.down,
+        FIRST=before is None, KEEP=pre is not None, POST=post, MASKED=valid is not None,
+        C=c, STRIDE=x.stride(2), GATE_STRIDE=gates.stride(2), K=kernel.shape[-1],
+        **tiles.constants(),
     )  # fmt: skip
     return total, after, partial
 
@@ -307,13 +330,13 @@ def level_backward(
             level before its GELU; None for the projected context.
     """
     n, h, w, c = by_next.shape
-    tile = _tile(kernel, w)
-    across, down = triton.cdiv(w, tile["WIDTH"]), triton.cdiv(h, tile["ROWS"])
+    tiles = Tiles.cover(n, h, w)
     gates, gate, divisor, by_total, pre = inner or (by_next, 0, 1.0, by_next, by_next)
-    level_backward_kernel[lambda meta: (n * across * down * triton.cdiv(c, meta["CHANNELS"]),)](
+    level_backward_kernel[lambda meta: (tiles.count * triton.cdiv(c, meta["CHANNELS"]),)](
         by_next, taps(kernel, turned=True), gates, by_total, per_pixel(valid, by_next), pre, out,
-        gates.stride(2), gate, divisor, out.stride(2), h, w, c, across, down,
-        LAST=inner is None, MASKED=valid is not None, **tile,
+        gate, 1 / divisor, h, w, tiles.across, tiles.down,
+        LAST=inner is None, MASKED=valid is not None, C=c, STRIDE=gates.stride(2),
+        OUT_STRIDE=out.stride(2), K=kernel.shape[-1], **tiles.constants(),
     )  # fmt: skip
 
 
@@ -327,11 +350,16 @@ def weight_gradient(x: Tensor, gradient: Tensor, size: int) -> Tensor:
     Returns: (C, 1, k, k), float32.
     """
     n, h, w, c = gradient.shape
-    rows = triton.cdiv(n * h, PARTS)
-    parts = triton.cdiv(n * h, rows)
+    tiles = Tiles.cover(n, h, w)
+    # As many sums as registers hold; all programs of a row of taps read both maps again.
+    tap_rows = 3 if size == 3 else 2 if size > 1 else 1
+    groups, blocks = triton.cdiv(size, tap_rows), triton.cdiv(c, _CHANNELS)
+    each = triton.cdiv(tiles.count, max(1, PROGRAMS // (groups * blocks)))
+    parts = triton.cdiv(tiles.count, each)
     partial = x.new_empty((parts, size, size, c), dtype=torch.float32)
-    weight_kernel[lambda meta: (parts, size, triton.cdiv(c, meta["CHANNELS"]))](
-        x, gradient, partial, x.stride(2), n, h, w, c, rows,
-        K=size, WIDTH=8 if w <= 8 else 16,
+    weight_kernel[(parts, groups, blocks)](
+        x, gradient, partial, h, w, tiles.across, tiles.down, tiles.count, each,
+        C=c, STRIDE=x.stride(2), K=size, TAP_ROWS=tap_rows, CHANNELS=_CHANNELS,
+        **tiles.constants(), num_warps=4,
     )  # fmt: skip
     return partial.sum(0).permute(2, 0, 1)[:, None]

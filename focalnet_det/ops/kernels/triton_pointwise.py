@@ -9,42 +9,46 @@ from .triton_common import gelu, gelu_slope, per_pixel, row_tile
 
 
 @triton.jit
+def _rows(pixels, C: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr):
+    """Pixels of a tile, counted over all images, channels, and which of both there are."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channels = tl.arange(0, PADDED)
+    return tl.program_id(1).to(tl.int64) * pixels + row, channels, row < pixels, channels < C
+
+
+@triton.jit
 def product_kernel(
-    query, local, bias, gates, shared, out, stride, gate, divisor, pixels, rows, c,
-    ROWS: tl.constexpr, PADDED: tl.constexpr,
+    query, local, bias, gates, shared, out, gate, scale, pixels,
+    C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """``query * (local + bias + gate * shared)``, the last one once for each image."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channels = tl.arange(0, PADDED)
-    there, inside = row < rows, channels < c
+    row, channels, there, inside = _rows(pixels, C, ROWS, PADDED)
     mask = there[:, None] & inside[None, :]
-    weight = tl.load(gates + row * stride + gate, mask=there, other=0.0).to(tl.float32) / divisor
-    image = (row // pixels)[:, None] * c + channels[None, :]
-    modulator = tl.load(local + row[:, None] * c + channels[None, :], mask=mask, other=0.0)
-    modulator = modulator.to(tl.float32)
+    place, wide = row[:, None] * C + channels[None, :], row[:, None] * STRIDE + channels[None, :]
+    weight = tl.load(gates + row * STRIDE + gate, mask=there, other=0.0).to(tl.float32) * scale
+    shared += tl.program_id(1) * C
+    context = tl.load(shared + channels, mask=inside, other=0.0).to(tl.float32)
+    modulator = tl.load(local + place, mask=mask, other=0.0).to(tl.float32)
     modulator += tl.load(bias + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
-    modulator += weight[:, None] * tl.load(shared + image, mask=mask, other=0.0).to(tl.float32)
-    place = row[:, None] * stride + channels[None, :]
-    value = tl.load(query + place, mask=mask, other=0.0).to(tl.float32) * modulator
-    tl.store(out + row[:, None] * c + channels[None, :], value, mask=mask)
+    modulator += weight[:, None] * context[None, :]
+    value = tl.load(query + wide, mask=mask, other=0.0).to(tl.float32) * modulator
+    tl.store(out + place, value, mask=mask)
 
 
 @triton.jit
 def aggregate_kernel(
-    levels, gates, shared, valid, total, after,
-    level_stride, stride, gate, divisor, pixels, rows, c,
-    LEVELS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
+    levels, gates, shared, valid, total, after, level_stride, gate, scale, pixels,
+    C: tl.constexpr, STRIDE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
+    ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Gated sum of all contexts, and all levels but the last after their GELU."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channels = tl.arange(0, PADDED)
-    there, inside = row < rows, channels < c
+    row, channels, there, inside = _rows(pixels, C, ROWS, PADDED)
     mask = there[:, None] & inside[None, :]
-    place = row[:, None] * c + channels[None, :]
-    gates += row * stride + gate
-    weight = tl.load(gates + LEVELS, mask=there, other=0.0).to(tl.float32) / divisor
-    image = (row // pixels)[:, None] * c + channels[None, :]
-    value = weight[:, None] * tl.load(shared + image, mask=mask, other=0.0)
+    place = row[:, None] * C + channels[None, :]
+    gates += row * STRIDE + gate
+    weight = tl.load(gates + LEVELS, mask=there, other=0.0).to(tl.float32) * scale
+    shared += tl.program_id(1) * C
+    value = weight[:, None] * tl.load(shared + channels, mask=inside, other=0.0)[None, :]
     for level in tl.static_range(LEVELS):
         where = place + level * level_stride
         context = gelu(tl.load(levels + where, mask=mask, other=0.0).to(tl.float32))
@@ -52,23 +56,23 @@ def aggregate_kernel(
             context = context * tl.load(valid + row, mask=there, other=0.0).to(tl.float32)[:, None]
         if level < LEVELS - 1:
             tl.store(after + where, context, mask=mask)
-        weight = tl.load(gates + level, mask=there, other=0.0).to(tl.float32) / divisor
+        weight = tl.load(gates + level, mask=there, other=0.0).to(tl.float32) * scale
         value += weight[:, None] * context
     tl.store(total + place, value, mask=mask)
 
 
 @triton.jit
 def product_backward_kernel(
-    query, modulator, gradient, by_query, by_modulator, stride, rows, c,
-    ROWS: tl.constexpr, PADDED: tl.constexpr,
+    query, modulator, gradient, by_query, by_modulator, rows,
+    C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of ``query * modulator``."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channels = tl.arange(0, PADDED)
-    mask = (row < rows)[:, None] & (channels < c)[None, :]
+    mask = (row < rows)[:, None] & (channels < C)[None, :]
     place, wide = (
-        (row * c)[:, None] + channels[None, :],
-        (row * stride)[:, None] + channels[None, :],
+        (row * C)[:, None] + channels[None, :],
+        (row * STRIDE)[:, None] + channels[None, :],
     )
     outer = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
     value = tl.load(modulator + place, mask=mask, other=0.0).to(tl.float32)
@@ -80,24 +84,23 @@ def product_backward_kernel(
 @triton.jit
 def gates_backward_kernel(
     by_total, levels, gates, shared, by_last, valid, by_gates, by_level,
-    level_stride, stride, gate, columns, divisor, pixels, rows, c,
-    LEVELS: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
+    level_stride, gate, columns, scale, pixels,
+    C: tl.constexpr, STRIDE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
+    ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Gradients by all gates, and by the last level before its GELU.
 
     ``by_last`` is what the global mean adds to the gradient of every pixel of an image.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channels = tl.arange(0, PADDED)
-    there, inside = row < rows, channels < c
+    row, channels, there, inside = _rows(pixels, C, ROWS, PADDED)
     mask = there[:, None] & inside[None, :]
-    place = row[:, None] * c + channels[None, :]
-    gates += row * stride + gate
-    by_gates += row * stride + gate
+    place = row[:, None] * C + channels[None, :]
+    gates += row * STRIDE + gate
+    by_gates += row * STRIDE + gate
     outer = tl.load(by_total + place, mask=mask, other=0.0).to(tl.float32)
-    image = (row // pixels)[:, None] * c + channels[None, :]
-    dot = tl.sum(outer * tl.load(shared + image, mask=mask, other=0.0), axis=1)
-    tl.store(by_gates + LEVELS, dot / divisor, mask=there)
+    image = tl.program_id(1) * C + channels
+    dot = tl.sum(outer * tl.load(shared + image, mask=inside, other=0.0)[None, :], axis=1)
+    tl.store(by_gates + LEVELS, dot * scale, mask=there)
     for column in range(LEVELS + 1, columns):
         tl.store(by_gates + column, tl.zeros((ROWS,), dtype=tl.float32), mask=there)
     inner = tl.zeros((ROWS,), dtype=tl.float32) + 1.0
@@ -107,10 +110,11 @@ def gates_backward_kernel(
         where = place + level * level_stride
         before = tl.load(levels + where, mask=mask, other=0.0).to(tl.float32)
         dot = tl.sum(outer * gelu(before), axis=1) * inner
-        tl.store(by_gates + level, dot / divisor, mask=there)
+        tl.store(by_gates + level, dot * scale, mask=there)
         if level == LEVELS - 1:
-            weight = tl.load(gates + level, mask=there, other=0.0).to(tl.float32) / divisor
-            value = outer * weight[:, None] + tl.load(by_last + image, mask=mask, other=0.0)
+            weight = tl.load(gates + level, mask=there, other=0.0).to(tl.float32) * scale
+            value = outer * weight[:, None]
+            value += tl.load(by_last + image, mask=inside, other=0.0)[None, :]
             tl.store(by_level + place, value * inner[:, None] * gelu_slope(before), mask=mask)
 
 
@@ -142,9 +146,9 @@ def product(
     n, h, w, c = local.shape
     rows, padded = row_tile(c)
     out = torch.empty_like(local)
-    product_kernel[(triton.cdiv(n * h * w, rows),)](
-        projected, local, bias, projected, shared, out, projected.stride(2), gate, divisor,
-        h * w, n * h * w, c, ROWS=rows, PADDED=padded,
+    product_kernel[(triton.cdiv(h * w, rows), n)](
+        projected, local, bias, projected, shared, out, gate, 1 / divisor, h * w,
+        C=c, STRIDE=projected.stride(2), ROWS=rows, PADDED=padded,
     )  # fmt: skip
     return out
 
@@ -165,10 +169,10 @@ def aggregate(
     rows, padded = row_tile(c)
     total = torch.empty_like(levels[0])
     after = levels.new_empty(max(count - 1, 1), n, h, w, c)
-    aggregate_kernel[(triton.cdiv(n * h * w, rows),)](
+    aggregate_kernel[(triton.cdiv(h * w, rows), n)](
         levels, projected, shared, per_pixel(valid, levels), total, after, levels.stride(0),
-        projected.stride(2), 2 * c, divisor, h * w, n * h * w, c,
-        LEVELS=count, MASKED=valid is not None, ROWS=rows, PADDED=padded,
+        2 * c, 1 / divisor, h * w, C=c, STRIDE=projected.stride(2), LEVELS=count,
+        MASKED=valid is not None, ROWS=rows, PADDED=padded,
     )  # fmt: skip
     return total, after
 
@@ -181,8 +185,8 @@ def product_backward(
     rows, padded = row_tile(c)
     by_modulator = torch.empty_like(modulator)
     product_backward_kernel[(triton.cdiv(n * h * w, rows),)](
-        projected, modulator, gradient, by_projected, by_modulator, projected.stride(2),
-        n * h * w, c, ROWS=rows, PADDED=padded,
+        projected, modulator, gradient, by_projected, by_modulator, n * h * w,
+        C=c, STRIDE=projected.stride(2), ROWS=rows, PADDED=padded,
     )  # fmt: skip
     return by_modulator
 
@@ -208,11 +212,11 @@ def gates_backward(
     count, n, h, w, c = levels.shape
     rows, padded = row_tile(c)
     by_level = torch.empty_like(by_total)
-    gates_backward_kernel[(triton.cdiv(n * h * w, rows),)](
+    gates_backward_kernel[(triton.cdiv(h * w, rows), n)](
         by_total, levels, projected, shared, by_last, per_pixel(valid, levels), by_projected,
-        by_level, levels.stride(0), projected.stride(2), 2 * c, projected.shape[-1] - 2 * c,
-        divisor, h * w, n * h * w, c,
-        LEVELS=count, MASKED=valid is not None, ROWS=rows, PADDED=padded,
+        by_level, levels.stride(0), 2 * c, projected.shape[-1] - 2 * c, 1 / divisor, h * w,
+        C=c, STRIDE=projected.stride(2), LEVELS=count, MASKED=valid is not None,
+        ROWS=rows, PADDED=padded,
     )  # fmt: skip
     return by_level
 
