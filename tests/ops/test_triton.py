@@ -172,6 +172,58 @@ def test_a_level(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPa
     assert relative_error(written, (by_x + before * gates[..., 3:4] / 2) * slope) <= 1e-5
 
 
+@pytest.mark.parametrize(("depth", "columns"), [(20, 33), (96, 136)])
+def test_linear_layers_with_what_follows(
+    depth: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and channels that no tile divides, in two images, and fused as well as separate."""
+    from focalnet_det.ops.kernels import triton_common, triton_linear
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, device=DEVICE).to(torch.float16)
+
+    shape = (2, 7, 11)
+    layer = Affine(draw(columns, depth) / depth**0.5, draw(columns))
+    x, before, gamma = draw(*shape, depth), draw(*shape, columns), draw(columns)
+    wide, shared = draw(*shape, columns + 3), draw(2, columns)
+    plain = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    context = wide.double()[..., columns + 1, None] / 3 * shared.double()[:, None, None]
+    expected = {
+        "gelu": F.gelu(plain),
+        "add": before.double() + plain,
+        "scaled": before.double() + gamma.double() * plain,
+        "modulate": wide.double()[..., :columns] * (plain + context),
+    }
+    for fused in (True, False):
+        pick = lambda key, ours, other, fused=fused: (ours if fused else other)()  # noqa: E731
+        for module in (triton_common, triton_linear):
+            monkeypatch.setattr(module, "fastest", pick)
+        actual = {
+            "gelu": triton_linear.gelu_of(x, layer),
+            "add": triton_linear.add(before, x, layer, None),
+            "scaled": triton_linear.add(before, x, layer, gamma),
+            "modulate": triton_linear.modulate(x, layer, wide, shared, columns + 1, 3.0),
+        }
+        for name, value in expected.items():
+            assert relative_error(actual[name], value) < TOLERANCE[torch.float16], (name, fused)
+
+
+def test_gelu_of_the_kernels() -> None:
+    """Against double precision, in the tails and for what is no number."""
+    from focalnet_det.ops.kernels import triton_pointwise
+
+    x = torch.cat([torch.linspace(-14, 14, 4001), torch.tensor([0.0, torch.nan, torch.inf])])
+    x = x.to(DEVICE)
+    value, slope = triton_pointwise.gelu_backward(x, torch.ones_like(x))
+    assert value[-2].isnan()
+    assert value[-1] == torch.inf
+    leaf = x[:-2].double().requires_grad_()
+    wanted = F.gelu(leaf)
+    (wanted_slope,) = torch.autograd.grad(wanted.sum(), leaf)
+    torch.testing.assert_close(value[:-2].double(), wanted, rtol=1e-4, atol=2e-7)
+    torch.testing.assert_close(slope[:-2].double(), wanted_slope, rtol=0, atol=1e-6)
+
+
 def test_means_of_many_tiles() -> None:
     from focalnet_det.ops.kernels import triton_depthwise as depthwise
 

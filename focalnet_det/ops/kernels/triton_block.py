@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import triton_depthwise as depthwise
-from . import triton_mlp, triton_norm, triton_pointwise
+from . import triton_linear, triton_mlp, triton_norm, triton_pointwise
 from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from .training import Options, Residual
+from .triton_common import fastest
 
 aten = torch.ops.aten
 # Values of a row of the projection are padded to a multiple of this: 16 bytes in 16 bits.
@@ -52,23 +53,30 @@ def _block(x: Tensor, weights: BlockWeights, valid: Tensor | None) -> Tensor:
     modulation = weights.modulation
     normed = x if weights.post_norm else _norm(x, weights.norm1)
     contexts = _contexts(normed, modulation, valid, keep=False)
-    product = triton_pointwise.product(
-        contexts.projected, F.linear(contexts.local, modulation.h.weight), modulation.h.bias,
+    product = triton_linear.modulate(
+        contexts.local, modulation.h, contexts.projected,
         F.linear(contexts.shared.to(x.dtype), modulation.h.weight),
         2 * x.shape[-1] + len(modulation.kernels), float(modulation.divisor),
     )  # fmt: skip
-    branch = _linear(_norm(product, modulation.ln), modulation.proj)
-    x = _add(x, branch, weights.norm1 if weights.post_norm else None, weights.gamma_1)
-    plain = not weights.post_norm and weights.gamma_2 is None
-    if plain and triton_mlp.takes(x):
-        return triton_mlp.mlp(x, weights.norm2, weights.mlp)
-    hidden = _linear(x if weights.post_norm else _norm(x, weights.norm2), weights.mlp.fc1)
-    branch = _linear(aten.gelu.out(hidden, out=hidden), weights.mlp.fc2)
-    return _add(x, branch, weights.norm2 if weights.post_norm else None, weights.gamma_2)
+    product = _norm(product, modulation.ln)
+    if weights.post_norm:
+        branch = _linear(product, modulation.proj)
+        x = _add(x, _norm(branch, weights.norm1), weights.gamma_1)
+        branch = _linear(triton_linear.gelu_of(x, weights.mlp.fc1), weights.mlp.fc2)
+        return _add(x, _norm(branch, weights.norm2), weights.gamma_2)
+    x = triton_linear.add(x, product, modulation.proj, weights.gamma_1)
+
+    def separate() -> Tensor:
+        hidden = triton_linear.gelu_of(_norm(x, weights.norm2), weights.mlp.fc1)
+        return triton_linear.add(x, hidden, weights.mlp.fc2, weights.gamma_2)
+
+    if weights.gamma_2 is not None or not triton_mlp.takes(x):
+        return separate()
+    key = "mlp", x.dtype, *weights.mlp.fc1.weight.shape
+    return fastest(key, lambda: triton_mlp.mlp(x, weights.norm2, weights.mlp), separate)
 
 
-def _add(x: Tensor, branch: Tensor, norm: Affine | None, gamma: Tensor | None) -> Tensor:
-    branch = _norm(branch, norm)
+def _add(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
     return x + branch if gamma is None else torch.addcmul(x, branch, gamma)
 
 

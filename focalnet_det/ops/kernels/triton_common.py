@@ -1,8 +1,10 @@
 """What the Triton kernels share: GELU, candidates for tuning, sizes of tiles."""
 
 import os
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -50,6 +52,31 @@ def candidates(*choices: tuple[dict[str, int], int]) -> list[Any]:
     """
     chosen = choices[:1] if INTERPRETED else choices
     return [triton.Config(sizes, num_warps=warps) for sizes, warps in chosen]
+
+
+# Whether one kernel was faster than several.
+_FASTER: dict[Hashable, bool] = {}
+
+
+def has_tensor_cores(x: Tensor) -> bool:
+    """Whether products of maps such as ``x`` are for ``tl.dot``: float32 would lose digits."""
+    # The interpreter, on CPUs, multiplies the bits of bfloat16 as integers.
+    return x.dtype in ((torch.bfloat16, torch.float16) if x.is_cuda else (torch.float16,))
+
+
+def fastest(key: Hashable, fused: Callable[[], Tensor], separate: Callable[[], Tensor]) -> Tensor:
+    """The result of the faster one, timed at the first call for ``key``.
+
+    While a CUDA graph is recorded nothing can be timed: what is not known yet runs separately.
+    """
+    if INTERPRETED:
+        return fused()
+    if key not in _FASTER:
+        if torch.cuda.is_current_stream_capturing():
+            return separate()
+        times = [triton.testing.do_bench(way, warmup=5, rep=20) for way in (fused, separate)]
+        _FASTER[key] = times[0] < times[1]
+    return fused() if _FASTER[key] else separate()
 
 
 def row_tile(channels: int) -> tuple[int, int]:

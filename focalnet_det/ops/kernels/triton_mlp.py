@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .parameters import Affine, MlpWeights
-from .triton_common import candidates, gelu
+from .triton_common import candidates, gelu, has_tensor_cores
 
 # Beyond, a tile of rows and their sums do not fit into registers, and cuBLAS is not held back by
 # memory: its two products and a GELU between them are the better choice.
@@ -20,7 +20,7 @@ _TILES = [
 ]
 
 
-@triton.autotune(candidates(*_TILES), key=["c", "hidden"])
+@triton.autotune(candidates(*_TILES), key=["c", "hidden"], cache_results=True)
 @triton.jit
 def mlp_kernel(
     x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out, eps, rows, c, hidden,
@@ -60,10 +60,8 @@ def mlp_kernel(
 
 
 def takes(x: Tensor) -> bool:
-    """Whether :func:`mlp` takes (N, H, W, C): float32 products have no tensor cores."""
-    # The interpreter, on CPUs, multiplies the bits of bfloat16 as integers.
-    types = (torch.bfloat16, torch.float16) if x.is_cuda else (torch.float16,)
-    return x.dtype in types and x.shape[-1] <= MOST_CHANNELS
+    """Whether :func:`mlp` takes (N, H, W, C)."""
+    return has_tensor_cores(x) and x.shape[-1] <= MOST_CHANNELS
 
 
 def mlp(x: Tensor, norm: Affine, weights: MlpWeights) -> Tensor:
