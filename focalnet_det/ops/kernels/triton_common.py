@@ -54,14 +54,14 @@ def candidates(*choices: tuple[dict[str, int], int]) -> list[Any]:
     return [triton.Config(sizes, num_warps=warps) for sizes, warps in chosen]
 
 
-# Whether one kernel was faster than several.
-_FASTER: dict[Hashable, bool] = {}
-
-
 def has_tensor_cores(x: Tensor) -> bool:
     """Whether products of maps such as ``x`` are for ``tl.dot``: float32 would lose digits."""
-    # The interpreter, on CPUs, multiplies the bits of bfloat16 as integers.
-    return x.dtype in ((torch.bfloat16, torch.float16) if x.is_cuda else (torch.float16,))
+    # The interpreter multiplies the bits of bfloat16 as integers.
+    return x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not INTERPRETED)
+
+
+# Whether one kernel was faster than several.
+_FASTER: dict[Hashable, bool] = {}
 
 
 def fastest(key: Hashable, fused: Callable[[], Tensor], separate: Callable[[], Tensor]) -> Tensor:
@@ -80,9 +80,9 @@ def fastest(key: Hashable, fused: Callable[[], Tensor], separate: Callable[[], T
 
 
 def row_tile(channels: int) -> tuple[int, int]:
-    """Rows and padded channels of a tile that holds whole rows: about 4096 values."""
+    """Rows and padded channels of a tile of whole rows: 4096 values, fewer if they are narrow."""
     padded = triton.next_power_of_2(channels)
-    return max(1, 4096 // padded), padded
+    return min(64, max(1, 4096 // padded)), padded
 
 
 def per_pixel(valid: Tensor | None, like: Tensor) -> Tensor:

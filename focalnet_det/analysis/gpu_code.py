@@ -1,0 +1,207 @@
+"""What the Triton kernels become on a GPU, without one: compiled, disassembled, counted."""
+
+import contextlib
+import dataclasses
+import re
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from ..backbones.focalnet import FocalNetBlock
+from ..ops import dispatch
+
+# What tells programs of one kernel apart.
+_CONSTANTS = ("C", "K", "N", "CHANNELS", "ROWS", "COLUMNS", "HIDDEN", "LAST", "KEEP", "PADDED")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A kernel compiled for one type, size and choice of tiles.
+
+    Attributes:
+        kernel: name of the function.
+        constants: some of those that it was compiled with.
+        warps: of a program instance.
+        registers: of a thread.
+        spilled: bytes of a thread that do not fit into registers.
+        shared: bytes of shared memory.
+        instructions: in all.
+        multiply_adds: the share of FFMA in the innermost loop with most of them; 0 without loops.
+        narrow_loads: loads from memory of 16 bits, one value at a time.
+        seconds: that it took to compile.
+    """
+
+    kernel: str
+    constants: dict[str, int]
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+    instructions: int
+    multiply_adds: float
+    narrow_loads: int
+    seconds: float
+
+
+class _Launch(NamedTuple):
+    name: str
+    constants: dict[str, Any]
+    compiled: Any
+    seconds: float
+
+
+def compile_kernels(
+    channels: int,
+    kernels: Sequence[int],
+    dtype: torch.dtype = torch.bfloat16,
+    capability: int = 90,
+) -> list[Program]:
+    """Compiles every kernel that a block launches, in inference and in training.
+
+    Nothing runs on a GPU, and none is needed: the block runs on a few pixels on the CPU, and what
+    it would launch is compiled instead, each choice of tiles.
+
+    Args:
+        channels: of the block.
+        kernels: sizes of its focal levels, such as 3 and 5.
+        dtype: in which it computes.
+        capability: compute capability of the GPU without its point, 90 for an H200.
+    Raises:
+        ImportError: without Triton.
+        ValueError: for sizes that no block has, or if kernels are interpreted, not compiled.
+    """
+    try:
+        import triton
+    except ImportError:
+        raise ImportError("Triton is not installed; PyTorch for Linux brings it.") from None
+    if triton.knobs.runtime.interpret:
+        raise ValueError("TRITON_INTERPRET is set: kernels are not compiled. Unset it.")
+    levels = len(kernels)
+    if channels < 1 or list(kernels) != list(range(kernels[0], kernels[0] + 2 * levels, 2)):
+        raise ValueError("Needed: 1 channel or more, and kernels that grow by 2, such as 3 5 7.")
+    block = FocalNetBlock(
+        channels, focal_level=levels, focal_window=kernels[0], mlp_ratio=4.0,
+        post_norm=False, post_norm_in_modulation=False, layer_scale=None,
+        normalize_modulator=False, drop_rate=0.0, drop_path_rate=0.0,
+    ).to(dtype)  # fmt: skip
+    x = torch.randn(2, 8, 16, channels, dtype=dtype)
+    with _compiling(capability, dtype) as launches:
+        with torch.no_grad():
+            block.eval()(x)
+        block.train()(x.float().requires_grad_()).sum().backward()
+    return [_program(launch) for launch in launches.values()]
+
+
+@contextlib.contextmanager
+def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launch]]:
+    """Launches of kernels compile them for a GPU, in each of their ways."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.autotuner import Autotuner
+    from triton.runtime.jit import JITFunction
+
+    from ..ops.kernels import triton_block, triton_linear
+
+    launches: dict[str, _Launch] = {}
+    compiled_by = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, **constants: Any) -> Any:
+        constants.pop("warmup")
+        start = time.perf_counter()
+        compiled = compiled_by(self, *args, grid=grid, warmup=True, **constants)
+        seconds = time.perf_counter() - start
+        launches.setdefault(
+            compiled.hash, _Launch(self.__name__, constants, compiled, round(seconds, 2))
+        )
+        return compiled
+
+    def compile_all(self: Any, *args: Any, **constants: Any) -> None:
+        for config in self.configs:
+            self.fn.run(*args, **constants, **config.all_kwargs())
+
+    def both(_: Any, fused: Any, separate: Any) -> Any:
+        separate()
+        return fused()
+
+    target = GPUTarget("cuda", capability, 32)
+    stub = SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: capability,
+        get_current_stream=lambda _: 0,
+    )
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (driver, "_active", stub),
+            (JITFunction, "run", compile_only),
+            (Autotuner, "run", compile_all),
+            (triton_block, "fastest", both),
+            (triton_linear, "fastest", both),
+            (dispatch, "choose_path", lambda *_, **__: "triton"),
+            (dispatch, "compute_dtype", lambda _: (dtype, dtype)),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield launches
+
+
+def _program(launch: _Launch) -> Program:
+    instructions, loops = _disassemble(launch.compiled.asm["cubin"])
+    loads = [line for line in instructions if "LDG" in line]
+    usage = _run("cuobjdump", launch.compiled.asm["cubin"], "-res-usage")
+    registers, spilled = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
+    return Program(
+        kernel=launch.name,
+        constants={
+            key: int(launch.constants[key]) for key in _CONSTANTS if key in launch.constants
+        },
+        warps=launch.compiled.metadata.num_warps,
+        registers=registers,
+        spilled=spilled,
+        shared=launch.compiled.metadata.shared,
+        instructions=len(instructions),
+        multiply_adds=max((Counter(loop)["FFMA"] / len(loop) for loop in loops), default=0.0),
+        narrow_loads=sum(".U16" in line for line in loads),
+        seconds=launch.seconds,
+    )
+
+
+def _disassemble(binary: bytes) -> tuple[list[str], list[list[str]]]:
+    """Instructions, and operations of the innermost loops."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in _run("nvdisasm", binary, "-c").splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
+            instructions.append(instruction[1])
+    loops = []
+    for end, line in enumerate(instructions):
+        branch = re.search(r"BRA.*?`\((\.L_x_\d+)\)", line)
+        # The last instruction of all jumps to itself.
+        if branch and labels.get(branch[1], end) < end:
+            loops.append((labels[branch[1]], end))
+    operation = re.compile(r"(?:@!?U?PT?\d*\s+)?([A-Z0-9]+)")
+    operations = [operation.match(line)[1] for line in instructions]  # type: ignore[index]
+    return instructions, [
+        operations[first : last + 1]
+        for first, last in loops
+        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in loops)
+    ]
+
+
+def _run(tool: str, binary: bytes, option: str) -> str:
+    """What a tool that comes with Triton prints about a program."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(binary)
+        command = [getattr(knobs.nvidia, tool).path, option, str(file)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
