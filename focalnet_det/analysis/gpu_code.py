@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import re
 import subprocess
 import tempfile
@@ -78,11 +79,11 @@ def compile_kernels(
         ImportError: without Triton.
         ValueError: for sizes that no block has, or if kernels are interpreted, not compiled.
     """
-    try:
-        import triton
-    except ImportError:
-        raise ImportError("Triton is not installed; PyTorch for Linux brings it.") from None
-    if triton.knobs.runtime.interpret:
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError("Triton is not installed; PyTorch for Linux brings it.")
+    from ..ops.kernels.triton_common import INTERPRETED
+
+    if INTERPRETED:
         raise ValueError("TRITON_INTERPRET is set: kernels are not compiled. Unset it.")
     levels = len(kernels)
     if channels < 1 or list(kernels) != list(range(kernels[0], kernels[0] + 2 * levels, 2)):
@@ -139,7 +140,7 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
     )
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
-            (driver, "_active", stub),
+            (driver, "_active" if hasattr(driver, "_active") else "active", stub),
             (JITFunction, "run", compile_only),
             (Autotuner, "run", compile_all),
             (triton_block, "fastest", both),
@@ -198,10 +199,11 @@ def _disassemble(binary: bytes) -> tuple[list[str], list[list[str]]]:
 
 def _run(tool: str, binary: bytes, option: str) -> str:
     """What a tool that comes with Triton prints about a program."""
-    from triton import knobs
+    import triton
 
+    folder_of_tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(binary)
-        command = [getattr(knobs.nvidia, tool).path, option, str(file)]
+        command = [str(folder_of_tools / tool), option, str(file)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout

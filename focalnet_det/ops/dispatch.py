@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from .kernels import native
 
@@ -23,6 +24,8 @@ PATHS = ("triton", "native", "torch", "reference")
 
 # What the Triton kernels take.
 WIDEST, MOST_CHANNELS, OLDEST_GPU = 15, 4096, (8, 0)
+# Tuples in kernels.
+OLDEST_TRITON = "3.3"
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +228,10 @@ def _triton_missing(device: torch.device) -> str:
 def _triton_lacks(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    import triton
+
+    if TorchVersion(triton.__version__) < OLDEST_TRITON:
+        return f"Triton {triton.__version__} is older than 3.3, which PyTorch 2.7 brings"
     if device.type == "cpu":
         return ""
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_GPU:

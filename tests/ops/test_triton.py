@@ -267,6 +267,19 @@ def test_without_a_gpu_the_plain_path_runs(monkeypatch: pytest.MonkeyPatch) -> N
     assert dispatch.choose_path(torch.randn(1, 2, 3, 8), windows=(3,)) == "torch"
 
 
+@pytest.mark.parametrize(("version", "taken"), [("3.2.0", False), ("3.3.1+git1", True)])
+def test_an_old_triton_is_left_alone(
+    version: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", version)
+    dispatch._triton_lacks.cache_clear()
+    x = torch.randn(1, 2, 3, 8, device=DEVICE)
+    assert (dispatch.choose_path(x, windows=(3,)) == "triton") == taken
+    dispatch._triton_lacks.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3, 33), (5000, 3), (2, 40, 130)])

@@ -1,5 +1,6 @@
 """What the Triton kernels share: GELU, candidates for tuning, sizes of tiles."""
 
+import inspect
 import os
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -45,13 +46,19 @@ def gelu_slope(x):
     return tl.where(x < 0.0, tail, 1.0 - tail) + x * density
 
 
-def candidates(*choices: tuple[dict[str, int], int]) -> list[Any]:
-    """Settings to choose from, (tile sizes, warps) each; the first alone where nothing is timed.
+def tuned(key: list[str], *choices: tuple[dict[str, int], int]) -> Callable[[Any], Any]:
+    """A kernel with settings to choose from, (tile sizes, warps) each; the first if interpreted.
 
-    No choice depends on the size of a map: training at many sizes would time each of them.
+    The fastest for each ``key`` is kept on disk where Triton can do so, from 3.4 on: a run on the
+    same machine then adds up in the same order. No choice depends on the size of a map: training
+    at many sizes would time each of them.
     """
     chosen = choices[:1] if INTERPRETED else choices
-    return [triton.Config(sizes, num_warps=warps) for sizes, warps in chosen]
+    configurations = [triton.Config(sizes, num_warps=warps) for sizes, warps in chosen]
+    keeps = "cache_results" in inspect.signature(triton.autotune).parameters
+    kept = {"cache_results": True} if keeps else {}
+    decorate: Callable[[Any], Any] = triton.autotune(configurations, key=key, **kept)
+    return decorate
 
 
 def has_tensor_cores(x: Tensor) -> bool:

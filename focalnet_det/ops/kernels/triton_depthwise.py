@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_common import candidates, gelu, gelu_slope, per_pixel
+from .triton_common import gelu, gelu_slope, per_pixel, tuned
 
 # Programs of the weight gradient, about: parts of the pixels, times rows of taps and channels.
 PROGRAMS = 2048
@@ -87,7 +87,7 @@ def _correlate(
 _TILES = [({"CHANNELS": 32}, 2), ({"CHANNELS": 32}, 4)]
 
 
-@triton.autotune(candidates(*_TILES), key=["C", "K", "KEEP", "FIRST"], cache_results=True)
+@tuned(["C", "K", "KEEP", "FIRST"], *_TILES)
 @triton.jit(do_not_specialize=["gate"])
 def level_kernel(
     x, taps, gates, before, valid, pre, post, total, partial,
@@ -151,7 +151,7 @@ def mean_kernel(
     tl.store(shared + image * c + channels, gelu(value), mask=inside)
 
 
-@triton.autotune(candidates(*_TILES), key=["C", "K", "LAST"], cache_results=True)
+@tuned(["C", "K", "LAST"], *_TILES)
 @triton.jit(do_not_specialize=["gate"])
 def level_backward_kernel(
     x, taps, gates, by_total, valid, pre, out, gate, scale, height, width, tiles_x, tiles_y,
@@ -220,7 +220,7 @@ def weight_kernel(
                 value = tl.load(where, mask=mask, other=0.0).to(tl.float32)
                 updated = ()
                 for tap in tl.static_range(TAP_ROWS * K):
-                    if tap // K == dy and i >= tap % K and i - tap % K < PIXELS:
+                    if (tap // K == dy) and (i >= tap % K and i - tap % K < PIXELS):
                         updated = updated + (sums[tap] + outer[i - tap % K] * value,)
                     else:
                         updated = updated + (sums[tap],)

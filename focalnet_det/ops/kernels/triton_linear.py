@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import triton_pointwise
 from .parameters import Affine
-from .triton_common import candidates, fastest, gelu, has_tensor_cores
+from .triton_common import fastest, gelu, has_tensor_cores, tuned
 
 aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ def _product(
     return sums, row, column
 
 
-@triton.autotune(candidates(*_TILES), key=["K", "N"], cache_results=True)
+@tuned(["K", "N"], *_TILES)
 @triton.jit
 def gelu_kernel(
     x, weight, bias, out, rows, K: tl.constexpr, N: tl.constexpr,
@@ -58,7 +58,7 @@ def gelu_kernel(
     tl.store(out + row.to(tl.int64)[:, None] * N + column[None, :], gelu(sums), mask=mask)
 
 
-@triton.autotune(candidates(*_TILES), key=["K", "N", "SCALED"], cache_results=True)
+@tuned(["K", "N", "SCALED"], *_TILES)
 @triton.jit
 def add_kernel(
     x, weight, bias, before, gamma, out, rows, SCALED: tl.constexpr,
@@ -75,7 +75,7 @@ def add_kernel(
     tl.store(out + place, sums, mask=mask)
 
 
-@triton.autotune(candidates(*_TILES), key=["K", "N"], cache_results=True)
+@tuned(["K", "N"], *_TILES)
 @triton.jit(do_not_specialize=["gate"])
 def modulate_kernel(
     x, weight, bias, query, shared, out, gate, scale, pixels, rows,

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .parameters import Affine, MlpWeights
-from .triton_common import candidates, gelu, has_tensor_cores
+from .triton_common import gelu, has_tensor_cores, tuned
 
 # Beyond, a tile of rows and their sums do not fit into registers, and cuBLAS is not held back by
 # memory: its two products and a GELU between them are the better choice.
@@ -20,7 +20,7 @@ _TILES = [
 ]
 
 
-@triton.autotune(candidates(*_TILES), key=["c", "hidden"], cache_results=True)
+@tuned(["c", "hidden"], *_TILES)
 @triton.jit
 def mlp_kernel(
     x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out, eps, rows, c, hidden,
