@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from focalnet_det.analysis import gpu_suite, peers, speed
+from focalnet_det.analysis import detector_speed, gpu_suite, peers, speed
 from focalnet_det.ops import dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,6 +208,57 @@ def test_the_gpu_suite_says_that_it_needs_a_gpu() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode
     assert done.stderr.strip().endswith("--suite gpu needs a CUDA device, and PyTorch finds none.")
+
+
+def test_the_gpu_suite_goes_on_after_a_failure_and_where_it_was(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = {"timings": [timing("ours", 10, 300), timing("ours, reference", 50, 1000)]}
+    tool = tmp_path / "tool.py"
+    tool.write_text(
+        "import pathlib, sys\n"
+        "if '--batch-size 16' in ' '.join(sys.argv): sys.exit(3)\n"
+        f"pathlib.Path(sys.argv[-1]).write_text({json.dumps(report)!r})\n"
+    )
+    monkeypatch.setattr(gpu_suite, "DETECTORS", ())
+    failed = sum("--batch-size 16" in case.arguments for case in gpu_suite.CASES)
+    with pytest.raises(ChildProcessError, match=f"{failed} of the suite failed"):
+        gpu_suite.run(tool, tmp_path / "out")
+    cases = json.loads((tmp_path / "out/suite.json").read_text())["cases"]
+    assert [case["eager"] for case in cases] == [5.0] * (len(gpu_suite.CASES) - failed)
+    assert "failed with exit status 3" in capfd.readouterr().err
+
+    tool.write_text(
+        f"import pathlib, sys\npathlib.Path(sys.argv[-1]).write_text({json.dumps(report)!r})"
+    )
+    gpu_suite.run(tool, tmp_path / "out")
+    printed = capfd.readouterr().out
+    assert printed.count("delete it to measure again") == len(gpu_suite.CASES) - failed
+    assert len(json.loads((tmp_path / "out/suite.json").read_text())["cases"]) == len(
+        gpu_suite.CASES
+    )
+
+
+@pytest.mark.slow
+def test_training_speed_of_a_detector(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector_speed, "PROFILED", 2)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    config = ROOT / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
+    detector_speed.main([
+        "--config", str(config), "--data", str(tmp_path), "--size", "96", "128", "--device", "cpu",
+        "--precision", "fp32", "--batch-size", "2", "--workers", "1", "--warm-up", "1",
+        "--steps", "2",
+    ])  # fmt: skip
+    timing = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert timing["images_per_second"] > 0
+    assert 0 <= timing["data_share"] <= 1
+    # A part includes those inside it, and a step all of them.
+    parts = timing["parts"]
+    assert parts.keys() == {*detector_speed.PARTS, "optimizer"}
+    assert 0 < parts["backbone.bottom_up"] < parts["backbone"]
+    assert timing["waits"] >= 1
 
 
 def test_recipes_of_the_gpu_suite_are_there() -> None:

@@ -5,11 +5,13 @@ JSON. One process for one detector: the memory of one does not show in the next.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ from ..engine.train import Trainer
 
 # Steps with the profiler, after those that are timed.
 PROFILED = 5
+# Modules of a detector that are timed each, as far as it has them.
+PARTS = ("backbone.bottom_up", "backbone", "proposal_generator", "roi_heads")
+# Operators whose result the host needs before it goes on: on a GPU it waits there.
+WAITING = ("aten::_local_scalar_dense", "aten::nonzero")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,9 @@ class DetectorTiming:
         data_share: of the time, spent waiting for the loader.
         busy_share: of the time, in which kernels ran on the GPU; None on CPUs.
         peak_bytes: of the GPU's allocator; None on CPUs.
+        parts: seconds of a step in the forward pass of each of ``PARTS`` and in the optimizer,
+            those of kernels on a GPU; a part includes those inside it.
+        waits: times a step at which the host needs a result.
     """
 
     name: str
@@ -45,6 +54,8 @@ class DetectorTiming:
     data_share: float
     busy_share: float | None
     peak_bytes: int | None
+    parts: dict[str, float]
+    waits: float
 
 
 def build_trainer(args: argparse.Namespace) -> Trainer:
@@ -79,14 +90,14 @@ def measure(trainer: Trainer, name: str, *, warm_up: int, steps: int) -> Detecto
             seconds.append(_timed(trainer, device))
         waits = [value for value, _ in trainer.storage.history("data_time").values()]
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-        busy = _busy_share(trainer, device) if device.type == "cuda" else None
+        profile = _profile(trainer, device)
     timed = seconds[warm_up:]
     return DetectorTiming(
         name=name,
         images_per_second=batch / sorted(timed)[len(timed) // 2],
         data_share=sum(waits[warm_up:]) / sum(timed),
-        busy_share=busy,
         peak_bytes=peak,
+        **profile,
     )
 
 
@@ -99,12 +110,48 @@ def _timed(trainer: Trainer, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _busy_share(trainer: Trainer, device: torch.device) -> float:
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+def _profile(trainer: Trainer, device: torch.device) -> dict[str, Any]:
+    """Fields of :class:`DetectorTiming` that a profiler tells."""
+    on_gpu = device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with _labels(trainer.inner), torch.profiler.profile(activities=activities) as profile:
         wall = sum(_timed(trainer, device) for _ in range(PROFILED))
-    busy = sum(event.self_device_time_total for event in profile.key_averages())
-    return busy * 1e-6 / wall
+    events = {event.key: event for event in profile.key_averages()}
+    total = "device_time_total" if on_gpu else "cpu_time_total"
+    parts = {
+        name: getattr(events[name], total) * 1e-6 / PROFILED
+        for name in (*PARTS, "optimizer")
+        if name in events
+    }
+    busy = sum(event.self_device_time_total for event in events.values()) * 1e-6 / wall
+    waits = sum(events[name].count for name in WAITING if name in events) / PROFILED
+    return {"busy_share": busy if on_gpu else None, "parts": parts, "waits": waits}
+
+
+@contextlib.contextmanager
+def _labels(model: torch.nn.Module) -> Iterator[None]:
+    """The forward passes of ``PARTS`` under their names in a profile."""
+    running = []
+
+    def begin(name: str) -> None:
+        running.append(torch.profiler.record_function(name).__enter__())
+
+    def end(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    modules, handles = dict(model.named_modules()), []
+    for name in PARTS:
+        if name in modules:
+            start = functools.partial(begin, name)
+            handles.append(modules[name].register_forward_pre_hook(lambda *_, start=start: start()))
+            handles.append(modules[name].register_forward_hook(end))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the line there too")
     parser.add_argument("--warm-up", type=int, default=10)
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args(arguments)
@@ -130,7 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, forced = Path(args.config).stem, os.environ.get("FOCALNET_DET_OPS")
     name = f"{name}, {forced}" if forced else name
     timing = measure(trainer, name, warm_up=args.warm_up, steps=args.steps)
-    print(json.dumps(dataclasses.asdict(timing)))
+    text = json.dumps(dataclasses.asdict(timing))
+    print(text)
+    if args.json is not None:
+        args.json.write_text(text)
 
 
 if __name__ == "__main__":

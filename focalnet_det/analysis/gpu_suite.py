@@ -53,24 +53,57 @@ DETECTORS = (
 def run(tool: Path, output: Path) -> None:
     """Runs all cases, prints two tables and writes all numbers to a folder.
 
+    A case whose file is in the folder already is not run again: a suite that was interrupted goes
+    on where it was. One that fails says why, and the others follow.
+
     Args:
         tool: ``tools/benchmark.py``.
-        output: for ``suite.json`` and a JSON file of each case.
-    Raises: CalledProcessError if a run fails, after its own message.
+        output: for ``suite.json`` and a JSON file of each case and each detector.
+    Raises: ChildProcessError at the end, if some have failed.
     """
     output.mkdir(parents=True, exist_ok=True)
-    rows = []
+    results: dict[str, list[dict[str, Any]]] = {"cases": [], "detectors": []}
+    failed = []
     for number, case in enumerate(CASES):
         file = output / f"case{number}.json"
         command = [sys.executable, str(tool), *COMMON.split(), *case.arguments.split()]
-        subprocess.run([*command, "--json", str(file)], check=True)
-        rows.append(ratios(case, json.loads(file.read_text())["timings"]))
-    detectors = _detectors()
-    (output / "suite.json").write_text(
-        json.dumps({"cases": rows, "detectors": detectors}, indent=2)
-    )
-    print_cases(rows)
-    print_detectors(detectors)
+        if _finished(case.name, file, [*command, "--json", str(file)]):
+            results["cases"].append(ratios(case, json.loads(file.read_text())["timings"]))
+        else:
+            failed.append(case.name)
+    with tempfile.TemporaryDirectory() as data:
+        for number, (recipe, path) in enumerate(DETECTORS):
+            file = output / f"detector{number}.json"
+            command = [
+                sys.executable, "-m", "focalnet_det.analysis.detector_speed",
+                "--config", str(RECIPES / recipe), "--data", data, "--json", str(file),
+            ]  # fmt: skip
+            if _finished(recipe, file, command, FOCALNET_DET_OPS=path):
+                results["detectors"].append(json.loads(file.read_text()))
+            else:
+                failed.append(f"{recipe} {path}".strip())
+    (output / "suite.json").write_text(json.dumps(results, indent=2))
+    print_cases(results["cases"])
+    print_detectors(results["detectors"])
+    if failed:
+        raise ChildProcessError(f"{len(failed)} of the suite failed, see above: {'; '.join(failed)}.")
+
+
+def _finished(name: str, file: Path, command: list[str], **variables: str) -> bool:
+    """Whether there is a file with results, after running what writes it if need be."""
+    if file.exists():
+        print(f"{name}: taken from {file}; delete it to measure again")
+        return True
+    print(f"{name}: {' '.join(command)}", flush=True)
+    partial = file.with_suffix(".part")
+    partial.unlink(missing_ok=True)
+    command = [str(partial) if part == str(file) else part for part in command]
+    done = subprocess.run(command, env=os.environ | variables)
+    if done.returncode or not partial.exists():
+        print(f"{name}: failed with exit status {done.returncode}", file=sys.stderr)
+        return False
+    partial.rename(file)
+    return True
 
 
 def ratios(case: Case, timings: list[dict[str, Any]]) -> dict[str, Any]:
@@ -119,27 +152,21 @@ def print_cases(rows: list[dict[str, Any]]) -> None:
 def print_detectors(rows: list[dict[str, Any]]) -> None:
     """One line for each detector."""
     table = Table(title="Mask R-CNN, training, bfloat16, 16 images of 800 x 1216")
-    for column in ("recipe", "images/s", "waiting for data", "GPU busy", "peak GiB"):
+    for column in (
+        "recipe",
+        "images/s",
+        "waiting for data",
+        "GPU busy",
+        "peak GiB",
+        "waits a step",
+    ):
         table.add_column(column)
+    table.add_column("ms of kernels, forward")
     for row in rows:
+        parts = ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in row["parts"].items())
         table.add_row(
             row["name"], f"{row['images_per_second']:.1f}", f"{row['data_share']:.0%}",
-            f"{row['busy_share']:.0%}", f"{row['peak_bytes'] / 2**30:.1f}",
+            f"{row['busy_share']:.0%}", f"{row['peak_bytes'] / 2**30:.1f}", f"{row['waits']:.0f}",
+            parts,
         )  # fmt: skip
     Console(width=150).print(table)
-
-
-def _detectors() -> list[dict[str, Any]]:
-    rows = []
-    with tempfile.TemporaryDirectory() as data:
-        for recipe, path in DETECTORS:
-            environment = {**os.environ, "FOCALNET_DET_OPS": path}
-            command = [
-                sys.executable, "-m", "focalnet_det.analysis.detector_speed",
-                "--config", str(RECIPES / recipe), "--data", data,
-            ]  # fmt: skip
-            done = subprocess.run(
-                command, env=environment, check=True, stdout=subprocess.PIPE, text=True
-            )
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return rows

@@ -85,9 +85,10 @@ class Trainer(SimpleTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         losses = at_once(self.accumulate_gradients(data))
         self._write_metrics(losses, data_time)
-        self.clip_gradients()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with torch.profiler.record_function("optimizer"):
+            self.clip_gradients()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         if self.ema is not None:
             self.ema.update_parameters(self.inner)
 
