@@ -86,7 +86,9 @@ def run(tool: Path, output: Path) -> None:
     print_cases(results["cases"])
     print_detectors(results["detectors"])
     if failed:
-        raise ChildProcessError(f"{len(failed)} of the suite failed, see above: {'; '.join(failed)}.")
+        raise ChildProcessError(
+            f"{len(failed)} of the suite failed, see above: {'; '.join(failed)}."
+        )
 
 
 def _finished(name: str, file: Path, command: list[str], **variables: str) -> bool:

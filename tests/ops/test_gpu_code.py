@@ -14,6 +14,7 @@ if importlib.util.find_spec("triton") is None:
 
 from focalnet_det.ops.kernels import (
     triton_depthwise,
+    triton_gradients,
     triton_linear,
     triton_mlp,
     triton_norm,
@@ -21,7 +22,9 @@ from focalnet_det.ops.kernels import (
 )
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "inspect_kernels.py"
-MODULES = (triton_depthwise, triton_linear, triton_mlp, triton_norm, triton_pointwise)
+MODULES = (
+    triton_depthwise, triton_gradients, triton_linear, triton_mlp, triton_norm, triton_pointwise,
+)  # fmt: skip
 # Of a program, at most, by compute capability.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 

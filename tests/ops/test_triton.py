@@ -208,13 +208,52 @@ def test_linear_layers_with_what_follows(
             assert relative_error(actual[name], value) < TOLERANCE[torch.float16], (name, fused)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 5, 9, 33), (1, 6, 7, 130)])
+def test_gradients_and_their_sums(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fewer pixels than a tile has, and of several tiles in each of two parts."""
+    from focalnet_det.ops.kernels import triton_common, triton_gradients
+
+    monkeypatch.setattr(triton_common, "PARTS", 2)
+    n, _, _, c = shape
+    x, gradient, modulator = (torch.randn(shape, device=DEVICE) for _ in range(3))
+    factors = torch.tensor([0.0, 2.0], device=DEVICE)[-n:].view(n, 1, 1, 1)
+    for given in (None, factors):
+        scaled, sums = triton_gradients.scale(gradient, given, torch.float16)
+        wanted = gradient.double() * (1 if given is None else given)
+        assert scaled.dtype == torch.float16
+        assert relative_error(scaled, wanted) <= 1e-3
+        torch.testing.assert_close(sums.double(), wanted.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+
+    leaf = x.double().requires_grad_()
+    (wanted,) = torch.autograd.grad(F.gelu(leaf), leaf, gradient.double())
+    value, by_x, sums = triton_gradients.gelu_backward(x, gradient)
+    assert relative_error(value, F.gelu(x.double())) <= 1e-5
+    assert relative_error(by_x, wanted) <= 1e-5
+    torch.testing.assert_close(sums.double(), wanted.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+
+    wide = torch.cat([x, torch.randn(*shape[:3], 5, device=DEVICE)], dim=-1)
+    for again in (True, False):
+        by_wide = torch.full_like(wide, torch.nan)
+        product, by_modulator, sums = triton_gradients.product_backward(
+            wide, modulator, gradient, by_wide, again=again
+        )
+        assert (product is not None) == again
+        if product is not None:
+            assert torch.equal(product, x * modulator)
+        assert torch.equal(by_wide[..., :c], gradient * modulator)
+        assert by_wide[..., c:].isnan().all(), "written beside the query"
+        assert torch.equal(by_modulator, gradient * x)
+        wanted = (gradient.double() * x.double()).sum((0, 1, 2))
+        torch.testing.assert_close(sums.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_gelu_of_the_kernels() -> None:
     """Against double precision, in the tails and for what is no number."""
-    from focalnet_det.ops.kernels import triton_pointwise
+    from focalnet_det.ops.kernels import triton_gradients
 
     x = torch.cat([torch.linspace(-14, 14, 4001), torch.tensor([0.0, torch.nan, torch.inf])])
     x = x.to(DEVICE)
-    value, slope = triton_pointwise.gelu_backward(x, torch.ones_like(x))
+    value, slope, _ = triton_gradients.gelu_backward(x, torch.ones_like(x))
     assert value[-2].isnan()
     assert value[-1] == torch.inf
     leaf = x[:-2].double().requires_grad_()
@@ -287,9 +326,9 @@ def test_layer_norm_in_another_type_and_its_gradients(
     shape: tuple[int, ...], added: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one row, and of more rows than one tile of each part has."""
-    from focalnet_det.ops.kernels import triton_norm
+    from focalnet_det.ops.kernels import triton_common, triton_norm
 
-    monkeypatch.setattr(triton_norm, "PARTS", 2)
+    monkeypatch.setattr(triton_common, "PARTS", 2)
     x = 3 + 2 * torch.randn(shape, device=DEVICE)
     weight, bias = torch.randn(2, shape[-1], device=DEVICE).to(dtype)
     gradient = torch.randn(shape, device=DEVICE).to(dtype)

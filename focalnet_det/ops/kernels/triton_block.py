@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import triton_depthwise as depthwise
-from . import triton_linear, triton_mlp, triton_norm, triton_pointwise
+from . import triton_gradients, triton_linear, triton_mlp, triton_norm, triton_pointwise
 from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from .training import Options, Residual
 from .triton_common import fastest
@@ -130,7 +130,7 @@ def modulation_backward(
     """See :func:`focalnet_det.ops.kernels.training.modulation_backward`."""
     dtype, c, count = options.stored, x.shape[-1], len(weights.kernels)
     weights, before = weights.to(dtype), x.contiguous()
-    by_sum, gradient = _gradients(gradient, dtype, residual)
+    by_sum, gradient, by_bias = _gradients(gradient, dtype, residual)
     normed, statistics = _normed(before, norm, dtype)
     if not kept:
         again = _contexts(normed, weights, valid, keep=True)
@@ -142,14 +142,18 @@ def modulation_backward(
     modulator = _linear(total, weights.h)
     by_projected = torch.empty_like(projected)
 
-    product = projected[..., :c] * modulator
-    product_normed, product_statistics = _normed(product, weights.ln, dtype)
-    by_proj = _parameter_gradients(gradient, product_normed)
-    by_product, by_ln = _norm_backward(
-        gradient @ weights.proj.weight, product, weights.ln, product_statistics
+    by_product = gradient @ weights.proj.weight
+    by_ln: tuple[Tensor, ...] = ()
+    product: Tensor | None = None
+    if weights.ln is not None:
+        before_norm = projected[..., :c] * modulator
+        product, statistics_ln = _normed(before_norm, weights.ln, dtype)
+        by_product, by_ln = _norm_backward(by_product, before_norm, weights.ln, statistics_ln)
+    plain, by_modulator, by_h_bias = triton_gradients.product_backward(
+        projected, modulator, by_product, by_projected, again=product is None
     )
-    by_modulator = triton_pointwise.product_backward(projected, modulator, by_product, by_projected)
-    by_h = _parameter_gradients(by_modulator, total)
+    by_proj = _weight_gradient(gradient, plain if product is None else product), by_bias
+    by_h = _weight_gradient(by_modulator, total), by_h_bias
     by_total = by_modulator @ weights.h.weight
 
     gate = projected[..., 2 * c + count].flatten(1)[:, None] / divisor
@@ -172,7 +176,7 @@ def modulation_backward(
         inner = (projected, 2 * c + index - 1, divisor, by_total, levels[index - 1])
         depthwise.level_backward(by_next, kernel, valid, by_level, inner)
 
-    by_weight, by_bias = _parameter_gradients(by_projected, normed)
+    by_weight, by_bias = _weight_gradient(by_projected, normed), by_projected.flatten(0, 2).sum(0)
     used = 2 * c + count + 1
     weight, _ = _padded(weights.f, c, count)
     by_x, by_norm = _norm_backward(by_projected @ weight, before, norm, statistics, by_sum)
@@ -215,12 +219,14 @@ def mlp_backward(
     """See :func:`focalnet_det.ops.kernels.training.mlp_backward`."""
     dtype = options.stored
     weights, before = weights.to(dtype), x.contiguous()
-    by_sum, gradient = _gradients(gradient, dtype, residual)
+    by_sum, gradient, by_bias = _gradients(gradient, dtype, residual)
     normed, statistics = _normed(before, norm, dtype)
     hidden = kept[0] if kept else _linear(normed, weights.fc1)
-    activation, by_hidden = triton_pointwise.gelu_backward(hidden, gradient @ weights.fc2.weight)
-    by_fc2 = _parameter_gradients(gradient, activation)
-    by_fc1 = _parameter_gradients(by_hidden, normed)
+    activation, by_hidden, by_hidden_bias = triton_gradients.gelu_backward(
+        hidden, gradient @ weights.fc2.weight
+    )
+    by_fc2 = _weight_gradient(gradient, activation), by_bias
+    by_fc1 = _weight_gradient(by_hidden, normed), by_hidden_bias
     by_normed = by_hidden @ weights.fc1.weight
     by_x, by_norm = _norm_backward(by_normed, before, norm, statistics, by_sum)
     return [by_x, *by_norm, *by_fc1, *by_fc2]
@@ -266,9 +272,9 @@ def _linear(x: Tensor, layer: Affine) -> Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
-def _parameter_gradients(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    flat = gradient.flatten(0, -2)
-    return flat.mT @ x.flatten(0, -2), flat.sum(0)
+def _weight_gradient(gradient: Tensor, x: Tensor | None) -> Tensor:
+    assert x is not None
+    return gradient.flatten(0, -2).mT @ x.flatten(0, -2)
 
 
 def _sum(x: Tensor, branch: Tensor, residual: Residual | None) -> Tensor:
@@ -282,15 +288,15 @@ def _sum(x: Tensor, branch: Tensor, residual: Residual | None) -> Tensor:
 
 def _gradients(
     gradient: Tensor, dtype: torch.dtype, residual: Residual | None
-) -> tuple[Tensor | None, Tensor]:
-    """Gradients by the input around the branch, if it is added there, and by the branch."""
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients by the input around the branch, if any, by the branch, and by its bias."""
     gradient = gradient.contiguous()
-    if residual is None:
-        return None, gradient.to(dtype)
-    if residual.factors is None:
-        return gradient, gradient.to(dtype)
-    by_branch = torch.empty_like(gradient, dtype=dtype)
-    return gradient, torch.mul(gradient, residual.factors.to(gradient.dtype), out=by_branch)
+    factors = None if residual is None else residual.factors
+    if factors is None and gradient.dtype == dtype:
+        by_branch, by_bias = gradient, gradient.flatten(0, 2).sum(0)
+    else:
+        by_branch, by_bias = triton_gradients.scale(gradient, factors, dtype)
+    return None if residual is None else gradient, by_branch, by_bias
 
 
 def _norm(x: Tensor, norm: Affine | None) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Kernels then run in NumPy on the CPU, one program after the other: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Programs that sum over pixels, each of neighbouring ones; a second step adds their sums.
+PARTS = 1024
 
 
 @triton.jit
@@ -90,6 +92,12 @@ def row_tile(channels: int) -> tuple[int, int]:
     """Rows and padded channels of a tile of whole rows: 4096 values, fewer if they are narrow."""
     padded = triton.next_power_of_2(channels)
     return min(64, max(1, 4096 // padded)), padded
+
+
+def divide(rows: int, tile: int) -> tuple[int, int]:
+    """Tiles of rows for each of about ``PARTS`` programs, and how many programs that makes."""
+    steps = triton.cdiv(triton.cdiv(rows, tile), PARTS)
+    return steps, triton.cdiv(rows, tile * steps)
 
 
 def per_pixel(valid: Tensor | None, like: Tensor) -> Tensor:

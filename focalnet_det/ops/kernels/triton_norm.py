@@ -11,10 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .parameters import Affine
-from .triton_common import row_tile
-
-# Programs that sum gradients of weights, each of neighbouring rows; a second step adds theirs.
-PARTS = 1024
+from .triton_common import divide, row_tile
 
 
 @triton.jit
@@ -115,8 +112,7 @@ def norm_backward(
     """
     c = x.shape[-1]
     count, (rows, padded) = x.numel() // c, row_tile(c)
-    steps = triton.cdiv(triton.cdiv(count, rows), PARTS)
-    parts = triton.cdiv(count, rows * steps)
+    steps, parts = divide(count, rows)
     by_x, sums = torch.empty_like(x), x.new_empty(parts, 2, c, dtype=torch.float32)
     norm_backward_kernel[(parts,)](
         gradient, x, layer.weight, statistics, gradient if residual is None else residual, by_x,

@@ -62,26 +62,6 @@ def aggregate_kernel(
 
 
 @triton.jit
-def product_backward_kernel(
-    query, modulator, gradient, by_query, by_modulator, rows,
-    C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """Both gradients of ``query * modulator``."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    channels = tl.arange(0, PADDED)
-    mask = (row < rows)[:, None] & (channels < C)[None, :]
-    place, wide = (
-        (row * C)[:, None] + channels[None, :],
-        (row * STRIDE)[:, None] + channels[None, :],
-    )
-    outer = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
-    value = tl.load(modulator + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(by_query + wide, outer * value, mask=mask)
-    value = tl.load(query + wide, mask=mask, other=0.0).to(tl.float32)
-    tl.store(by_modulator + place, outer * value, mask=mask)
-
-
-@triton.jit
 def gates_backward_kernel(
     by_total, levels, gates, shared, by_last, valid, by_gates, by_level,
     level_stride, gate, columns, scale, pixels,
@@ -116,17 +96,6 @@ def gates_backward_kernel(
             value = outer * weight[:, None]
             value += tl.load(by_last + image, mask=inside, other=0.0)[None, :]
             tl.store(by_level + place, value * inner[:, None] * gelu_slope(before), mask=mask)
-
-
-@triton.jit
-def gelu_backward_kernel(hidden, gradient, activation, by_hidden, count, SIZE: tl.constexpr):
-    """GELU once more and its gradient, in one pass."""
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    mask = place < count
-    value = tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
-    outer = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(activation + place, gelu(value), mask=mask)
-    tl.store(by_hidden + place, outer * gelu_slope(value), mask=mask)
 
 
 def product(
@@ -177,20 +146,6 @@ def aggregate(
     return total, after
 
 
-def product_backward(
-    projected: Tensor, modulator: Tensor, gradient: Tensor, by_projected: Tensor
-) -> Tensor:
-    """Gradient by the modulator, (N, H, W, C); that by the query goes to ``by_projected``."""
-    n, h, w, c = modulator.shape
-    rows, padded = row_tile(c)
-    by_modulator = torch.empty_like(modulator)
-    product_backward_kernel[(triton.cdiv(n * h * w, rows),)](
-        projected, modulator, gradient, by_projected, by_modulator, n * h * w,
-        C=c, STRIDE=projected.stride(2), ROWS=rows, PADDED=padded,
-    )  # fmt: skip
-    return by_modulator
-
-
 def gates_backward(
     by_total: Tensor,
     levels: Tensor,
@@ -219,13 +174,3 @@ def gates_backward(
         ROWS=rows, PADDED=padded,
     )  # fmt: skip
     return by_level
-
-
-def gelu_backward(hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """GELU of ``hidden``, and the gradient by ``hidden``; any shape, contiguous."""
-    activation, by_hidden = torch.empty_like(hidden), torch.empty_like(hidden)
-    count = hidden.numel()
-    gelu_backward_kernel[(triton.cdiv(count, 2048),)](
-        hidden, gradient, activation, by_hidden, count, SIZE=2048
-    )
-    return activation, by_hidden
