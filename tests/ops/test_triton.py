@@ -232,6 +232,9 @@ def test_gradients_and_their_sums(shape: tuple[int, ...], monkeypatch: pytest.Mo
     torch.testing.assert_close(sums.double(), wanted.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
 
     wide = torch.cat([x, torch.randn(*shape[:3], 5, device=DEVICE)], dim=-1)
+    sums = triton_gradients.gated_sum(gradient, wide, c + 2, 3.0)
+    wanted = (gradient.double() * wide.double()[..., c + 2, None] / 3).sum((1, 2))
+    torch.testing.assert_close(sums.double(), wanted, rtol=1e-5, atol=1e-5)
     for again in (True, False):
         by_wide = torch.full_like(wide, torch.nan)
         product, by_modulator, sums = triton_gradients.product_backward(

@@ -156,8 +156,7 @@ def modulation_backward(
     by_h = _weight_gradient(by_modulator, total), by_h_bias
     by_total = by_modulator @ weights.h.weight
 
-    gate = projected[..., 2 * c + count].flatten(1)[:, None] / divisor
-    by_shared = (gate @ by_total.flatten(1, 2))[:, 0].float()
+    by_shared = triton_gradients.gated_sum(by_total, projected, 2 * c + count, divisor)
     area = _area(x, valid)
     by_last = aten.gelu_backward(by_shared, mean)
     by_last = by_last / (area[:, None] if isinstance(area, Tensor) else area)

@@ -94,9 +94,9 @@ def row_tile(channels: int) -> tuple[int, int]:
     return min(64, max(1, 4096 // padded)), padded
 
 
-def divide(rows: int, tile: int) -> tuple[int, int]:
+def divide(rows: int, tile: int, images: int = 1) -> tuple[int, int]:
     """Tiles of rows for each of about ``PARTS`` programs, and how many programs that makes."""
-    steps = triton.cdiv(triton.cdiv(rows, tile), PARTS)
+    steps = triton.cdiv(triton.cdiv(rows, tile), max(1, PARTS // images))
     return steps, triton.cdiv(rows, tile * steps)
 
 

@@ -87,6 +87,24 @@ def product_backward_kernel(
     _store_sums(sums, total, C, COLUMNS)
 
 
+@triton.jit
+def gated_sum_kernel(
+    x, gates, sums, gate, factor, steps, pixels,
+    C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sums over a part of an image, each pixel times its gate."""
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    first = tl.program_id(2).to(tl.int64) * pixels
+    x, gates = x + first * C, gates + first * STRIDE + gate
+    for step in range(steps):
+        row, column, mask = _place(step, steps, pixels, C, ROWS, COLUMNS)
+        weight = tl.load(gates + row * STRIDE, mask=row < pixels, other=0.0).to(tl.float32)
+        value = tl.load(x + row * C + column, mask=mask, other=0.0).to(tl.float32)
+        total += value * (weight * factor)
+    sums += tl.program_id(2) * tl.num_programs(0) * C
+    _store_sums(sums, total, C, COLUMNS)
+
+
 def scale(gradient: Tensor, factors: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Gradient by a branch from that by its sum with the input.
 
@@ -145,6 +163,26 @@ def product_backward(
         AGAIN=again, C=c, STRIDE=projected.stride(2), ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
     return product, by_modulator, sums.sum(0)
+
+
+def gated_sum(x: Tensor, projected: Tensor, gate: int, divisor: float) -> Tensor:
+    """Sum over the pixels of each image, times their gate in a column of the projection.
+
+    Args:
+        x: (N, H, W, C), contiguous.
+        projected: (N, H, W, columns).
+        gate, divisor: column of the gate, and what it is divided by.
+    Returns: (N, C), float32.
+    """
+    n, h, w, c = x.shape
+    # As many programs in all as for other sums.
+    steps, parts = divide(h * w, _ROWS, n)
+    sums = x.new_empty(n, parts, c, dtype=torch.float32)
+    gated_sum_kernel[(parts, triton.cdiv(c, _COLUMNS), n)](
+        x, projected, sums, gate, 1 / divisor, steps, h * w,
+        C=c, STRIDE=projected.stride(2), ROWS=_ROWS, COLUMNS=_COLUMNS,
+    )  # fmt: skip
+    return sums.sum(1)
 
 
 def _parts(x: Tensor) -> tuple[tuple[int, int], int, Tensor]:
