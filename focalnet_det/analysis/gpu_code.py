@@ -81,7 +81,7 @@ def compile_kernels(
     """
     if importlib.util.find_spec("triton") is None:
         raise ImportError("Triton is not installed; PyTorch for Linux brings it.")
-    from ..ops.kernels.triton_common import INTERPRETED
+    from ..ops.kernels.triton_launch import INTERPRETED
 
     if INTERPRETED:
         raise ValueError("TRITON_INTERPRET is set: kernels are not compiled. Unset it.")
@@ -109,7 +109,7 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
-    from ..ops.kernels import triton_block, triton_linear
+    from ..ops.kernels import triton_block, triton_launch, triton_linear
 
     launches: dict[str, _Launch] = {}
     compiled_by = JITFunction.run
@@ -143,6 +143,7 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
             (driver, "_active" if hasattr(driver, "_active") else "active", stub),
             (JITFunction, "run", compile_only),
             (Autotuner, "run", compile_all),
+            (triton_launch.Kernel, "reuse", False),
             (triton_block, "fastest", both),
             (triton_linear, "fastest", both),
             (dispatch, "choose_path", lambda *_, **__: "triton"),

@@ -54,7 +54,7 @@ def test_every_kernel_compiles_and_fits(channels: int, dtype: str, capability: i
         assert program["shared"] <= SHARED_MEMORY[capability], program
         # Maps are read 16 bytes at a time where channels allow it, only gates one by one.
         assert program["narrow_loads"] <= 16 or channels % 8, program
-    convolutions = {"level_kernel": 0.45, "level_backward_kernel": 0.45, "weight_kernel": 0.4}
+    convolutions = {"level_kernel": 0.45, "level_backward_kernel": 0.45, "weight_kernel": 0.33}
     for kernel, share in convolutions.items():
         found = [program for program in programs if program["kernel"] == kernel]
         assert max(program["multiply_adds"] for program in found) >= share * (not channels % 8)

@@ -1,5 +1,6 @@
 """Triton kernels against the reference: in Triton's interpreter, or on a GPU where there is one."""
 
+import gc
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ SHAPES = [
 @pytest.mark.parametrize(("size", "shape"), SHAPES)
 def test_a_level(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     from focalnet_det.ops.kernels import triton_depthwise as depthwise
+    from focalnet_det.ops.kernels.triton_prepared import taps
 
     monkeypatch.setattr(depthwise, "PROGRAMS", 5)
     n, h, w, c = shape
@@ -149,7 +151,7 @@ def test_a_level(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPa
     kernel = torch.randn(c, 1, size, size, device=DEVICE) / size
     written = torch.full_like(before, torch.nan)
     total, after, partial = depthwise.level(
-        x, kernel, gates, 3, 2.0, before, None, written, post=True
+        x, taps(kernel), gates, 3, 2.0, before, None, written, post=True
     )
     wanted = correlate(x.double(), kernel.double())
     context = F.gelu(wanted)
@@ -177,7 +179,7 @@ def test_linear_layers_with_what_follows(
     depth: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows and channels that no tile divides, in two images, and fused as well as separate."""
-    from focalnet_det.ops.kernels import triton_common, triton_linear
+    from focalnet_det.ops.kernels import triton_linear
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=DEVICE).to(torch.float16)
@@ -196,8 +198,7 @@ def test_linear_layers_with_what_follows(
     }
     for fused in (True, False):
         pick = lambda key, ours, other, fused=fused: (ours if fused else other)()  # noqa: E731
-        for module in (triton_common, triton_linear):
-            monkeypatch.setattr(module, "fastest", pick)
+        monkeypatch.setattr(triton_linear, "fastest", pick)
         actual = {
             "gelu": triton_linear.gelu_of(x, layer),
             "add": triton_linear.add(before, x, layer, None),
@@ -354,6 +355,47 @@ def test_layer_norm_in_another_type_and_its_gradients(
         torch.testing.assert_close(value.double(), wanted, rtol=0, atol=1e-5 * scale)
     again = triton_norm.norm_backward(gradient, x, layer, statistics, residual)
     assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_prepared_weights_follow_the_parameters(dtype: torch.dtype) -> None:
+    """Changed in place, replaced, and gone."""
+    from focalnet_det.ops.kernels.triton_prepared import _KEPT
+
+    before = len(_KEPT)
+    module = block(8, 1, 3).to(DEVICE, dtype)
+    x = torch.randn(1, 2, 3, 8, device=DEVICE).to(dtype)
+
+    def assert_current(module: FocalNetBlock) -> None:
+        with torch.no_grad():
+            actual = module(x)
+            with dispatch.using("reference"):
+                expected = module(x)
+        assert relative_error(actual, expected) <= TOLERANCE[dtype]
+
+    assert_current(module)
+    with torch.no_grad():
+        module.modulation.focal_layers[0][0].weight.mul_(3)
+        module.mlp.fc2.bias.add_(1)
+    assert_current(module)
+    module.modulation.f.weight.data = torch.randn_like(module.modulation.f.weight)
+    assert_current(module)
+    module.norm1.eps = 0.5
+    assert_current(module)
+    assert len(_KEPT) == before + 1
+    del module
+    gc.collect()
+    assert len(_KEPT) == before
+
+
+def test_inference_tensors_are_prepared_at_each_call() -> None:
+    """Nothing tells whether they have changed."""
+    x = torch.randn(1, 2, 3, 8, device=DEVICE)
+    with torch.inference_mode():
+        module = block(8, 1, 3)
+        first = module(x)
+        module.mlp.fc2.bias.add_(1)
+        assert relative_error(module(x), first + 1) <= 1e-5
 
 
 @pytest.mark.parametrize("autocast", [False, True])

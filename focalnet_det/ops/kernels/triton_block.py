@@ -18,11 +18,11 @@ from . import triton_depthwise as depthwise
 from . import triton_gradients, triton_linear, triton_mlp, triton_norm, triton_pointwise
 from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from .training import Options, Residual
-from .triton_common import fastest
+from .triton_launch import fastest
+from .triton_prepared import Projection, block_weights, padded_columns
+from .triton_prepared import projection as projection_of
 
 aten = torch.ops.aten
-# Values of a row of the projection are padded to a multiple of this: 16 bytes in 16 bits.
-ALIGNMENT = 8
 
 
 class Contexts(NamedTuple):
@@ -45,14 +45,17 @@ class Contexts(NamedTuple):
 
 def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
     """A whole block without autograd; see :func:`focalnet_det.ops.fused.block`."""
-    out = _block(x.to(dtype).contiguous(), weights.to(dtype), valid)
+    weights, projection = block_weights(weights, dtype)
+    out = _block(x.to(dtype).contiguous(), weights, projection, valid)
     return out.to(x.dtype)
 
 
-def _block(x: Tensor, weights: BlockWeights, valid: Tensor | None) -> Tensor:
+def _block(
+    x: Tensor, weights: BlockWeights, projection: Projection, valid: Tensor | None
+) -> Tensor:
     modulation = weights.modulation
     normed = x if weights.post_norm else _norm(x, weights.norm1)
-    contexts = _contexts(normed, modulation, valid, keep=False)
+    contexts = _contexts(normed, projection, modulation.divisor, valid, keep=False)
     product = triton_linear.modulate(
         contexts.local, modulation.h, contexts.projected,
         F.linear(contexts.shared.to(x.dtype), modulation.h.weight),
@@ -92,7 +95,9 @@ def modulation_forward(
     dtype = options.stored
     weights = weights.to(dtype)
     normed, _ = _normed(x.contiguous(), norm, dtype)
-    contexts = _contexts(normed, weights, valid, keep=not options.lean)
+    contexts = _contexts(
+        normed, projection_of(weights), weights.divisor, valid, keep=not options.lean
+    )
     product = triton_pointwise.product(
         contexts.projected, F.linear(contexts.local, weights.h.weight), weights.h.bias,
         F.linear(contexts.shared.to(dtype), weights.h.weight),
@@ -111,7 +116,7 @@ def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> l
     n, h, w, c = x.shape
     levels = len(kernels)
     return [
-        x.new_empty((n, h, w, _columns(c, levels)), dtype=options.stored),
+        x.new_empty((n, h, w, padded_columns(c, levels)), dtype=options.stored),
         x.new_empty((levels, n, h, w, c), dtype=options.stored),
         x.new_empty((n, c), dtype=torch.float32),
     ]
@@ -133,7 +138,7 @@ def modulation_backward(
     by_sum, gradient, by_bias = _gradients(gradient, dtype, residual)
     normed, statistics = _normed(before, norm, dtype)
     if not kept:
-        again = _contexts(normed, weights, valid, keep=True)
+        again = _contexts(normed, projection_of(weights), weights.divisor, valid, keep=True)
         assert again.levels is not None
         kept = [again.projected, again.levels, again.mean]
     projected, levels, mean = kept
@@ -177,7 +182,7 @@ def modulation_backward(
 
     by_weight, by_bias = _weight_gradient(by_projected, normed), by_projected.flatten(0, 2).sum(0)
     used = 2 * c + count + 1
-    weight, _ = _padded(weights.f, c, count)
+    weight = F.pad(weights.f.weight, (0, 0, 0, projected.shape[-1] - used))
     by_x, by_norm = _norm_backward(by_projected @ weight, before, norm, statistics, by_sum)
     return [
         by_x, *by_norm, by_weight[:used], by_bias[:used], *by_h, *by_proj, *by_ln,
@@ -232,21 +237,21 @@ def mlp_backward(
 
 
 def _contexts(
-    normed: Tensor, weights: ModulationWeights, valid: Tensor | None, *, keep: bool
+    normed: Tensor, projection: Projection, divisor: float, valid: Tensor | None, *, keep: bool
 ) -> Contexts:
     n, h, w, c = normed.shape
-    count = len(weights.kernels)
-    projected = F.linear(normed, *_padded(weights.f, c, count))
+    count = len(projection.taps)
+    projected = _linear(normed, projection.f)
     context = projected[..., c : 2 * c]
     if valid is not None:
         context *= valid
     levels = normed.new_empty((count, n, h, w, c)) if keep else None
     local: Tensor | None = None
     after: Tensor | None = context
-    for index, kernel in enumerate(weights.kernels):
+    for index, taps in enumerate(projection.taps):
         assert after is not None
         local, after, partial = depthwise.level(
-            after, kernel, projected, 2 * c + index, float(weights.divisor), local, valid,
+            after, taps, projected, 2 * c + index, divisor, local, valid,
             None if levels is None else levels[index], post=index + 1 < count,
         )  # fmt: skip
     assert local is not None
@@ -255,16 +260,6 @@ def _contexts(
 
 def _area(x: Tensor, valid: Tensor | None) -> Tensor | int:
     return x.shape[1] * x.shape[2] if valid is None else valid.sum((1, 2, 3), dtype=torch.float32)
-
-
-def _columns(channels: int, levels: int) -> int:
-    return 2 * channels + -(-(levels + 1) // ALIGNMENT) * ALIGNMENT
-
-
-def _padded(f: Affine, channels: int, levels: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the projection with rows of zeros, so that its result is aligned."""
-    missing = _columns(channels, levels) - len(f.weight)
-    return F.pad(f.weight, (0, 0, 0, missing)), F.pad(f.bias, (0, missing))
 
 
 def _linear(x: Tensor, layer: Affine) -> Tensor:

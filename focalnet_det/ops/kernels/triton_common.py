@@ -1,17 +1,12 @@
-"""What the Triton kernels share: GELU, candidates for tuning, sizes of tiles."""
-
-import inspect
-import os
-from collections.abc import Callable, Hashable
-from typing import Any
+"""What the Triton kernels share: GELU and sizes of tiles."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Kernels then run in NumPy on the CPU, one program after the other: for tests.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from .triton_launch import INTERPRETED, ceil_divide
+
 # Programs that sum over pixels, each of neighbouring ones; a second step adds their sums.
 PARTS = 1024
 
@@ -48,44 +43,10 @@ def gelu_slope(x):
     return tl.where(x < 0.0, tail, 1.0 - tail) + x * density
 
 
-def tuned(key: list[str], *choices: tuple[dict[str, int], int]) -> Callable[[Any], Any]:
-    """A kernel with settings to choose from, (tile sizes, warps) each; the first if interpreted.
-
-    The fastest for each ``key`` is kept on disk where Triton can do so, from 3.4 on: a run on the
-    same machine then adds up in the same order. No choice depends on the size of a map: training
-    at many sizes would time each of them.
-    """
-    chosen = choices[:1] if INTERPRETED else choices
-    configurations = [triton.Config(sizes, num_warps=warps) for sizes, warps in chosen]
-    keeps = "cache_results" in inspect.signature(triton.autotune).parameters
-    kept = {"cache_results": True} if keeps else {}
-    decorate: Callable[[Any], Any] = triton.autotune(configurations, key=key, **kept)
-    return decorate
-
-
 def has_tensor_cores(x: Tensor) -> bool:
     """Whether products of maps such as ``x`` are for ``tl.dot``: float32 would lose digits."""
     # The interpreter multiplies the bits of bfloat16 as integers.
     return x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not INTERPRETED)
-
-
-# Whether one kernel was faster than several.
-_FASTER: dict[Hashable, bool] = {}
-
-
-def fastest(key: Hashable, fused: Callable[[], Tensor], separate: Callable[[], Tensor]) -> Tensor:
-    """The result of the faster one, timed at the first call for ``key``.
-
-    While a CUDA graph is recorded nothing can be timed: what is not known yet runs separately.
-    """
-    if INTERPRETED:
-        return fused()
-    if key not in _FASTER:
-        if torch.cuda.is_current_stream_capturing():
-            return separate()
-        times = [triton.testing.do_bench(way, warmup=5, rep=20) for way in (fused, separate)]
-        _FASTER[key] = times[0] < times[1]
-    return fused() if _FASTER[key] else separate()
 
 
 def row_tile(channels: int) -> tuple[int, int]:
@@ -96,8 +57,8 @@ def row_tile(channels: int) -> tuple[int, int]:
 
 def divide(rows: int, tile: int, images: int = 1) -> tuple[int, int]:
     """Tiles of rows for each of about ``PARTS`` programs, and how many programs that makes."""
-    steps = triton.cdiv(triton.cdiv(rows, tile), max(1, PARTS // images))
-    return steps, triton.cdiv(rows, tile * steps)
+    steps = ceil_divide(ceil_divide(rows, tile), max(1, PARTS // images))
+    return steps, ceil_divide(rows, tile * steps)
 
 
 def per_pixel(valid: Tensor | None, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ is a kernel of its own instead. Sums are made in float32, and reductions in two 
 atomics: a run repeats bit for bit.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_common import gelu, gelu_slope, per_pixel, tuned
+from .triton_common import gelu, gelu_slope, per_pixel
+from .triton_launch import ceil_divide, kernel
+from .triton_prepared import taps as taps_of
 
 # Programs of the weight gradient, about: parts of the pixels, times rows of taps and channels.
 PROGRAMS = 2048
@@ -87,8 +90,7 @@ def _correlate(
 _TILES = [({"CHANNELS": 32}, 2), ({"CHANNELS": 32}, 4)]
 
 
-@tuned(["C", "K", "KEEP", "FIRST"], *_TILES)
-@triton.jit(do_not_specialize=["gate"])
+@kernel(*_TILES, key=["C", "K", "KEEP", "FIRST"])
 def level_kernel(
     x, taps, gates, before, valid, pre, post, total, partial,
     gate, scale, height, width, tiles_x, tiles_y,
@@ -129,30 +131,30 @@ def level_kernel(
     tl.store(partial + place, tl.sum(contribution, axis=0), mask=channels < C)
 
 
-@triton.jit
+@kernel()
 def mean_kernel(
-    partial, area, mean, shared, size, tiles, c, MASKED: tl.constexpr, CHANNELS: tl.constexpr
-):
+    partial, area, mean, shared, size, tiles,
+    C: tl.constexpr, MASKED: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Means over the pixels from the sums of tiles, and their GELU; in a fixed order."""
     image = tl.program_id(0).to(tl.int64)
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = channels < c
+    inside = channels < C
     total = tl.zeros((CHANNELS,), dtype=tl.float32)
     for first in range(0, tiles, 32):
         rows = first + tl.arange(0, 32)
-        place = (image * tiles + rows)[:, None] * c + channels[None, :]
+        place = (image * tiles + rows)[:, None] * C + channels[None, :]
         total += tl.sum(
             tl.load(partial + place, mask=(rows < tiles)[:, None] & inside[None, :], other=0.0), 0
         )
     if MASKED:
         size = tl.load(area + image)
     value = total / size
-    tl.store(mean + image * c + channels, value, mask=inside)
-    tl.store(shared + image * c + channels, gelu(value), mask=inside)
+    tl.store(mean + image * C + channels, value, mask=inside)
+    tl.store(shared + image * C + channels, gelu(value), mask=inside)
 
 
-@tuned(["C", "K", "LAST"], *_TILES)
-@triton.jit(do_not_specialize=["gate"])
+@kernel(*_TILES, key=["C", "K", "LAST"])
 def level_backward_kernel(
     x, taps, gates, by_total, valid, pre, out, gate, scale, height, width, tiles_x, tiles_y,
     LAST: tl.constexpr, MASKED: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr,
@@ -187,7 +189,7 @@ def level_backward_kernel(
         tl.store(out + pixels[:, None] * OUT_STRIDE + channels[None, :], value, mask=mask)
 
 
-@triton.jit
+@kernel()
 def weight_kernel(
     x, gradient, partial, height, width, tiles_x, tiles_y, tiles, each,
     C: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, TAP_ROWS: tl.constexpr,
@@ -231,13 +233,6 @@ def weight_kernel(
             tl.store(partial + place, tl.sum(sums[tap], axis=0), mask=channels < C)
 
 
-def taps(kernel: Tensor, *, turned: bool = False) -> Tensor:
-    """(C, 1, k, k) -> (k * k, C), float32, turned around for the gradient by the input."""
-    if turned:
-        kernel = kernel.flip(2, 3)
-    return kernel.flatten(1).t().float().contiguous()
-
-
 class Tiles(NamedTuple):
     """How tiles cover (N, H, W) pixels."""
 
@@ -250,9 +245,9 @@ class Tiles(NamedTuple):
     @classmethod
     def cover(cls, n: int, h: int, w: int) -> "Tiles":
         """Square tiles where wide ones would leave more of a short row empty."""
-        narrow = triton.cdiv(w, _RUN) % 2 == 1 and w <= 4 * _WIDE
+        narrow = ceil_divide(w, _RUN) % 2 == 1 and w <= 4 * _WIDE
         rows, columns = (2 * _TALL, _RUN) if narrow else (_TALL, _WIDE)
-        down, across = triton.cdiv(h, rows), triton.cdiv(w, columns)
+        down, across = ceil_divide(h, rows), ceil_divide(w, columns)
         return cls(rows, columns, down, across, n * down * across)
 
     def constants(self) -> dict[str, int]:
@@ -261,7 +256,7 @@ class Tiles(NamedTuple):
 
 def level(
     x: Tensor,
-    kernel: Tensor,
+    taps: Tensor,
     gates: Tensor,
     gate: int,
     divisor: float,
@@ -274,7 +269,7 @@ def level(
 
     Args:
         x: (N, H, W, C), the level before, after its GELU; channels contiguous, pixels evenly apart.
-        kernel: (C, 1, k, k), odd k.
+        taps: (k * k, C), float32, odd k.
         gates: (N, H, W, columns).
         gate: column of this level's gate.
         divisor: of the gates.
@@ -289,12 +284,13 @@ def level(
     total = x.new_empty(n, h, w, c)
     after = x.new_empty(n, h, w, c) if post else None
     partial = x.new_empty((n, tiles.across * tiles.down, c), dtype=torch.float32)
-    level_kernel[lambda meta: (tiles.count * triton.cdiv(c, meta["CHANNELS"]),)](
-        x, taps(kernel), gates, total if before is None else before, per_pixel(valid, x),
+    level_kernel(
+        lambda meta: (tiles.count * ceil_divide(c, meta["CHANNELS"]),),
+        x, taps, gates, total if before is None else before, per_pixel(valid, x),
         total if pre is None else pre, total if after is None else after, total, partial,
         gate, 1 / divisor, h, w, tiles.across, tiles.down,
         FIRST=before is None, KEEP=pre is not None, POST=post, MASKED=valid is not None,
-        C=c, STRIDE=x.stride(2), GATE_STRIDE=gates.stride(2), K=kernel.shape[-1],
+        C=c, STRIDE=x.stride(2), GATE_STRIDE=gates.stride(2), K=math.isqrt(len(taps)),
         **tiles.constants(),
     )  # fmt: skip
     return total, after, partial
@@ -305,9 +301,10 @@ def mean(partial: Tensor, area: Tensor | int) -> tuple[Tensor, Tensor]:
     n, tiles, c = partial.shape
     means, shared = partial.new_empty(n, c), partial.new_empty(n, c)
     masked = isinstance(area, Tensor)
-    mean_kernel[(n, triton.cdiv(c, 64))](
+    mean_kernel(
+        (n, ceil_divide(c, 64)),
         partial, area if masked else partial, means, shared, 1.0 if masked else float(area),
-        tiles, c, MASKED=masked, CHANNELS=64,
+        tiles, C=c, MASKED=masked, CHANNELS=64,
     )  # fmt: skip
     return means, shared
 
@@ -332,8 +329,9 @@ def level_backward(
     n, h, w, c = by_next.shape
     tiles = Tiles.cover(n, h, w)
     gates, gate, divisor, by_total, pre = inner or (by_next, 0, 1.0, by_next, by_next)
-    level_backward_kernel[lambda meta: (tiles.count * triton.cdiv(c, meta["CHANNELS"]),)](
-        by_next, taps(kernel, turned=True), gates, by_total, per_pixel(valid, by_next), pre, out,
+    level_backward_kernel(
+        lambda meta: (tiles.count * ceil_divide(c, meta["CHANNELS"]),),
+        by_next, taps_of(kernel, turned=True), gates, by_total, per_pixel(valid, by_next), pre, out,
         gate, 1 / divisor, h, w, tiles.across, tiles.down,
         LAST=inner is None, MASKED=valid is not None, C=c, STRIDE=gates.stride(2),
         OUT_STRIDE=out.stride(2), K=kernel.shape[-1], **tiles.constants(),
@@ -353,13 +351,14 @@ def weight_gradient(x: Tensor, gradient: Tensor, size: int) -> Tensor:
     tiles = Tiles.cover(n, h, w)
     # As many sums as registers hold; all programs of a row of taps read both maps again.
     tap_rows = 3 if size == 3 else 2 if size > 1 else 1
-    groups, blocks = triton.cdiv(size, tap_rows), triton.cdiv(c, _CHANNELS)
-    each = triton.cdiv(tiles.count, max(1, PROGRAMS // (groups * blocks)))
-    parts = triton.cdiv(tiles.count, each)
+    groups, blocks = ceil_divide(size, tap_rows), ceil_divide(c, _CHANNELS)
+    each = ceil_divide(tiles.count, max(1, PROGRAMS // (groups * blocks)))
+    parts = ceil_divide(tiles.count, each)
     partial = x.new_empty((parts, size, size, c), dtype=torch.float32)
-    weight_kernel[(parts, groups, blocks)](
+    weight_kernel(
+        (parts, groups, blocks),
         x, gradient, partial, h, w, tiles.across, tiles.down, tiles.count, each,
         C=c, STRIDE=x.stride(2), K=size, TAP_ROWS=tap_rows, CHANNELS=_CHANNELS,
-        **tiles.constants(), num_warps=4,
+        **tiles.constants(),
     )  # fmt: skip
     return partial.sum(0).permute(2, 0, 1)[:, None]

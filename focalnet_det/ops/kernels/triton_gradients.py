@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_common import divide, gelu, gelu_slope
+from .triton_launch import ceil_divide, kernel
 
 _ROWS, _COLUMNS = 16, 128
 
@@ -28,7 +29,7 @@ def _store_sums(sums, total, C: tl.constexpr, COLUMNS: tl.constexpr):
     tl.store(sums + tl.program_id(0) * C + column, tl.sum(total, axis=0), mask=column < C)
 
 
-@triton.jit
+@kernel()
 def scale_kernel(
     gradient, factors, out, sums, steps, rows, pixels,
     SCALED: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -46,7 +47,7 @@ def scale_kernel(
     _store_sums(sums, total, C, COLUMNS)
 
 
-@triton.jit
+@kernel()
 def gelu_backward_kernel(
     hidden, gradient, activation, by_hidden, sums, steps, rows,
     C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -65,7 +66,7 @@ def gelu_backward_kernel(
     _store_sums(sums, total, C, COLUMNS)
 
 
-@triton.jit
+@kernel()
 def product_backward_kernel(
     query, modulator, gradient, product, by_query, by_modulator, sums, steps, rows,
     AGAIN: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr,
@@ -87,7 +88,7 @@ def product_backward_kernel(
     _store_sums(sums, total, C, COLUMNS)
 
 
-@triton.jit
+@kernel()
 def gated_sum_kernel(
     x, gates, sums, gate, factor, steps, pixels,
     C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -117,7 +118,8 @@ def scale(gradient: Tensor, factors: Tensor | None, dtype: torch.dtype) -> tuple
     _, h, w, c = gradient.shape
     grid, steps, sums = _parts(gradient)
     out = torch.empty_like(gradient, dtype=dtype)
-    scale_kernel[grid](
+    scale_kernel(
+        grid,
         gradient, gradient if factors is None else factors.contiguous(), out, sums, steps,
         gradient.numel() // c, h * w, SCALED=factors is not None,
         C=c, ROWS=_ROWS, COLUMNS=_COLUMNS,
@@ -134,7 +136,8 @@ def gelu_backward(hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     activation, by_hidden = torch.empty_like(hidden), torch.empty_like(hidden)
     grid, steps, sums = _parts(hidden)
-    gelu_backward_kernel[grid](
+    gelu_backward_kernel(
+        grid,
         hidden, gradient, activation, by_hidden, sums, steps, hidden.numel() // hidden.shape[-1],
         C=hidden.shape[-1], ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
@@ -157,7 +160,8 @@ def product_backward(
     product = torch.empty_like(modulator) if again else None
     by_modulator = torch.empty_like(modulator)
     grid, steps, sums = _parts(modulator)
-    product_backward_kernel[grid](
+    product_backward_kernel(
+        grid,
         projected, modulator, gradient, by_modulator if product is None else product,
         by_projected, by_modulator, sums, steps, modulator.numel() // c,
         AGAIN=again, C=c, STRIDE=projected.stride(2), ROWS=_ROWS, COLUMNS=_COLUMNS,
@@ -178,7 +182,8 @@ def gated_sum(x: Tensor, projected: Tensor, gate: int, divisor: float) -> Tensor
     # As many programs in all as for other sums.
     steps, parts = divide(h * w, _ROWS, n)
     sums = x.new_empty(n, parts, c, dtype=torch.float32)
-    gated_sum_kernel[(parts, triton.cdiv(c, _COLUMNS), n)](
+    gated_sum_kernel(
+        (parts, ceil_divide(c, _COLUMNS), n),
         x, projected, sums, gate, 1 / divisor, steps, h * w,
         C=c, STRIDE=projected.stride(2), ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
@@ -189,4 +194,4 @@ def _parts(x: Tensor) -> tuple[tuple[int, int], int, Tensor]:
     """Programs, tiles of each, and where their sums go."""
     c = x.shape[-1]
     steps, parts = divide(x.numel() // c, _ROWS)
-    return (parts, triton.cdiv(c, _COLUMNS)), steps, x.new_empty(parts, c, dtype=torch.float32)
+    return (parts, ceil_divide(c, _COLUMNS)), steps, x.new_empty(parts, c, dtype=torch.float32)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from . import triton_pointwise
 from .parameters import Affine
-from .triton_common import fastest, gelu, has_tensor_cores, tuned
+from .triton_common import gelu, has_tensor_cores
+from .triton_launch import ceil_divide, fastest, kernel
 
 aten = torch.ops.aten
 
@@ -46,8 +47,7 @@ def _product(
     return sums, row, column
 
 
-@tuned(["K", "N"], *_TILES)
-@triton.jit
+@kernel(*_TILES, key=["K", "N"])
 def gelu_kernel(
     x, weight, bias, out, rows, K: tl.constexpr, N: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -58,8 +58,7 @@ def gelu_kernel(
     tl.store(out + row.to(tl.int64)[:, None] * N + column[None, :], gelu(sums), mask=mask)
 
 
-@tuned(["K", "N", "SCALED"], *_TILES)
-@triton.jit
+@kernel(*_TILES, key=["K", "N", "SCALED"])
 def add_kernel(
     x, weight, bias, before, gamma, out, rows, SCALED: tl.constexpr,
     K: tl.constexpr, N: tl.constexpr,
@@ -75,8 +74,7 @@ def add_kernel(
     tl.store(out + place, sums, mask=mask)
 
 
-@tuned(["K", "N"], *_TILES)
-@triton.jit(do_not_specialize=["gate"])
+@kernel(*_TILES, key=["K", "N"])
 def modulate_kernel(
     x, weight, bias, query, shared, out, gate, scale, pixels, rows,
     K: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr,
@@ -104,7 +102,8 @@ def gelu_of(x: Tensor, layer: Affine) -> Tensor:
 
     def fused() -> Tensor:
         out = x.new_empty(*x.shape[:-1], len(layer.weight))
-        gelu_kernel[_grid(x, layer)](x, *layer[:2], out, x.numel() // x.shape[-1], **_depth(layer))
+        rows = x.numel() // x.shape[-1]
+        gelu_kernel(_grid(x, layer), x, *layer[:2], out, rows, **_depth(layer))
         return out
 
     return _either("gelu", x, layer, fused, separate)
@@ -119,7 +118,8 @@ def add(before: Tensor, x: Tensor, layer: Affine, gamma: Tensor | None) -> Tenso
 
     def fused() -> Tensor:
         out = torch.empty_like(before)
-        add_kernel[_grid(x, layer)](
+        add_kernel(
+        _grid(x, layer),
             x, *layer[:2], before, layer.bias if gamma is None else gamma, out,
             x.numel() // x.shape[-1], SCALED=gamma is not None, **_depth(layer),
         )  # fmt: skip
@@ -150,7 +150,8 @@ def modulate(
     def fused() -> Tensor:
         n, h, w, _ = local.shape
         out = local.new_empty(n, h, w, len(layer.weight))
-        modulate_kernel[_grid(local, layer)](
+        modulate_kernel(
+        _grid(local, layer),
             local, *layer[:2], projected, shared, out, gate, 1 / divisor, h * w, n * h * w,
             STRIDE=projected.stride(2), **_depth(layer),
         )  # fmt: skip
@@ -161,7 +162,7 @@ def modulate(
 
 def _grid(x: Tensor, layer: Affine):
     rows, columns = x.numel() // x.shape[-1], len(layer.weight)
-    return lambda meta: (triton.cdiv(rows, meta["ROWS"]) * triton.cdiv(columns, meta["COLUMNS"]),)
+    return lambda meta: (ceil_divide(rows, meta["ROWS"]) * ceil_divide(columns, meta["COLUMNS"]),)
 
 
 def _depth(layer: Affine) -> dict[str, int]:

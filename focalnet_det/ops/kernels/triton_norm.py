@@ -6,29 +6,29 @@ be converted back and added to that of the residual sum.
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .parameters import Affine
 from .triton_common import divide, row_tile
+from .triton_launch import ceil_divide, kernel
 
 
-@triton.jit
+@kernel()
 def norm_kernel(
-    x, weight, bias, out, statistics, eps, rows, c,
-    ROWS: tl.constexpr, PADDED: tl.constexpr,
+    x, weight, bias, out, statistics, eps, rows,
+    C: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Norm of whole rows; statistics are mean and inverse deviation of each."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channels = tl.arange(0, PADDED)
-    there, inside = row < rows, channels < c
+    there, inside = row < rows, channels < C
     mask = there[:, None] & inside[None, :]
-    place = row[:, None] * c + channels[None, :]
+    place = row[:, None] * C + channels[None, :]
     value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(value, axis=1) / c
+    mean = tl.sum(value, axis=1) / C
     value = tl.where(inside[None, :], value - mean[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(value * value, axis=1) / c + eps)
+    inverse = tl.rsqrt(tl.sum(value * value, axis=1) / C + eps)
     scale = tl.load(weight + channels, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + channels, mask=inside, other=0.0).to(tl.float32)
     value = value * inverse[:, None] * scale[None, :] + shift[None, :]
@@ -37,14 +37,14 @@ def norm_kernel(
     tl.store(statistics + 2 * row + 1, inverse, mask=there)
 
 
-@triton.jit
+@kernel()
 def norm_backward_kernel(
-    gradient, x, weight, statistics, residual, by_x, sums, steps, rows, c,
-    ADD: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
+    gradient, x, weight, statistics, residual, by_x, sums, steps, rows,
+    C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Gradient by ``x`` of ``steps`` tiles, and sums of those by weight and bias."""
     channels = tl.arange(0, PADDED)
-    inside = channels < c
+    inside = channels < C
     scale = tl.load(weight + channels, mask=inside, other=0.0).to(tl.float32)
     by_weight = tl.zeros((PADDED,), dtype=tl.float32)
     by_bias = tl.zeros((PADDED,), dtype=tl.float32)
@@ -53,7 +53,7 @@ def norm_backward_kernel(
         row = first + step * ROWS + tl.arange(0, ROWS)
         there = row < rows
         mask = there[:, None] & inside[None, :]
-        place = row[:, None] * c + channels[None, :]
+        place = row[:, None] * C + channels[None, :]
         mean = tl.load(statistics + 2 * row, mask=there, other=0.0)
         inverse = tl.load(statistics + 2 * row + 1, mask=there, other=0.0)
         normed = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - mean[:, None]
@@ -62,15 +62,15 @@ def norm_backward_kernel(
         by_weight += tl.sum(outer * normed, axis=0)
         by_bias += tl.sum(outer, axis=0)
         outer = outer * scale[None, :]
-        along = tl.sum(outer * normed, axis=1) / c
-        value = outer - (tl.sum(outer, axis=1) / c)[:, None] - normed * along[:, None]
+        along = tl.sum(outer * normed, axis=1) / C
+        value = outer - (tl.sum(outer, axis=1) / C)[:, None] - normed * along[:, None]
         value = value * inverse[:, None]
         if ADD:
             value += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
         tl.store(by_x + place, value, mask=mask)
-    sums += tl.program_id(0).to(tl.int64) * 2 * c
+    sums += tl.program_id(0).to(tl.int64) * 2 * C
     tl.store(sums + channels, by_weight, mask=inside)
-    tl.store(sums + c + channels, by_bias, mask=inside)
+    tl.store(sums + C + channels, by_bias, mask=inside)
 
 
 def norm(x: Tensor, layer: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -86,9 +86,10 @@ def norm(x: Tensor, layer: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     count, (rows, padded) = x.numel() // c, row_tile(c)
     out = torch.empty_like(x, dtype=dtype)
     statistics = x.new_empty(*x.shape[:-1], 2, dtype=torch.float32)
-    norm_kernel[(triton.cdiv(count, rows),)](
-        x, layer.weight, layer.bias, out, statistics, layer.eps, count, c,
-        ROWS=rows, PADDED=padded,
+    norm_kernel(
+        (ceil_divide(count, rows),),
+        x, layer.weight, layer.bias, out, statistics, layer.eps, count,
+        C=c, ROWS=rows, PADDED=padded,
     )  # fmt: skip
     return out, statistics
 
@@ -114,9 +115,10 @@ def norm_backward(
     count, (rows, padded) = x.numel() // c, row_tile(c)
     steps, parts = divide(count, rows)
     by_x, sums = torch.empty_like(x), x.new_empty(parts, 2, c, dtype=torch.float32)
-    norm_backward_kernel[(parts,)](
+    norm_backward_kernel(
+        (parts,),
         gradient, x, layer.weight, statistics, gradient if residual is None else residual, by_x,
-        sums, steps, count, c, ADD=residual is not None, ROWS=rows, PADDED=padded,
+        sums, steps, count, C=c, ADD=residual is not None, ROWS=rows, PADDED=padded,
     )  # fmt: skip
     by_weight, by_bias = sums.sum(0)
     return by_x, by_weight, by_bias

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_common import gelu, gelu_slope, per_pixel, row_tile
+from .triton_launch import ceil_divide, kernel
 
 
 @triton.jit
@@ -16,7 +17,7 @@ def _rows(pixels, C: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr):
     return tl.program_id(1).to(tl.int64) * pixels + row, channels, row < pixels, channels < C
 
 
-@triton.jit
+@kernel()
 def product_kernel(
     query, local, bias, gates, shared, out, gate, scale, pixels,
     C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
@@ -35,9 +36,9 @@ def product_kernel(
     tl.store(out + place, value, mask=mask)
 
 
-@triton.jit
+@kernel()
 def aggregate_kernel(
-    levels, gates, shared, valid, total, after, level_stride, gate, scale, pixels,
+    levels, gates, shared, valid, total, after, gate, scale, pixels, all_pixels,
     C: tl.constexpr, STRIDE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +51,7 @@ def aggregate_kernel(
     shared += tl.program_id(1) * C
     value = weight[:, None] * tl.load(shared + channels, mask=inside, other=0.0)[None, :]
     for level in tl.static_range(LEVELS):
-        where = place + level * level_stride
+        where = place + level * all_pixels.to(tl.int64) * C
         context = gelu(tl.load(levels + where, mask=mask, other=0.0).to(tl.float32))
         if MASKED:
             context = context * tl.load(valid + row, mask=there, other=0.0).to(tl.float32)[:, None]
@@ -61,10 +62,10 @@ def aggregate_kernel(
     tl.store(total + place, value, mask=mask)
 
 
-@triton.jit
+@kernel()
 def gates_backward_kernel(
     by_total, levels, gates, shared, by_last, valid, by_gates, by_level,
-    level_stride, gate, columns, scale, pixels,
+    gate, columns, scale, pixels, all_pixels,
     C: tl.constexpr, STRIDE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
@@ -87,7 +88,7 @@ def gates_backward_kernel(
     if MASKED:
         inner = tl.load(valid + row, mask=there, other=0.0).to(tl.float32)
     for level in tl.static_range(LEVELS):
-        where = place + level * level_stride
+        where = place + level * all_pixels.to(tl.int64) * C
         before = tl.load(levels + where, mask=mask, other=0.0).to(tl.float32)
         dot = tl.sum(outer * gelu(before), axis=1) * inner
         tl.store(by_gates + level, dot * scale, mask=there)
@@ -115,7 +116,8 @@ def product(
     n, h, w, c = local.shape
     rows, padded = row_tile(c)
     out = torch.empty_like(local)
-    product_kernel[(triton.cdiv(h * w, rows), n)](
+    product_kernel(
+        (ceil_divide(h * w, rows), n),
         projected, local, bias, projected, shared, out, gate, 1 / divisor, h * w,
         C=c, STRIDE=projected.stride(2), ROWS=rows, PADDED=padded,
     )  # fmt: skip
@@ -138,9 +140,10 @@ def aggregate(
     rows, padded = row_tile(c)
     total = torch.empty_like(levels[0])
     after = levels.new_empty(max(count - 1, 1), n, h, w, c)
-    aggregate_kernel[(triton.cdiv(h * w, rows), n)](
-        levels, projected, shared, per_pixel(valid, levels), total, after, levels.stride(0),
-        2 * c, 1 / divisor, h * w, C=c, STRIDE=projected.stride(2), LEVELS=count,
+    aggregate_kernel(
+        (ceil_divide(h * w, rows), n),
+        levels, projected, shared, per_pixel(valid, levels), total, after,
+        2 * c, 1 / divisor, h * w, n * h * w, C=c, STRIDE=projected.stride(2), LEVELS=count,
         MASKED=valid is not None, ROWS=rows, PADDED=padded,
     )  # fmt: skip
     return total, after
@@ -167,9 +170,10 @@ def gates_backward(
     count, n, h, w, c = levels.shape
     rows, padded = row_tile(c)
     by_level = torch.empty_like(by_total)
-    gates_backward_kernel[(triton.cdiv(h * w, rows), n)](
+    gates_backward_kernel(
+        (ceil_divide(h * w, rows), n),
         by_total, levels, projected, shared, by_last, per_pixel(valid, levels), by_projected,
-        by_level, levels.stride(0), 2 * c, projected.shape[-1] - 2 * c, 1 / divisor, h * w,
+        by_level, 2 * c, projected.shape[-1] - 2 * c, 1 / divisor, h * w, n * h * w,
         C=c, STRIDE=projected.stride(2), LEVELS=count, MASKED=valid is not None,
         ROWS=rows, PADDED=padded,
     )  # fmt: skip
