@@ -189,17 +189,19 @@ def test_the_gpu_suite_compares_with_the_best_equal_peer_of_each_kind() -> None:
         timing("ours", 10, 300),
         timing("ours, lean", 1, 100),
         timing("ours, reference", 50, 1000),
+        timing("ours, CUDA graphs", 8, 0),
         timing("timm", 40, 0),
         timing("timm, compiled", 20, 0),
-        timing("transformers, compiled", 16, 0),
+        timing("transformers, CUDA graphs", 16, 0),
         timing("swin", 2, 0, None),
     ]
     row = gpu_suite.ratios(gpu_suite.CASES[0], timings)
-    assert (row["eager"], row["eager peer"]) == (4.0, "timm")
-    assert (row["compiled"], row["compiled peer"]) == (1.6, "transformers, compiled")
+    assert (row["eager"], row["eager pair"]) == (4.0, "ours / timm")
+    pair = "ours, CUDA graphs / transformers, CUDA graphs"
+    assert (row["compiled"], row["compiled pair"]) == (2.0, pair)
     assert row["memory"] == 0.3
     assert row["ms"] == 10.0
-    assert gpu_suite.ratios(gpu_suite.CASES[0], timings[:4])["compiled"] is None
+    assert gpu_suite.ratios(gpu_suite.CASES[0], timings[:5])["compiled"] is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -88,8 +88,9 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
         )
         if args.training or setting[0] != "ours, lean"
     ]
-    if args.compile:
-        result.append(compiled(own_setting(copy.deepcopy(ours), args, "ours", None, False)))
+    for setting, mode in compile_modes(args).items():
+        own = own_setting(copy.deepcopy(ours), args, f"ours{setting}", None, False)
+        result.append(compiled(own, mode))
     for peer in args.peers:
         try:
             result += peer_settings(peer, builders[peer], args)
@@ -127,11 +128,19 @@ def own_setting(
     return Contender(name, net, lambda x: list(net(x).values()), path=path, equal=True)
 
 
-def compiled(contender: "Contender") -> "Contender":
+def compile_modes(args: argparse.Namespace) -> dict[str, str]:
+    """What the settings of ``torch.compile`` are called, and their modes."""
+    if not args.compile:
+        return {}
+    # At few images the host is what a GPU waits for, unless a CUDA graph is replayed.
+    graphs = {} if args.device == "cpu" or args.training else {", CUDA graphs": "reduce-overhead"}
+    return {", compiled": "default"} | graphs
+
+
+def compiled(contender: "Contender", mode: str) -> "Contender":
     import torch
 
-    run = torch.compile(contender.features)
-    return dataclasses.replace(contender, name=f"{contender.name}, compiled", features=run)
+    return dataclasses.replace(contender, features=torch.compile(contender.features, mode=mode))
 
 
 def peer_settings(
@@ -142,17 +151,15 @@ def peer_settings(
 
     from focalnet_det.analysis.peers import Contender
 
-    result = []
-    for setting in ("", ", channels last", *([", compiled"] if args.compile else [])):
+    def built(setting: str) -> Contender:
         module, features = build()
         module.to(args.device, getattr(torch, args.dtype))
         if setting:
             module.to(memory_format=torch.channels_last)
-        run = torch.compile(features) if setting == ", compiled" else features
-        result.append(
-            Contender(name + setting, module, run, bool(setting), equal=name not in OTHERS)
-        )
-    return result
+        return Contender(name + setting, module, features, bool(setting), equal=name not in OTHERS)
+
+    plain = [built(""), built(", channels last")]
+    return plain + [compiled(built(setting), mode) for setting, mode in compile_modes(args).items()]
 
 
 def machine(device: "torch.device") -> str:

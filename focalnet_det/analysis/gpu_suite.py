@@ -16,6 +16,10 @@ RECIPES = ROOT / "configs/COCO-InstanceSegmentation"
 COMMON = "--device cuda --dtype bfloat16 --compile --peers timm transformers swin convnext resnet"
 
 
+# What names of settings of ``torch.compile`` end with.
+COMPILED = (", compiled", ", CUDA graphs")
+
+
 class Case(NamedTuple):
     """A run of ``tools/benchmark.py``.
 
@@ -111,23 +115,29 @@ def _finished(name: str, file: Path, command: list[str], **variables: str) -> bo
 def ratios(case: Case, timings: list[dict[str, Any]]) -> dict[str, Any]:
     """How much faster than the best FocalNet of others, eager and compiled, and memory.
 
+    Eager networks are compared with ours as it is, compiled ones with the fastest of ours.
+
     Args:
         case: what was measured.
         timings: of one report of ``tools/benchmark.py``: "ours" first, then everything else.
     """
     ours, *others = timings
-    equal = [t for t in others if t["difference"] is not None and t["name"] != "ours, lean"]
-    best: dict[str, Any] = {"eager": None, "compiled": None}
-    for timing in equal:
-        kind = "compiled" if timing["name"].endswith(", compiled") else "eager"
-        if best[kind] is None or timing["median"] < best[kind]["median"]:
-            best[kind] = timing
+    kinds: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+        "eager": ([ours], []),
+        "compiled": ([ours], []),
+    }
+    for timing in others:
+        kind = "compiled" if timing["name"].endswith(COMPILED) else "eager"
+        if timing["name"] in {f"ours{setting}" for setting in COMPILED}:
+            kinds[kind][0].append(timing)
+        elif timing["difference"] is not None and timing["name"] != "ours, lean":
+            kinds[kind][1].append(timing)
     reference = next(t for t in others if t["name"] == "ours, reference")
     row: dict[str, Any] = {"case": case.name, "ms": ours["median"] * 1e3}
     for kind, target in (("eager", case.eager), ("compiled", case.compiled)):
-        peer = best[kind]
-        row[kind] = None if peer is None else peer["median"] / ours["median"]
-        row[f"{kind} peer"] = None if peer is None else peer["name"]
+        own, peers = (sorted(group, key=lambda t: t["median"]) for group in kinds[kind])
+        row[kind] = peers[0]["median"] / own[0]["median"] if peers else None
+        row[f"{kind} pair"] = f"{own[0]['name']} / {peers[0]['name']}" if peers else None
         row[f"{kind} target"] = target
     row["memory"] = (
         None if not reference["peak_bytes"] else ours["peak_bytes"] / reference["peak_bytes"]
@@ -143,7 +153,7 @@ def print_cases(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [
             "" if row[kind] is None
-            else f"{row[kind]:.2f} (target {row[f'{kind} target']}) {row[f'{kind} peer']}"
+            else f"{row[kind]:.2f} (target {row[f'{kind} target']}) {row[f'{kind} pair']}"
             for kind in ("eager", "compiled")
         ]  # fmt: skip
         memory = "" if row["memory"] is None else f"{row['memory']:.2f}"

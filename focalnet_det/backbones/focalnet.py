@@ -94,12 +94,15 @@ class FocalModulation(nn.Module):
 
     def weights(self) -> ModulationWeights:
         """Parameters as plain tensors, for the fused paths."""
+        layers = self._modules
+        weight, bias = _weight_and_bias(cast(nn.Conv2d, layers["h"]))
+        ln = layers.get("ln")
         return ModulationWeights(
-            f=_affine(self.f),
-            h=Affine(self.h.weight.flatten(1), _bias(self.h)),
-            proj=_affine(self.proj),
-            ln=None if self.ln is None else _affine(self.ln),
-            kernels=list(self.focal_layers.parameters()),
+            f=_affine(cast(nn.Linear, layers["f"])),
+            h=Affine(weight.flatten(1), bias),
+            proj=_affine(cast(nn.Linear, layers["proj"])),
+            ln=None if ln is None else _affine(cast(nn.LayerNorm, ln)),
+            kernels=[layer[0].weight for layer in self.focal_layers],  # type: ignore[index]
             normalize=self.normalize_modulator,
         )
 
@@ -200,11 +203,7 @@ class FocalNetBlock(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether the layers do what the fused functions compute from their parameters alone."""
-        return all(
-            type(module) in PLAIN_LAYERS and not has_hooks(module)
-            for child in self.children()
-            for module in child.modules()
-        )
+        return all(child is None or _is_plain(child) for child in self._modules.values())
 
     def add_branch(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """Residual sum with layer scale and stochastic depth."""
@@ -222,12 +221,27 @@ PLAIN_LAYERS = frozenset(
 )  # fmt: skip
 
 
+def _is_plain(module: nn.Module) -> bool:
+    # `modules()` makes names on its way, at each call of each block.
+    if type(module) not in PLAIN_LAYERS or has_hooks(module):
+        return False
+    return all(child is None or _is_plain(child) for child in module._modules.values())
+
+
 def _affine(layer: nn.Linear | nn.LayerNorm) -> Affine:
-    return Affine(layer.weight, _bias(layer), getattr(layer, "eps", 0.0))
+    weight, bias = _weight_and_bias(layer)
+    return Affine(weight, bias, layer.__dict__.get("eps", 0.0))
 
 
-def _bias(layer: nn.Linear | nn.LayerNorm | nn.Conv2d) -> Tensor:
-    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+def _weight_and_bias(layer: nn.Linear | nn.LayerNorm | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Read where parameters are: looking up an attribute of a module takes ten times as long."""
+    weight: Tensor | None = layer._parameters.get("weight")
+    bias: Tensor | None = layer._parameters.get("bias")
+    if weight is None:
+        weight = layer.weight
+    if bias is None:
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+    return weight, bias
 
 
 class FocalNetStage(nn.Module):

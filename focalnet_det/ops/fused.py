@@ -115,11 +115,12 @@ def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, plan: Plan) ->
         plan: see the class; only ``path`` and ``dtype`` are read.
     Returns: (N, H, W, C), in the type of ``x``.
     """
+    if _eager(x):
+        return cast(Tensor, _whole_block(x, weights, valid, plan.path, plan.dtype))
     modulation, layout = flatten_modulation(weights.norm1, weights.modulation)
     mlp, eps = flatten_mlp(weights.norm2, weights.mlp)
     gammas = [gamma for gamma in (weights.gamma_1, weights.gamma_2) if gamma is not None]
-    function = _block if _eager(x) else torch.ops.focalnet_det.block
-    result = function(
+    result = torch.ops.focalnet_det.block(
         x, valid, modulation, mlp, gammas, *layout, eps, weights.post_norm, plan.path, plan.dtype
     )
     return cast(Tensor, result)
@@ -164,6 +165,7 @@ class _Branch(torch.autograd.Function):
         return None, None, None, None, by_x, *[None] * (inputs - 1), *by_parameters
 
 
+@functools.cache
 def _module(path: str, training: bool) -> ModuleType:
     return importlib.import_module(f".kernels.{PATHS[path][training]}", __package__)
 
@@ -302,6 +304,12 @@ def _keep_mlp(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> N
 
 
 @_without_autocast
+def _whole_block(
+    x: Tensor, weights: BlockWeights, valid: Tensor | None, path: str, dtype: torch.dtype
+) -> Any:
+    return _module(path, False).block(x, weights, valid, dtype)
+
+
 def _block(
     x: Tensor,
     valid: Tensor | None,
@@ -318,7 +326,7 @@ def _block(
         cast(Affine, norm1), modulation_weights, gamma_1, cast(Affine, norm2), mlp_weights,
         gamma_2, post_norm,
     )  # fmt: skip
-    return _module(path, False).block(x, weights, valid, dtype)
+    return _whole_block(x, weights, valid, path, dtype)
 
 
 # Registration
