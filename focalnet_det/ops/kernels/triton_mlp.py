@@ -9,9 +9,9 @@ from .parameters import Affine, MlpWeights
 from .triton_common import gelu, has_tensor_cores
 from .triton_launch import ceil_divide, kernel
 
-# Beyond, a tile of rows and their sums do not fit into registers, and cuBLAS is not held back by
+# Beyond, a tile of rows and their sums do not fit into registers, and products are not held back by
 # memory: its two products and a GELU between them are the better choice.
-MOST_CHANNELS = 256
+MOST_CHANNELS = 128
 
 _TILES = [
     ({"ROWS": 64, "HIDDEN": 32}, 4),
