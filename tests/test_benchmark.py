@@ -242,18 +242,18 @@ def test_the_gpu_suite_goes_on_after_a_failure_and_where_it_was(
 
 
 @pytest.mark.slow
-def test_training_speed_of_a_detector(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(detector_speed, "PROFILED", 2)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+def test_training_speed_of_a_detector(tmp_path: Path) -> None:
     config = ROOT / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
-    detector_speed.main([
-        "--config", str(config), "--data", str(tmp_path), "--size", "96", "128", "--device", "cpu",
-        "--precision", "fp32", "--batch-size", "2", "--workers", "1", "--warm-up", "1",
-        "--steps", "2",
-    ])  # fmt: skip
-    timing = json.loads(capsys.readouterr().out.splitlines()[-1])
+    command = [
+        sys.executable, "-m", "focalnet_det.analysis.detector_speed", "--config", str(config),
+        "--data", str(tmp_path), "--size", "96", "128", "--device", "cpu", "--precision", "fp32",
+        "--batch-size", "2", "--workers", "1", "--warm-up", "1", "--steps", "2",
+        "--json", str(tmp_path / "timing.json"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    assert timing == json.loads(done.stdout.splitlines()[-1])
     assert timing["images_per_second"] > 0
     assert 0 <= timing["data_share"] <= 1
     # A part includes those inside it, and a step all of them.

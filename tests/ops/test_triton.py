@@ -3,7 +3,7 @@
 import gc
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -355,6 +355,35 @@ def test_layer_norm_in_another_type_and_its_gradients(
         torch.testing.assert_close(value.double(), wanted, rtol=0, atol=1e-5 * scale)
     again = triton_norm.norm_backward(gradient, x, layer, statistics, residual)
     assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+
+
+@pytest.mark.parametrize("flags", [{}, {"layer_scale": 0.5}, {"post_norm": True}], ids=str)
+@pytest.mark.parametrize("fused", [True, False])
+def test_sums_keep_the_type_of_the_map_in_inference(
+    flags: dict, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small branches added to a large map, with autocast: 16 bits would swallow them."""
+    from focalnet_det.ops.kernels import triton_block, triton_linear
+
+    def pick(_: object, ours: Callable[[], Tensor], other: Callable[[], Tensor]) -> Tensor:
+        return (ours if fused else other)()
+
+    monkeypatch.setattr(triton_block, "fastest", pick)
+    monkeypatch.setattr(triton_linear, "fastest", pick)
+    module = block(20, 2, 3, **flags)
+    with torch.no_grad():
+        for layer in (module.norm1, module.norm2, module.mlp.fc2, module.modulation.proj):
+            layer.weight.mul_(2e-3)
+            layer.bias.mul_(2e-3)
+    x = 1 + torch.rand(2, 3, 5, 20, device=DEVICE)
+    kind = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+    with torch.no_grad(), torch.autocast(DEVICE, kind):
+        actual = module(x)
+    assert actual.dtype == torch.float32
+    with torch.no_grad(), dispatch.using("reference"):
+        expected = module(x)
+    # The branches themselves are in 16 bits.
+    assert relative_error(actual - x, expected - x) < 2e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

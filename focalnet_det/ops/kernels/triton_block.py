@@ -33,7 +33,7 @@ class Contexts(NamedTuple):
         levels: (L, N, H, W, C), before their GELU, or None if they are not wanted.
         local: (N, H, W, C), gated sum of the levels after their GELU.
         mean: (N, C), float32, of the last level.
-        shared: (N, C), float32, its GELU.
+        shared: (N, C), its GELU.
     """
 
     projected: Tensor
@@ -44,43 +44,35 @@ class Contexts(NamedTuple):
 
 
 def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A whole block without autograd; see :func:`focalnet_det.ops.fused.block`."""
+    """A whole block without autograd; see :func:`focalnet_det.ops.fused.block`.
+
+    Branches compute in ``dtype``; sums with their input keep the type of ``x``.
+    """
     weights, projection = block_weights(weights, dtype)
-    out = _block(x.to(dtype).contiguous(), weights, projection, valid)
-    return out.to(x.dtype)
-
-
-def _block(
-    x: Tensor, weights: BlockWeights, projection: Projection, valid: Tensor | None
-) -> Tensor:
-    modulation = weights.modulation
-    normed = x if weights.post_norm else _norm(x, weights.norm1)
+    modulation, x = weights.modulation, x.contiguous()
+    normed = x.to(dtype) if weights.post_norm else _norm(x, weights.norm1, dtype)
     contexts = _contexts(normed, projection, modulation.divisor, valid, keep=False)
     product = triton_linear.modulate(
         contexts.local, modulation.h, contexts.projected,
-        F.linear(contexts.shared.to(x.dtype), modulation.h.weight),
+        F.linear(contexts.shared, modulation.h.weight),
         2 * x.shape[-1] + len(modulation.kernels), float(modulation.divisor),
     )  # fmt: skip
-    product = _norm(product, modulation.ln)
+    product = _norm(product, modulation.ln, dtype)
     if weights.post_norm:
-        branch = _linear(product, modulation.proj)
-        x = _add(x, _norm(branch, weights.norm1), weights.gamma_1)
-        branch = _linear(triton_linear.gelu_of(x, weights.mlp.fc1), weights.mlp.fc2)
-        return _add(x, _norm(branch, weights.norm2), weights.gamma_2)
+        branch = _norm(_linear(product, modulation.proj), weights.norm1, dtype)
+        x = triton_linear.scaled_sum(x, branch, weights.gamma_1)
+        branch = _linear(triton_linear.gelu_of(x.to(dtype), weights.mlp.fc1), weights.mlp.fc2)
+        return triton_linear.scaled_sum(x, _norm(branch, weights.norm2, dtype), weights.gamma_2)
     x = triton_linear.add(x, product, modulation.proj, weights.gamma_1)
 
     def separate() -> Tensor:
-        hidden = triton_linear.gelu_of(_norm(x, weights.norm2), weights.mlp.fc1)
+        hidden = triton_linear.gelu_of(_norm(x, weights.norm2, dtype), weights.mlp.fc1)
         return triton_linear.add(x, hidden, weights.mlp.fc2, weights.gamma_2)
 
-    if weights.gamma_2 is not None or not triton_mlp.takes(x):
+    if weights.gamma_2 is not None or not triton_mlp.takes(weights.mlp):
         return separate()
-    key = "mlp", x.dtype, *weights.mlp.fc1.weight.shape
+    key = "mlp", x.dtype, dtype, *weights.mlp.fc1.weight.shape
     return fastest(key, lambda: triton_mlp.mlp(x, weights.norm2, weights.mlp), separate)
-
-
-def _add(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-    return x + branch if gamma is None else torch.addcmul(x, branch, gamma)
 
 
 def modulation_forward(
@@ -100,10 +92,10 @@ def modulation_forward(
     )
     product = triton_pointwise.product(
         contexts.projected, F.linear(contexts.local, weights.h.weight), weights.h.bias,
-        F.linear(contexts.shared.to(dtype), weights.h.weight),
+        F.linear(contexts.shared, weights.h.weight),
         2 * x.shape[-1] + len(weights.kernels), float(weights.divisor),
     )  # fmt: skip
-    out = _sum(x, _linear(_norm(product, weights.ln), weights.proj), residual)
+    out = _sum(x, _linear(_norm(product, weights.ln, dtype), weights.proj), residual)
     if contexts.levels is None:
         return out, []
     return out, [contexts.projected, contexts.levels, contexts.mean]
@@ -255,7 +247,8 @@ def _contexts(
             None if levels is None else levels[index], post=index + 1 < count,
         )  # fmt: skip
     assert local is not None
-    return Contexts(projected, levels, local, *depthwise.mean(partial, _area(normed, valid)))
+    mean, shared = depthwise.mean(partial, _area(normed, valid), normed.dtype)
+    return Contexts(projected, levels, local, mean, shared)
 
 
 def _area(x: Tensor, valid: Tensor | None) -> Tensor | int:
@@ -293,8 +286,11 @@ def _gradients(
     return None if residual is None else gradient, by_branch, by_bias
 
 
-def _norm(x: Tensor, norm: Affine | None) -> Tensor:
-    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+def _norm(x: Tensor, norm: Affine | None, dtype: torch.dtype) -> Tensor:
+    """The norm of a map, or the map, in another type, by the stock layer if it is the same."""
+    if norm is None or x.dtype != dtype:
+        return _normed(x, norm, dtype)[0]
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
 def _normed(x: Tensor, norm: Affine | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

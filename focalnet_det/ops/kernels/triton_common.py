@@ -43,10 +43,10 @@ def gelu_slope(x):
     return tl.where(x < 0.0, tail, 1.0 - tail) + x * density
 
 
-def has_tensor_cores(x: Tensor) -> bool:
-    """Whether products of maps such as ``x`` are for ``tl.dot``: float32 would lose digits."""
+def has_tensor_cores(dtype: torch.dtype) -> bool:
+    """Whether products in a type are for ``tl.dot``: float32 would lose digits."""
     # The interpreter multiplies the bits of bfloat16 as integers.
-    return x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not INTERPRETED)
+    return dtype == torch.float16 or (dtype == torch.bfloat16 and not INTERPRETED)
 
 
 def row_tile(channels: int) -> tuple[int, int]:

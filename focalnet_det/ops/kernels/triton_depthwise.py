@@ -296,10 +296,19 @@ def level(
     return total, after, partial
 
 
-def mean(partial: Tensor, area: Tensor | int) -> tuple[Tensor, Tensor]:
-    """(N, tiles, C) sums -> (N, C) means over ``area`` pixels (N,), or as many each; their GELU."""
+def mean(
+    partial: Tensor, area: Tensor | int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Global means from the sums of tiles.
+
+    Args:
+        partial: (N, tiles, C), sums.
+        area: pixels of each image, (N,), or as many for all.
+        dtype: of the GELU.
+    Returns: (N, C), float32, and their GELU.
+    """
     n, tiles, c = partial.shape
-    means, shared = partial.new_empty(n, c), partial.new_empty(n, c)
+    means, shared = partial.new_empty(n, c), partial.new_empty((n, c), dtype=dtype)
     masked = isinstance(area, Tensor)
     mean_kernel(
         (n, ceil_divide(c, 64)),

@@ -110,11 +110,10 @@ def gelu_of(x: Tensor, layer: Affine) -> Tensor:
 
 
 def add(before: Tensor, x: Tensor, layer: Affine, gamma: Tensor | None) -> Tensor:
-    """``before + gamma * layer(x)``, all (N, H, W, C); ``x`` may have more channels."""
+    """``before + gamma * layer(x)``, in the type of ``before``, (N, H, W, C)."""
 
     def separate() -> Tensor:
-        branch = F.linear(x, layer.weight, layer.bias)
-        return before + branch if gamma is None else torch.addcmul(before, branch, gamma)
+        return scaled_sum(before, F.linear(x, layer.weight, layer.bias), gamma)
 
     def fused() -> Tensor:
         out = torch.empty_like(before)
@@ -125,7 +124,12 @@ def add(before: Tensor, x: Tensor, layer: Affine, gamma: Tensor | None) -> Tenso
         )  # fmt: skip
         return out
 
-    return _either("add", x, layer, fused, separate)
+    return _either(f"add {before.dtype}", x, layer, fused, separate)
+
+
+def scaled_sum(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+    """``x + gamma * branch``, in the wider of their types."""
+    return x + branch if gamma is None else torch.addcmul(x, branch, gamma)
 
 
 def modulate(
@@ -171,6 +175,6 @@ def _depth(layer: Affine) -> dict[str, int]:
 
 
 def _either(name, x, layer, fused, separate):
-    if not has_tensor_cores(x):
+    if not has_tensor_cores(x.dtype):
         return separate()
     return fastest((name, x.dtype, *layer.weight.shape), fused, separate)

@@ -33,15 +33,14 @@ def mlp_kernel(
     inside = channels < C
     mask = (row < rows)[:, None] & inside[None, :]
     place = row[:, None] * C + channels[None, :]
-    tile = tl.load(x + place, mask=mask, other=0.0)
-    normed = tile.to(tl.float32)
+    normed = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(normed, axis=1) / C
     normed = tl.where(inside[None, :], normed - mean[:, None], 0.0)
     deviation = tl.rsqrt(tl.sum(normed * normed, axis=1) / C + eps)
     scale = tl.load(norm_weight + channels, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(norm_bias + channels, mask=inside, other=0.0).to(tl.float32)
     normed = normed * deviation[:, None] * scale[None, :] + shift[None, :]
-    normed = normed.to(tile.dtype)
+    normed = normed.to(weight1.dtype.element_ty)
     sums = tl.zeros((ROWS, PADDED), dtype=tl.float32)
     for first in range(0, UNITS, HIDDEN):
         unit = first + tl.arange(0, HIDDEN)
@@ -50,7 +49,7 @@ def mlp_kernel(
         place1 = unit[None, :] * C + channels[:, None]
         part = tl.dot(normed, tl.load(weight1 + place1, mask=both, other=0.0))
         part += tl.load(bias1 + unit, mask=present, other=0.0).to(tl.float32)[None, :]
-        activation = gelu(part).to(tile.dtype)
+        activation = gelu(part).to(weight1.dtype.element_ty)
         both = present[:, None] & inside[None, :]
         place2 = channels[None, :] * UNITS + unit[:, None]
         sums = tl.dot(activation, tl.load(weight2 + place2, mask=both, other=0.0), sums)
@@ -60,13 +59,14 @@ def mlp_kernel(
     tl.store(out + place, sums, mask=mask)
 
 
-def takes(x: Tensor) -> bool:
-    """Whether :func:`mlp` takes (N, H, W, C)."""
-    return has_tensor_cores(x) and x.shape[-1] <= MOST_CHANNELS
+def takes(weights: MlpWeights) -> bool:
+    """Whether :func:`mlp` takes them."""
+    weight = weights.fc1.weight
+    return has_tensor_cores(weight.dtype) and weight.shape[1] <= MOST_CHANNELS
 
 
 def mlp(x: Tensor, norm: Affine, weights: MlpWeights) -> Tensor:
-    """``x + fc2(gelu(fc1(norm(x))))`` of what :func:`takes` accepts."""
+    """``x + fc2(gelu(fc1(norm(x))))`` with weights that :func:`takes` accepts."""
     c = x.shape[-1]
     rows, out = x.numel() // c, torch.empty_like(x)
     mlp_kernel(
