@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,6 +240,36 @@ def test_the_gpu_suite_goes_on_after_a_failure_and_where_it_was(
     assert len(json.loads((tmp_path / "out/suite.json").read_text())["cases"]) == len(
         gpu_suite.CASES
     )
+
+
+def test_kernels_are_counted_once() -> None:
+    """Kernels have times of their own, those of operators and spans of labels repeat them."""
+
+    def event(key: str, place: str, **numbers: object) -> SimpleNamespace:
+        zero = {
+            "self_device_time_total": 0,
+            "device_time_total": 0,
+            "cpu_time_total": 0,
+            "count": 1,
+        }
+        more = {"is_user_annotation": False} | zero | numbers
+        return SimpleNamespace(key=key, device_type=SimpleNamespace(name=place), **more)
+
+    steps = detector_speed.PROFILED
+    events = [
+        event("kernel", "CUDA", self_device_time_total=100.0 * steps),
+        event("aten::mm", "CPU", self_device_time_total=100.0 * steps, cpu_time_total=7.0),
+        event("backbone", "CPU", device_time_total=100.0 * steps, cpu_time_total=900.0 * steps),
+        event("backbone", "CUDA", self_device_time_total=300.0 * steps, is_user_annotation=True,
+              device_time_total=300.0 * steps),
+        event("aten::nonzero", "CPU", count=3 * steps),
+    ]  # fmt: skip
+    found = detector_speed.summary(events, wall=400e-6 * steps, on_gpu=True)
+    assert found == {
+        "busy_share": pytest.approx(0.25), "parts": {"backbone": pytest.approx(100e-6)}, "waits": 3,
+    }  # fmt: skip
+    found = detector_speed.summary(events, wall=1.0, on_gpu=False)
+    assert (found["busy_share"], found["parts"]) == (None, {"backbone": pytest.approx(900e-6)})
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,37 @@ def _profile(trainer: Trainer, device: torch.device) -> dict[str, Any]:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with _labels(trainer.inner), torch.profiler.profile(activities=activities) as profile:
         wall = sum(_timed(trainer, device) for _ in range(PROFILED))
-    events = {event.key: event for event in profile.key_averages()}
+    return summary(profile.key_averages(), wall, on_gpu=on_gpu)
+
+
+def summary(events: Iterable[Any], wall: float, *, on_gpu: bool) -> dict[str, Any]:
+    """Fields of :class:`DetectorTiming` that a profile of ``PROFILED`` steps tells.
+
+    Args:
+        events: of ``key_averages()``. With a GPU kernels are events of their own, and a label is
+            there twice: for the host, with the kernels started under it, and for the GPU, from
+            its first kernel to its last, whatever lies between.
+        wall: seconds that the steps took.
+        on_gpu: whether kernels count, or the host's time.
+    """
+    host, device = {}, []
+    for event in events:
+        if event.device_type.name == "CPU":
+            host[event.key] = event
+        elif not getattr(event, "is_user_annotation", False):
+            device.append(event)
     total = "device_time_total" if on_gpu else "cpu_time_total"
-    parts = {
-        name: getattr(events[name], total) * 1e-6 / PROFILED
-        for name in (*PARTS, "optimizer")
-        if name in events
+    return {
+        "busy_share": sum(e.self_device_time_total for e in device) * 1e-6 / wall
+        if on_gpu
+        else None,
+        "parts": {
+            name: getattr(host[name], total) * 1e-6 / PROFILED
+            for name in (*PARTS, "optimizer")
+            if name in host
+        },
+        "waits": sum(host[name].count for name in WAITING if name in host) / PROFILED,
     }
-    busy = sum(event.self_device_time_total for event in events.values()) * 1e-6 / wall
-    waits = sum(events[name].count for name in WAITING if name in events) / PROFILED
-    return {"busy_share": busy if on_gpu else None, "parts": parts, "waits": waits}
 
 
 @contextlib.contextmanager

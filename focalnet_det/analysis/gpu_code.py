@@ -128,7 +128,7 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
         for config in self.configs:
             self.fn.run(*args, **constants, **config.all_kwargs())
 
-    def both(_: Any, fused: Any, separate: Any) -> Any:
+    def both(_: Any, __: Any, fused: Any, separate: Any) -> Any:
         separate()
         return fused()
 

@@ -95,6 +95,7 @@ def test_compiled_by_inductor(kernels: str) -> None:
 def test_cuda_graph() -> None:
     net, x = network(2, 3).eval().bfloat16(), torch.randn(1, 3, 224, 320, device="cuda").bfloat16()
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             net(x)
@@ -105,6 +106,16 @@ def test_cuda_graph() -> None:
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert_close(features, net(x), 1e-6)
+
+
+@torch.inference_mode()
+def test_compiled_with_cuda_graphs() -> None:
+    net = network(2, 3).eval().bfloat16()
+    compiled = torch.compile(net, mode="reduce-overhead")
+    for _ in range(4):
+        x = torch.randn(1, 3, 224, 320, device="cuda").bfloat16()
+        actual = {key: feature.clone() for key, feature in compiled(x).items()}
+        assert_close(actual, net(x), TOLERANCE[torch.bfloat16])
 
 
 def test_memory_of_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,7 @@ from . import triton_gradients, triton_linear, triton_mlp, triton_norm, triton_p
 from .parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from .training import Options, Residual
 from .triton_launch import fastest
-from .triton_prepared import Projection, block_weights, padded_columns
-from .triton_prepared import projection as projection_of
+from .triton_prepared import padded_columns, projection
 
 aten = torch.ops.aten
 
@@ -48,10 +47,10 @@ def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.d
 
     Branches compute in ``dtype``; sums with their input keep the type of ``x``.
     """
-    weights, projection = block_weights(weights, dtype)
-    modulation, x = weights.modulation, x.contiguous()
+    weights, x = weights.to(dtype), x.contiguous()
+    modulation = weights.modulation
     normed = x.to(dtype) if weights.post_norm else _norm(x, weights.norm1, dtype)
-    contexts = _contexts(normed, projection, modulation.divisor, valid, keep=False)
+    contexts = _contexts(normed, modulation, valid, keep=False)
     product = triton_linear.modulate(
         contexts.local, modulation.h, contexts.projected,
         F.linear(contexts.shared, modulation.h.weight),
@@ -72,7 +71,7 @@ def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.d
     if weights.gamma_2 is not None or not triton_mlp.takes(weights.mlp):
         return separate()
     key = "mlp", x.dtype, dtype, *weights.mlp.fc1.weight.shape
-    return fastest(key, lambda: triton_mlp.mlp(x, weights.norm2, weights.mlp), separate)
+    return fastest(x, key, lambda: triton_mlp.mlp(x, weights.norm2, weights.mlp), separate)
 
 
 def modulation_forward(
@@ -87,9 +86,7 @@ def modulation_forward(
     dtype = options.stored
     weights = weights.to(dtype)
     normed, _ = _normed(x.contiguous(), norm, dtype)
-    contexts = _contexts(
-        normed, projection_of(weights), weights.divisor, valid, keep=not options.lean
-    )
+    contexts = _contexts(normed, weights, valid, keep=not options.lean)
     product = triton_pointwise.product(
         contexts.projected, F.linear(contexts.local, weights.h.weight), weights.h.bias,
         F.linear(contexts.shared, weights.h.weight),
@@ -130,7 +127,7 @@ def modulation_backward(
     by_sum, gradient, by_bias = _gradients(gradient, dtype, residual)
     normed, statistics = _normed(before, norm, dtype)
     if not kept:
-        again = _contexts(normed, projection_of(weights), weights.divisor, valid, keep=True)
+        again = _contexts(normed, weights, valid, keep=True)
         assert again.levels is not None
         kept = [again.projected, again.levels, again.mean]
     projected, levels, mean = kept
@@ -229,21 +226,22 @@ def mlp_backward(
 
 
 def _contexts(
-    normed: Tensor, projection: Projection, divisor: float, valid: Tensor | None, *, keep: bool
+    normed: Tensor, weights: ModulationWeights, valid: Tensor | None, *, keep: bool
 ) -> Contexts:
     n, h, w, c = normed.shape
-    count = len(projection.taps)
-    projected = _linear(normed, projection.f)
+    f, all_taps = projection(weights)
+    count = len(all_taps)
+    projected = _linear(normed, f)
     context = projected[..., c : 2 * c]
     if valid is not None:
         context *= valid
     levels = normed.new_empty((count, n, h, w, c)) if keep else None
     local: Tensor | None = None
     after: Tensor | None = context
-    for index, taps in enumerate(projection.taps):
+    for index, taps in enumerate(all_taps):
         assert after is not None
         local, after, partial = depthwise.level(
-            after, taps, projected, 2 * c + index, divisor, local, valid,
+            after, taps, projected, 2 * c + index, weights.divisor, local, valid,
             None if levels is None else levels[index], post=index + 1 < count,
         )  # fmt: skip
     assert local is not None

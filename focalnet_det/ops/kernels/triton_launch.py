@@ -32,7 +32,8 @@ class Kernel:
         parameters: names in order, constants last.
     """
 
-    reuse = True
+    # On AMD code depends on the size of an allocation too.
+    reuse = torch.version.hip is None
 
     def __init__(
         self,
@@ -120,17 +121,24 @@ def kernel(
     return lambda function: Kernel(function, key, choices)
 
 
-def fastest(key: Hashable, fused: Callable[[], Tensor], separate: Callable[[], Tensor]) -> Tensor:
-    """The result of the faster one, timed at the first call for ``key``.
+def fastest(
+    x: Tensor,
+    key: tuple[Hashable, ...],
+    fused: Callable[[], Tensor],
+    separate: Callable[[], Tensor],
+) -> Tensor:
+    """The result of the faster one, timed at the first call for a device and ``key``.
 
     While a CUDA graph is recorded nothing can be timed: what is not known yet runs separately.
     """
     if INTERPRETED:
         return fused()
+    key = x.get_device(), *key
     if key not in _FASTER:
-        if torch.cuda.is_current_stream_capturing():
-            return separate()
-        times = [triton.testing.do_bench(way, warmup=5, rep=20) for way in (fused, separate)]
+        with torch.cuda.device(x.device):
+            if torch.cuda.is_current_stream_capturing():
+                return separate()
+            times = [triton.testing.do_bench(way, warmup=5, rep=20) for way in (fused, separate)]
         _FASTER[key] = times[0] < times[1]
     return fused() if _FASTER[key] else separate()
 

@@ -177,4 +177,4 @@ def _depth(layer: Affine) -> dict[str, int]:
 def _either(name, x, layer, fused, separate):
     if not has_tensor_cores(x.dtype):
         return separate()
-    return fastest((name, x.dtype, *layer.weight.shape), fused, separate)
+    return fastest(x, (name, x.dtype, *layer.weight.shape), fused, separate)
