@@ -29,8 +29,9 @@ MODULES = (
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 
 
-def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
+def inspect(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: v for key, v in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
     command = [sys.executable, str(TOOL), *arguments, "--json"]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
@@ -39,9 +40,11 @@ def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("channels", "dtype", "capability"), [(96, "bfloat16", 90), (20, "float16", 80)]
 )
-def test_every_kernel_compiles_and_fits(channels: int, dtype: str, capability: int) -> None:
+def test_every_kernel_compiles_and_fits(
+    channels: int, dtype: str, capability: int, tmp_path: Path
+) -> None:
     result = inspect(
-        "--channels", str(channels), "--kernels", "3", "5", "--dtype", dtype,
+        tmp_path, "--channels", str(channels), "--kernels", "3", "5", "--dtype", dtype,
         "--capability", str(capability),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -60,7 +63,7 @@ def test_every_kernel_compiles_and_fits(channels: int, dtype: str, capability: i
         assert max(program["multiply_adds"] for program in found) >= share * (not channels % 8)
 
 
-def test_kernels_that_no_block_has_are_refused() -> None:
-    result = inspect("--kernels", "3", "7")
+def test_kernels_that_no_block_has_are_refused(tmp_path: Path) -> None:
+    result = inspect(tmp_path, "--kernels", "3", "7")
     assert result.returncode == 1
     assert "kernels that grow by 2" in result.stderr
