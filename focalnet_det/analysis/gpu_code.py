@@ -137,6 +137,7 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
         get_current_target=lambda: target,
         get_current_device=lambda: capability,
         get_current_stream=lambda _: 0,
+        get_benchmarker=lambda: None,
     )
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
