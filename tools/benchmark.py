@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--roofline", action="store_true", help="our stages against the machine")
     parser.add_argument("--suite", choices=("gpu",), help="all rows for a GPU, and detectors")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"), metavar="FOLDER",
-                        help="of --suite")  # fmt: skip
+                        help="of --suite; what it holds is not measured again")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times")
     return parser.parse_args()

@@ -23,11 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--channels", type=int, default=96, metavar="C")
-    parser.add_argument("--kernels", type=int, nargs="+", default=[3, 5], metavar="K")
+    parser.add_argument("--channels", type=int, default=96, metavar="C", help="of a block (96)")
+    parser.add_argument("--kernels", type=int, nargs="+", default=[3, 5], metavar="K",
+                        help="of its focal levels (3 5)")  # fmt: skip
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--capability", type=int, default=90, metavar="NN",
-                        help="compute capability without its point: 80, 90, ...")  # fmt: skip
+                        help="compute capability without its point (90)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     import torch
@@ -55,7 +56,7 @@ def print_table(programs: "list[Program]") -> None:
         numbers = (one.warps, one.registers, one.spilled, one.shared, one.instructions)
         constants = " ".join(f"{key}={value}" for key, value in one.constants.items())
         table.add_row(one.kernel, constants, *map(str, numbers), share, f"{one.seconds:.1f}")
-    Console().print(table)
+    Console(width=150).print(table)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def compile_kernels(
         channels: of the block.
         kernels: sizes of its focal levels, such as 3 and 5.
         dtype: in which it computes.
-        capability: compute capability of the GPU without its point, 90 for an H200.
+        capability: compute capability of the GPU without its point, 90 for Hopper.
     Raises:
         ImportError: without Triton.
         ValueError: for sizes that no block has, or if kernels are interpreted, not compiled.
@@ -85,11 +85,14 @@ def compile_kernels(
 
     if INTERPRETED:
         raise ValueError("TRITON_INTERPRET is set: kernels are not compiled. Unset it.")
-    levels = len(kernels)
-    if channels < 1 or list(kernels) != list(range(kernels[0], kernels[0] + 2 * levels, 2)):
-        raise ValueError("Needed: 1 channel or more, and kernels that grow by 2, such as 3 5 7.")
+    first, levels = kernels[0] if kernels else 0, len(kernels)
+    grow = list(kernels) == list(range(first, first + 2 * levels, 2))
+    if channels < 1 or first < 1 or first % 2 == 0 or not grow:
+        raise ValueError(
+            "Needed: 1 channel or more, and odd kernels that grow by 2, such as 3 5 7."
+        )
     block = FocalNetBlock(
-        channels, focal_level=levels, focal_window=kernels[0], mlp_ratio=4.0,
+        channels, focal_level=levels, focal_window=first, mlp_ratio=4.0,
         post_norm=False, post_norm_in_modulation=False, layer_scale=None,
         normalize_modulator=False, drop_rate=0.0, drop_path_rate=0.0,
     ).to(dtype)  # fmt: skip

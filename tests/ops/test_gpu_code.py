@@ -57,13 +57,15 @@ def test_every_kernel_compiles_and_fits(
         assert program["shared"] <= SHARED_MEMORY[capability], program
         # Maps are read 16 bytes at a time where channels allow it, only gates one by one.
         assert program["narrow_loads"] <= 16 or channels % 8, program
-    convolutions = {"level_kernel": 0.45, "level_backward_kernel": 0.45, "weight_kernel": 0.33}
-    for kernel, share in convolutions.items():
-        found = [program for program in programs if program["kernel"] == kernel]
-        assert max(program["multiply_adds"] for program in found) >= share * (not channels % 8)
+    if channels % 8 == 0:
+        convolutions = {"level_kernel": 0.45, "level_backward_kernel": 0.45, "weight_kernel": 0.33}
+        for kernel, share in convolutions.items():
+            found = [one["multiply_adds"] for one in programs if one["kernel"] == kernel]
+            assert max(found) >= share, kernel
 
 
-def test_kernels_that_no_block_has_are_refused(tmp_path: Path) -> None:
-    result = inspect(tmp_path, "--kernels", "3", "7")
+@pytest.mark.parametrize("kernels", [("3", "7"), ("4", "6")])
+def test_kernels_that_no_block_has_are_refused(kernels: tuple[str, ...], tmp_path: Path) -> None:
+    result = inspect(tmp_path, "--kernels", *kernels)
     assert result.returncode == 1
     assert "kernels that grow by 2" in result.stderr

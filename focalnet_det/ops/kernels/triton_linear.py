@@ -118,7 +118,7 @@ def add(before: Tensor, x: Tensor, layer: Affine, gamma: Tensor | None) -> Tenso
     def fused() -> Tensor:
         out = torch.empty_like(before)
         add_kernel(
-        _grid(x, layer),
+            _grid(x, layer),
             x, *layer[:2], before, layer.bias if gamma is None else gamma, out,
             x.numel() // x.shape[-1], SCALED=gamma is not None, **_depth(layer),
         )  # fmt: skip
@@ -155,7 +155,7 @@ def modulate(
         n, h, w, _ = local.shape
         out = local.new_empty(n, h, w, len(layer.weight))
         modulate_kernel(
-        _grid(local, layer),
+            _grid(local, layer),
             local, *layer[:2], projected, shared, out, gate, 1 / divisor, h * w, n * h * w,
             STRIDE=projected.stride(2), **_depth(layer),
         )  # fmt: skip
