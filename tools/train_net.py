@@ -87,7 +87,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from focalnet_det.engine.main import RunArguments, launch_run
+    from focalnet_det.engine.launch import launch_run
+    from focalnet_det.engine.main import RunArguments
 
     launch_run(RunArguments(**vars(args)))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ..data.shapes import default_root, make_shapes
-from .main import RunArguments, launch_run
+from .launch import launch_run
+from .main import RunArguments
 
 CONFIG = (
     Path(__file__).parents[2]
