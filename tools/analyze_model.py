@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from focalnet_det.analysis import BackboneCost
-    from focalnet_det.backbones import FocalNet
+    from focalnet_det.backbones import StagedBackbone
 
 EXAMPLES = """examples:
   tools/analyze_model.py focalnet_tiny_lrf
@@ -46,13 +46,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def load(args: argparse.Namespace) -> tuple["FocalNet", dict[str, int]]:
+def load(args: argparse.Namespace) -> tuple["StagedBackbone", dict[str, int]]:
     """The backbone, and the parameters of each part of the detector around it if there is one."""
     import torch
 
     from focalnet_det import create_backbone
     from focalnet_det.analysis import component_parameters
-    from focalnet_det.backbones import FocalNet
+    from focalnet_det.backbones import StagedBackbone
 
     if args.config_file is None:
         with torch.device("meta"):
@@ -61,9 +61,9 @@ def load(args: argparse.Namespace) -> tuple["FocalNet", dict[str, int]]:
 
     model = read_experiment(load_config(args.config_file, [])).model()
     for module in model.modules():
-        if isinstance(module, FocalNet):
+        if isinstance(module, StagedBackbone):
             return module, component_parameters(model)
-    raise ValueError(f"The model of {args.config_file} has no FocalNet backbone.")
+    raise ValueError(f"The model of {args.config_file} has no backbone of this package.")
 
 
 def print_json(cost: "BackboneCost", components: dict[str, int]) -> None:
@@ -110,7 +110,7 @@ def report_padding(args: argparse.Namespace) -> None:
 
     from focalnet_det import create_backbone
     from focalnet_det.analysis.padding import feature_shifts
-    from focalnet_det.backbones import FocalNet
+    from focalnet_det.backbones import StagedBackbone
 
     scores: list[dict[str, object]] = []
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def report_padding(args: argparse.Namespace) -> None:
         from focalnet_det.engine.padding import scores_under_padding, weighted_model
 
         experiment, model = weighted_model(args.config_file, args.weights)
-        net = next(m for m in model.modules() if isinstance(m, FocalNet))
+        net = next(m for m in model.modules() if isinstance(m, StagedBackbone))
         if args.weights:
             scores = scores_under_padding(experiment, model, args.padding)
     shifts = feature_shifts(net.cpu(), torch.randn(3, *args.size), args.padding)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones import FocalNet
-from ..backbones.focalnet import FocalNetStage
+from ..backbones.stages import Stage, StagedBackbone
 from ..ops import dispatch
 
 COUNTER = (
@@ -75,7 +74,7 @@ class BackboneCost:
 
 
 def analyze_backbone(
-    net: FocalNet, size: tuple[int, int] = (224, 224), *, batch_size: int = 1
+    net: StagedBackbone, size: tuple[int, int] = (224, 224), *, batch_size: int = 1
 ) -> BackboneCost:
     """Counts a backbone on the meta device: no arithmetic, no memory, any size in a second.
 
@@ -110,7 +109,7 @@ def analyze_backbone(
     )
 
 
-def _record(net: FocalNet, size: tuple[int, int], batch_size: int, path: str) -> "_Recorder":
+def _record(net: StagedBackbone, size: tuple[int, int], batch_size: int, path: str) -> "_Recorder":
     recorder = _Recorder(net)
     parameters: dict[str, torch.Tensor] = {
         name: nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
@@ -137,7 +136,7 @@ def component_parameters(model: nn.Module) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _parts(net: FocalNet) -> dict[str, nn.Module]:
+def _parts(net: StagedBackbone) -> dict[str, nn.Module]:
     """Parts by name, in the order of the forward pass."""
     parts: dict[str, nn.Module] = {"patch_embed": net.patch_embed}
     for i, (name, layer) in enumerate(zip(net.stage_names, net.layers, strict=True)):
@@ -145,7 +144,7 @@ def _parts(net: FocalNet) -> dict[str, nn.Module]:
         parts[name] = layer
         if net.output_norm and name in net.out_features:
             parts[f"norm{number}"] = cast(nn.Module, getattr(net, f"norm{i}"))
-        downsample = cast(FocalNetStage, layer).downsample
+        downsample = cast(Stage, layer).downsample
         if downsample is not None:
             parts[f"downsample{number}"] = downsample
     return parts
@@ -153,14 +152,14 @@ def _parts(net: FocalNet) -> dict[str, nn.Module]:
 
 def _own_parameters(module: nn.Module) -> int:
     """Parameters that no other part counts: those of a stage are its blocks'."""
-    counted: nn.Module = module.blocks if isinstance(module, FocalNetStage) else module
+    counted: nn.Module = module.blocks if isinstance(module, Stage) else module
     return sum(int(parameter.numel()) for parameter in counted.parameters())
 
 
 class _Recorder:
     """Assigns work and saved tensors to the part that is running."""
 
-    def __init__(self, net: FocalNet) -> None:
+    def __init__(self, net: StagedBackbone) -> None:
         names = list(_parts(net))
         self.macs = dict.fromkeys(names, 0)
         self.saved = dict.fromkeys(names, 0)

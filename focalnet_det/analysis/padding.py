@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import FocalNet
+from ..backbones.stages import StagedBackbone
 from ..compat import image_sizes_of, with_image_sizes
 
 
@@ -32,7 +32,7 @@ class Shift:
 
 
 @torch.no_grad()
-def feature_shifts(net: FocalNet, image: Tensor, paddings: Sequence[int]) -> list[Shift]:
+def feature_shifts(net: StagedBackbone, image: Tensor, paddings: Sequence[int]) -> list[Shift]:
     """Changes of every feature by padding.
 
     Args:

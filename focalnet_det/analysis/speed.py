@@ -10,8 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..backbones import FocalNet
-from ..backbones.focalnet import FocalNetStage
+from ..backbones.stages import Stage, StagedBackbone
 from ..ops import dispatch
 from .flops import analyze_backbone
 from .peers import Contender
@@ -146,7 +145,7 @@ class StageTiming:
 
 
 def roofline(
-    net: FocalNet, images: Tensor, ceilings: Ceilings, repeats: int
+    net: StagedBackbone, images: Tensor, ceilings: Ceilings, repeats: int
 ) -> tuple[StageTiming, ...]:
     """Stage by stage, in inference on the fastest path."""
     parts = {part.name: part for part in analyze_backbone(
@@ -157,7 +156,7 @@ def roofline(
     with torch.inference_mode():
         tokens = net.patch_embed(images)
         for name, stage in zip(net.stage_names, net.layers, strict=True):
-            layer = cast(FocalNetStage, stage)
+            layer = cast(Stage, stage)
 
             def run(layer: nn.Module = layer, x: Tensor = tokens) -> object:
                 return layer(x)

@@ -3,38 +3,24 @@
 Parameter names are those of the official classification code, so its files load by identity.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..layers import (
     DropPath,
     Mlp,
-    PatchEmbed,
     channels_first,
     channels_last,
     has_hooks,
-    layer_norm,
     layer_scale_parameter,
-    valid_mask,
 )
 from ..ops import aggregate_contexts, dispatch, fused
 from ..ops.kernels.parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from ..ops.kernels.training import Residual
-from .freezing import freeze, keep_frozen_in_eval
-
-
-@dataclass(frozen=True)
-class FeatureShape:
-    """Channels and stride of one output; what Detectron2 calls a ShapeSpec."""
-
-    channels: int
-    stride: int
+from .stages import StagedBackbone
 
 
 class FocalModulation(nn.Module):
@@ -244,31 +230,7 @@ def _weight_and_bias(layer: nn.Linear | nn.LayerNorm | nn.Conv2d) -> tuple[Tenso
     return weight, bias
 
 
-class FocalNetStage(nn.Module):
-    """Blocks at one resolution, and the downsampling that follows them (not in the last stage)."""
-
-    def __init__(
-        self,
-        blocks: Sequence[FocalNetBlock],
-        downsample: PatchEmbed | None,
-        activation_checkpointing: bool,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-        self.activation_checkpointing = activation_checkpointing
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C): the blocks alone; the network calls ``downsample``."""
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, valid, use_reentrant=False)
-            else:
-                x = block(x, valid)
-        return x
-
-
-class FocalNet(nn.Module):
+class FocalNet(StagedBackbone):
     """FocalNet backbone: an image batch in, a dict of feature maps out.
 
     Features are named ``stage1`` .. ``stage4``, where ``stageK`` has stride ``2**(K+1)``: an
@@ -329,132 +291,39 @@ class FocalNet(nn.Module):
         patch_size: int = 4,
         stem_padding: int = 2,
     ) -> None:
-        super().__init__()
         _check_stages(depths, focal_levels, focal_windows)
-        names = feature_names(len(depths), patch_size)
-        self.out_features = _check_out_features(out_features, names)
-        built = max(names.index(name) for name in self.out_features) + 1
-        self.stage_names = names[:built]
-        self.valid_context = valid_context
-        self.shapes = {
-            name: FeatureShape(channels=embed_dim * 2**i, stride=patch_size * 2**i)
-            for i, name in enumerate(self.stage_names)
-        }
 
-        self.patch_embed = PatchEmbed(
-            in_channels,
-            embed_dim,
-            stride=patch_size,
-            overlap_kernel=7 if conv_embed else None,
-            overlap_padding=stem_padding,
-        )
-        self.pos_drop = nn.Dropout(drop_rate)
-        # The rates are those of the whole published network, also where its end is not built.
-        last = max(sum(depths) - 1, 1)
-        rates = [drop_path_rate * i / last for i in range(sum(depths))]
-        self.layers = nn.ModuleList()
-        for i in range(built):
-            dim, first = embed_dim * 2**i, sum(depths[:i])
-            blocks = [
-                FocalNetBlock(
-                    dim,
-                    mlp_ratio=mlp_ratio,
-                    focal_level=focal_levels[i],
-                    focal_window=focal_windows[i],
-                    post_norm=post_norm,
-                    post_norm_in_modulation=post_norm_in_modulation,
-                    layer_scale=layer_scale,
-                    normalize_modulator=normalize_modulator,
-                    drop_rate=drop_rate,
-                    drop_path_rate=rate,
-                    lean_training=lean_training,
-                )
-                for rate in rates[first : first + depths[i]]
-            ]
-            downsample = None
-            if i + 1 < built:
-                kernel = 3 if conv_embed else None
-                downsample = PatchEmbed(
-                    dim, 2 * dim, stride=2, overlap_kernel=kernel, overlap_padding=1
-                )
-            self.layers.append(FocalNetStage(blocks, downsample, activation_checkpointing))
-        if output_norm:
-            for i, name in enumerate(self.stage_names):
-                if name in self.out_features:
-                    self.add_module(f"norm{i}", nn.LayerNorm(self.shapes[name].channels))
-        self.output_norm = output_norm
-        self.apply(_init_weights)
-        self.frozen_stages = _check_frozen_stages(frozen_stages, built)
-        freeze(self._frozen_modules())
-
-    def forward(
-        self, x: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> dict[str, Tensor]:
-        """Multi-scale features.
-
-        Args:
-            x: (N, in_channels, H, W), normalised images, padded at the right and bottom.
-            image_sizes: (height, width) of each image in pixels, without its padding. Required
-                with ``valid_context``, refused without.
-        Returns: {name: (N, C, ceil(H / stride), ceil(W / stride))} in channels-last memory order;
-            with ``valid_context``, zero outside each image.
-        Raises: ValueError if ``image_sizes`` is missing, unexpected or does not fit the batch.
-        """
-        if self.valid_context and image_sizes is None:
-            raise ValueError(
-                "This backbone was built with valid_context=True: call it with image_sizes, the "
-                "(height, width) of each image in pixels without its padding."
+        def make_block(stage: int, dim: int, rate: float) -> FocalNetBlock:
+            return FocalNetBlock(
+                dim,
+                mlp_ratio=mlp_ratio,
+                focal_level=focal_levels[stage],
+                focal_window=focal_windows[stage],
+                post_norm=post_norm,
+                post_norm_in_modulation=post_norm_in_modulation,
+                layer_scale=layer_scale,
+                normalize_modulator=normalize_modulator,
+                drop_rate=drop_rate,
+                drop_path_rate=rate,
+                lean_training=lean_training,
             )
-        if image_sizes is not None:
-            if not self.valid_context:
-                raise ValueError(
-                    "image_sizes has no effect: build the backbone with valid_context=True."
-                )
-            x = x * valid_mask(image_sizes, 1, x)
-        features: dict[str, Tensor] = {}
-        tokens: Tensor = self.pos_drop(self.patch_embed(x))
-        for i, (name, layer) in enumerate(zip(self.stage_names, self.layers, strict=True)):
-            valid = None
-            if image_sizes is not None:
-                valid = valid_mask(image_sizes, self.shapes[name].stride, channels_first(tokens))
-            tokens = layer(tokens, valid)
-            if name in self.out_features:
-                normed = (
-                    layer_norm(tokens, getattr(self, f"norm{i}")) if self.output_norm else tokens
-                )
-                feature = channels_first(normed)
-                features[name] = feature if valid is None else feature * valid
-            downsample = cast(FocalNetStage, layer).downsample
-            if downsample is not None:
-                feature = channels_first(tokens)
-                tokens = downsample(feature if valid is None else feature * valid)
-        return features
 
-    def output_shape(self) -> dict[str, FeatureShape]:
-        """Channels and stride of each returned feature."""
-        return {name: self.shapes[name] for name in self.stage_names if name in self.out_features}
-
-    def train(self, mode: bool = True) -> "FocalNet":
-        """As in nn.Module, but frozen parts stay in eval mode."""
-        super().train(mode)
-        keep_frozen_in_eval(self._frozen_modules())
-        return self
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages is None:
-            return []
-        return [self.patch_embed, self.pos_drop, *self.layers[: self.frozen_stages]]
-
-
-def feature_names(stages: int, patch_size: int) -> tuple[str, ...]:
-    """Names of a network's stages by stride: stride 4 is ``stage1``, stride 16 ``stage3``.
-
-    Raises: ValueError if the patch size is not a power of two of at least 4.
-    """
-    first = math.log2(patch_size) - 1
-    if first < 1 or first != int(first):
-        raise ValueError(f"patch_size must be a power of two, 4 or more, got {patch_size}.")
-    return tuple(f"stage{int(first) + i}" for i in range(stages))
+        super().__init__(
+            make_block,
+            in_channels=in_channels,
+            embed_dim=embed_dim,
+            depths=depths,
+            conv_embed=conv_embed,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            out_features=out_features,
+            output_norm=output_norm,
+            frozen_stages=frozen_stages,
+            activation_checkpointing=activation_checkpointing,
+            valid_context=valid_context,
+            patch_size=patch_size,
+            stem_padding=stem_padding,
+        )
 
 
 def _check_stages(
@@ -469,30 +338,3 @@ def _check_stages(
         raise ValueError("depths must be 1 or more and focal_levels 0 or more in every stage.")
     if any(window < 1 or window % 2 == 0 for window in focal_windows):
         raise ValueError(f"focal_windows must be odd, got {tuple(focal_windows)}.")
-
-
-def _check_out_features(
-    out_features: Sequence[str] | None, names: tuple[str, ...]
-) -> tuple[str, ...]:
-    if out_features is None:
-        return names
-    if isinstance(out_features, str) or not out_features or set(out_features) - set(names):
-        raise ValueError(f"out_features must be some of {names}, got {out_features!r}.")
-    return tuple(name for name in names if name in out_features)
-
-
-def _check_frozen_stages(frozen_stages: int | None, stages: int) -> int | None:
-    if frozen_stages is not None and not 0 <= frozen_stages <= stages:
-        raise ValueError(
-            f"frozen_stages must be None or lie in 0..{stages} (0 freezes the stem), "
-            f"got {frozen_stages}."
-        )
-    return frozen_stages
-
-
-def _init_weights(module: nn.Module) -> None:
-    """Official initialisation: truncated normal for linears, PyTorch's own for convolutions."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

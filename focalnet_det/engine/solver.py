@@ -14,7 +14,7 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
-from ..backbones.focalnet import FocalNet, FocalNetStage
+from ..backbones.stages import Stage, StagedBackbone
 
 
 def parameter_groups(
@@ -41,7 +41,7 @@ def parameter_groups(
     above = {
         f"{prefix}.{name}".lstrip("."): count
         for prefix, module in model.named_modules()
-        if isinstance(module, FocalNet)
+        if isinstance(module, StagedBackbone)
         for name, count in layers_above(module).items()
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -57,7 +57,7 @@ def parameter_groups(
     ]
 
 
-def layers_above(network: FocalNet) -> dict[str, int]:
+def layers_above(network: StagedBackbone) -> dict[str, int]:
     """How many layers of a focal network a gradient passes on its way down to each parameter.
 
     The last block and the output norms have 1; a downsampling counts with the block that follows
@@ -65,7 +65,7 @@ def layers_above(network: FocalNet) -> dict[str, int]:
 
     Source: arXiv:2003.10555, section 3.2 (layer-wise decay), as arXiv:2106.08254 has it for images.
     """
-    depths = [len(cast(FocalNetStage, stage).blocks) for stage in network.layers]
+    depths = [len(cast(Stage, stage).blocks) for stage in network.layers]
 
     def above(name: str) -> int:
         parts = name.split(".")

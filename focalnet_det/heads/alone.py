@@ -18,7 +18,7 @@ from detectron2.modeling.proposal_generator import StandardRPNHead
 from torch import Tensor, nn
 
 from ..backbones.d2 import ComputedFeatures
-from ..backbones.focalnet import FocalNet
+from ..backbones.stages import StagedBackbone
 from ..compat import image_sizes_of
 from ..ops.dispatch import traced
 
@@ -34,7 +34,7 @@ def see_images_alone(model: nn.Module) -> nn.Module:
 
     Returns: the model.
     """
-    if any(isinstance(m, FocalNet) and m.valid_context for m in model.modules()):
+    if any(isinstance(m, StagedBackbone) and m.valid_context for m in model.modules()):
         for module in model.modules():
             for base, behaviour in BEHAVIOURS.items():
                 if isinstance(module, base) and not isinstance(module, behaviour):
