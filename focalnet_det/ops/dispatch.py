@@ -41,7 +41,7 @@ def forced_path() -> str | None:
     return path
 
 
-def _constant(function: Callable) -> Callable:
+def constant(function: Callable) -> Callable:
     """``torch.compiler.assume_constant_result``, whose import takes as long as that of torch."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -161,7 +161,7 @@ def emulates(x: Tensor) -> bool:
     return dtype != stored
 
 
-@_constant
+@constant
 def _fast(dtype: torch.dtype) -> bool:
     return _has_instructions(dtype)
 
@@ -176,7 +176,7 @@ def _has_instructions(dtype: torch.dtype) -> bool:
     return any(cpu.get(name) for name in names.get(dtype, ()))
 
 
-@_constant
+@constant
 def _native_obstacle(device: str, dtype: torch.dtype) -> str:
     if device != "cpu":
         return f"the native kernels run on CPUs, not on {device}"
@@ -216,7 +216,7 @@ def _triton_obstacle(x: Tensor, windows: Sequence[int]) -> str:
     return ""
 
 
-@_constant
+@constant
 def _triton_missing(device: torch.device) -> str:
     """Why Triton does not run on a device, or nothing."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -239,7 +239,7 @@ def _triton_lacks(device: torch.device) -> str:
     return ""
 
 
-@_constant
+@constant
 def _report(path: str, reason: str) -> str:
     """Also runs, once, where a graph is recorded."""
     _log("Focal modulation runs on the %s path: %s.", path, reason)

@@ -1,0 +1,468 @@
+"""Focal Transformer (arXiv:2107.00641), versions 1 and 2, as multi-scale backbones.
+
+Parameter names are those of the official classification code, so its files load by identity.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import DropPath, Mlp, channels_last, has_hooks, layer_norm
+from ..ops import dispatch, focal_attention, fused, nearest, window_attention
+from ..ops.focal_attention import AttentionTables
+from ..ops.kernels.parameters import Affine, MlpWeights
+from ..ops.kernels.training import Residual
+from ..ops.nearest import OffsetMlp, StoredSets
+from ..ops.window_attention import Map
+from ..ops.window_layout import neighbor_columns
+from .stages import StagedBackbone
+
+SETS = "topk_cloest_indice_"  # as spelled in the official files
+
+
+class WindowAttention(nn.Module):
+    """What both versions of focal attention share: projections around attention by windows.
+
+    Args:
+        dim: channels C.
+        num_heads: number of heads.
+        window_size: side of a window, tokens.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, pool: nn.Module, valid: Tensor | None = None) -> Tensor:
+        """(N, H, W, C), normed -> (N, H, W, C).
+
+        Args:
+            pool: from the cells of a window to one pooled token, for all channels alike.
+            valid: (N, 1, H, W), one inside an image and zero in the batch padding.
+        """
+        n, height, width, channels = x.shape
+        size = Map(height, width, self.window_size)
+        if valid is not None:
+            x = x * channels_last(valid).to(x.dtype)
+        padded = size.rows * self.window_size, size.columns * self.window_size
+        recorded = window_attention.recording()
+        if recorded or padded != (height, width):
+            x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
+        windows = focal_attention.to_windows(x, self.window_size)  # (N, windows, cells, C)
+        pooled = _pooled(windows, pool)
+        if dispatch.forced_path() == "reference" and valid is None and not recorded:
+            qkv, summary = self.qkv(x), self.qkv(pooled)[..., channels:]
+            out = self.reference(qkv, summary.unflatten(1, (size.rows, size.columns)), size)
+        else:
+            query, maps = self._project(windows, pooled)
+            out = self.attend(query, maps, size, valid)
+            out = focal_attention.from_windows(out, *padded, self.window_size)
+        out = self.proj(out)
+        return out if padded == (height, width) else out[:, :height, :width]
+
+    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
+        """Published computation: (N, H, W, 3C) and (N, rows, columns, 2C) -> (N, H, W, C)."""
+        raise NotImplementedError
+
+    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
+        """Fast form; arguments as in :func:`focalnet_det.ops.window_attention.focal_attention`."""
+        raise NotImplementedError
+
+    def _project(self, windows: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries of all windows; keys and values of all tokens, then of the pooled ones."""
+        n, count, cells, channels = windows.shape
+        tokens = torch.cat((windows.reshape(-1, channels), pooled.reshape(-1, channels)))
+        if type(self.qkv) is nn.Linear and not has_hooks(self.qkv):
+            weight, bias = self.qkv.weight, self.qkv.bias
+            # Pooled tokens ask nothing.
+            query = F.linear(tokens[: n * count * cells], weight[:channels], bias[:channels])
+            maps = F.linear(tokens, weight[channels:], bias[channels:])
+        else:
+            query, maps = self.qkv(tokens).split((channels, 2 * channels), dim=-1)
+            query, maps = query[: n * count * cells].contiguous(), maps.contiguous()
+        return query.reshape(n, count, cells, channels), maps
+
+
+def _pooled(windows: Tensor, pool: nn.Module) -> Tensor:
+    """(N, windows, cells, C) -> (N, windows, C)."""
+    if type(pool) is nn.Linear and not has_hooks(pool):
+        with torch.autocast(windows.device.type, enabled=False):
+            weight = pool.weight.to(windows.dtype)
+            result: Tensor = (weight @ windows)[:, :, 0] + pool.bias.to(windows.dtype)
+            return result
+    return cast(Tensor, pool(windows.mT))[..., 0]
+
+
+class FocalAttention(WindowAttention):
+    """Version 1: a window, the cyclic ring around it and pooled tokens, with tables of biases.
+
+    Args:
+        dim, num_heads, window_size: see :class:`WindowAttention`.
+        expand_size: width of the ring of neighbors, tokens.
+        focal_window: side of the square of pooled tokens.
+    Source: arXiv:2107.00641, section 3.2.
+    """
+
+    def __init__(
+        self, dim: int, *, num_heads: int, window_size: int, expand_size: int, focal_window: int
+    ) -> None:
+        super().__init__(dim, num_heads=num_heads, window_size=window_size)
+        self.expand_size = expand_size
+        self.focal_window = focal_window
+        own = (2 * window_size - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(own, num_heads))
+        columns = neighbor_columns(window_size, expand_size)
+        table = torch.zeros(1, num_heads, window_size**2, columns) if columns else None
+        self.relative_position_bias_table_to_neighbors = (
+            None if table is None else nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        )
+        pooled = torch.zeros(num_heads, (window_size + focal_window - 1) ** 2)
+        self.relative_position_bias_table_to_windows = nn.ParameterList(
+            [nn.Parameter(nn.init.trunc_normal_(pooled, std=0.02))]
+        )
+
+    def tables(self) -> AttentionTables:
+        """Position biases."""
+        return AttentionTables(
+            self.relative_position_bias_table,
+            self.relative_position_bias_table_to_neighbors,
+            self.relative_position_bias_table_to_windows[0],
+        )
+
+    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
+        """See the base class."""
+        return focal_attention.focal_attention(
+            qkv,
+            pooled,
+            self.tables(),
+            heads=self.num_heads,
+            window=self.window_size,
+            expand=self.expand_size if window_attention.ring_is_read(size) else 0,
+            focal_window=self.focal_window,
+        )
+
+    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
+        """See the base class."""
+        return window_attention.focal_attention(
+            query,
+            maps,
+            self.tables(),
+            size,
+            heads=self.num_heads,
+            expand=self.expand_size,
+            focal_window=self.focal_window,
+            valid=valid,
+        )
+
+
+class NearestAttention(WindowAttention):
+    """Version 2 ("focal fast"): the tokens and pooled tokens closest to the center of a window.
+
+    Args:
+        dim, num_heads, window_size: see :class:`WindowAttention`.
+        top_k: tokens read of each level, or as many as there are.
+    Source: microsoft/Focal-Transformer:classification/focal_transformer_v2.py.
+
+    Files store the sets of closest tokens for one size of map. Where several tokens are equally
+    close, those sets decide, on that size; they are then part of this module's state too.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, window_size: int, top_k: int) -> None:
+        super().__init__(dim, num_heads=num_heads, window_size=window_size)
+        self.top_k = top_k
+        self.coord2rpb_all = nn.ModuleList(
+            nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, num_heads)) for _ in range(2)
+        )
+        for level in range(2):
+            self.register_buffer(f"{SETS}{level}", None)
+        self._stored: StoredSets | None = None
+
+    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
+        """See the base class."""
+        stored = self._stored
+        fits = stored is not None and stored.size == size
+        sets = stored.sets if stored is not None and fits else nearest.nearest_sets(size, self.top_k)
+        device = qkv.device
+        first, second = self.coord2rpb_all
+        return focal_attention.nearest_attention(
+            qkv,
+            pooled,
+            (sets[0].to(device), sets[1].to(device)),
+            (lambda offsets: first(offsets.to(qkv.dtype)),
+             lambda offsets: second(offsets.to(qkv.dtype))),
+            heads=self.num_heads,
+            window=self.window_size,
+            width=size.width,
+        )  # fmt: skip
+
+    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
+        """See the base class."""
+        return nearest.nearest_attention(
+            query,
+            maps,
+            cast(
+                tuple[OffsetMlp, OffsetMlp],
+                tuple(
+                    OffsetMlp(mlp[0].weight, mlp[0].bias, mlp[2].weight, mlp[2].bias)  # type: ignore[index]
+                    for mlp in self.coord2rpb_all
+                ),
+            ),
+            size,
+            heads=self.num_heads,
+            count=self.top_k,
+            stored=self._stored,
+            valid=valid,
+        )
+
+    def store_sets(self, sets: tuple[Tensor, Tensor]) -> bool:
+        """Use sets of a file, (windows, K) each, where maps have the size that they are for.
+
+        Returns: whether there is such a size; otherwise nothing changes.
+        """
+        stored = nearest.recognize(sets, self.window_size, self.top_k)
+        if stored is None:
+            return False
+        self._stored = stored
+        for level, numbers in enumerate(stored.sets):
+            device = self.qkv.weight.device
+            setattr(self, f"{SETS}{level}", numbers.to(device))
+        return True
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **more: Any
+    ) -> None:
+        names = [f"{prefix}{SETS}{level}" for level in range(2)]
+        found = [state_dict.get(name) for name in names]
+        if all(isinstance(t, Tensor) for t in found):
+            self.store_sets((cast(Tensor, found[0]), cast(Tensor, found[1])))
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **more)
+
+
+class FocalTransformerBlock(nn.Module):
+    """Attention and MLP, pre-normed, each with a residual connection.
+
+    Args:
+        attention: of either version.
+        mlp_ratio: MLP hidden channels over channels.
+        drop_rate: dropout of the MLP.
+        drop_path_rate: stochastic depth.
+    Source: arXiv:2107.00641, section 3.1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: WindowAttention,
+        *,
+        mlp_ratio: float,
+        drop_rate: float,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.pool_layers = nn.ModuleList([nn.Linear(attention.window_size**2, 1)])
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.proj_drop = nn.Dropout(drop_rate)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C); ``valid``: (N, 1, H, W), one inside an image."""
+        branch = self.attn(layer_norm(x, self.norm1), self.pool_layers[0], valid)
+        return self._add_mlp(x + self.drop_path(self.proj_drop(branch)))
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        path = dispatch.choose_path(x, exact=self._is_plain, windows=(1,))
+        drops = self.training and self.mlp.drop.p > 0
+        if path == "reference" or drops or window_attention.recording():
+            return x + self.drop_path(self.mlp(self.norm2(x)))
+        # Without gradients nothing needs to be kept.
+        lean = not torch.is_grad_enabled()
+        plan = fused.Plan(path, *dispatch.compute_dtype(x), lean)
+        norm = Affine(self.norm2.weight, self.norm2.bias, self.norm2.eps)
+        layers = (Affine(layer.weight, layer.bias) for layer in (self.mlp.fc1, self.mlp.fc2))
+        factors = self.drop_path.factors(x, plan.stored)
+        return fused.mlp(x, norm, MlpWeights(*layers), plan, Residual(factors))
+
+    def _is_plain(self) -> bool:
+        """Whether the layers do what the fused MLP computes from their parameters alone."""
+        children = self.mlp.fc1, self.mlp.act, self.mlp.fc2, self.mlp.drop
+        plain = nn.Linear, nn.GELU, nn.Linear, nn.Dropout
+        return (
+            type(self.norm2) is nn.LayerNorm
+            and all(type(c) is t for c, t in zip(children, plain, strict=True))
+            and not any(has_hooks(m) for m in (self.norm2, self.mlp, *children))
+        )
+
+
+class FocalTransformer(StagedBackbone):
+    """Focal Transformer, version 1: an image batch in, a dict of feature maps out.
+
+    Any image size works: windows at the right and bottom are filled with zeros after the norm, as
+    in the published blocks, and the fill takes part in attention, as there. On maps of at most one
+    window across, windows have no neighbors, as in the published networks.
+
+    Args:
+        num_heads: per stage.
+        mlp_ratio: MLP hidden channels over channels.
+        window_size: side of a window, odd, tokens.
+        expand_size: width of the ring of neighbors around a window, at most half of it; 0 for none.
+        focal_windows: per stage, side of the square of pooled tokens around a window, odd.
+        valid_context: take ``image_sizes`` in :meth:`forward`, and make the features of an image
+            independent of batch padding: windows then read neither padding nor tokens across the
+            border of the map. Published numbers were made without it.
+        in_channels, embed_dim, depths, conv_embed, drop_rate, drop_path_rate, out_features,
+            output_norm, frozen_stages, activation_checkpointing, stem_padding: see
+            :class:`StagedBackbone`.
+    Raises: ValueError on inconsistent arguments.
+    Source: arXiv:2107.00641; microsoft/Focal-Transformer:classification/focal_transformer.py.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        mlp_ratio: float = 4.0,
+        window_size: int = 7,
+        expand_size: int = 3,
+        focal_windows: Sequence[int] = (7, 5, 3, 1),
+        conv_embed: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        out_features: Sequence[str] | None = None,
+        output_norm: bool = True,
+        frozen_stages: int | None = None,
+        activation_checkpointing: bool = False,
+        valid_context: bool = False,
+        stem_padding: int = 2,
+    ) -> None:
+        _check_stages(embed_dim, window_size, depths=depths, num_heads=num_heads,
+                      focal_windows=focal_windows)  # fmt: skip
+        if not 0 <= 2 * expand_size <= window_size:
+            raise ValueError(
+                "expand_size must lie in 0 .. window_size / 2, or the published four shifts leave "
+                f"gaps; got {expand_size} with windows of {window_size}."
+            )
+        if any(side < 1 or side % 2 == 0 for side in focal_windows):
+            raise ValueError(f"focal_windows must be odd, got {tuple(focal_windows)}.")
+
+        def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
+            attention = FocalAttention(
+                dim,
+                num_heads=num_heads[stage],
+                window_size=window_size,
+                expand_size=expand_size,
+                focal_window=focal_windows[stage],
+            )
+            return FocalTransformerBlock(
+                dim, attention, mlp_ratio=mlp_ratio, drop_rate=drop_rate, drop_path_rate=rate
+            )
+
+        super().__init__(
+            make_block,
+            in_channels=in_channels,
+            embed_dim=embed_dim,
+            depths=depths,
+            conv_embed=conv_embed,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            out_features=out_features,
+            output_norm=output_norm,
+            frozen_stages=frozen_stages,
+            activation_checkpointing=activation_checkpointing,
+            valid_context=valid_context,
+            patch_size=4,
+            stem_padding=stem_padding,
+        )
+
+
+class FocalTransformerV2(StagedBackbone):
+    """Focal Transformer, version 2 ("focal fast"): windows read their closest tokens.
+
+    Any image size works: windows at the right and bottom are filled with zeros, which ask and are
+    pooled but are not read.
+
+    Args:
+        num_heads, mlp_ratio, window_size: see :class:`FocalTransformer`.
+        top_k: tokens, and pooled tokens, that a window reads, or as many as there are.
+        valid_context: as in :class:`FocalTransformer`; windows read tokens of their image alone.
+        in_channels, embed_dim, depths, conv_embed, drop_rate, drop_path_rate, out_features,
+            output_norm, frozen_stages, activation_checkpointing, stem_padding: see
+            :class:`StagedBackbone`.
+    Raises: ValueError on inconsistent arguments.
+    Source: microsoft/Focal-Transformer:classification/focal_transformer_v2.py.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        mlp_ratio: float = 4.0,
+        window_size: int = 7,
+        top_k: int = 128,
+        conv_embed: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        out_features: Sequence[str] | None = None,
+        output_norm: bool = True,
+        frozen_stages: int | None = None,
+        activation_checkpointing: bool = False,
+        valid_context: bool = False,
+        stem_padding: int = 2,
+    ) -> None:
+        _check_stages(embed_dim, window_size, depths=depths, num_heads=num_heads)
+        if top_k < 1:
+            raise ValueError(f"top_k must be 1 or more, got {top_k}.")
+
+        def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
+            attention = NearestAttention(
+                dim, num_heads=num_heads[stage], window_size=window_size, top_k=top_k
+            )
+            return FocalTransformerBlock(
+                dim, attention, mlp_ratio=mlp_ratio, drop_rate=drop_rate, drop_path_rate=rate
+            )
+
+        super().__init__(
+            make_block,
+            in_channels=in_channels,
+            embed_dim=embed_dim,
+            depths=depths,
+            conv_embed=conv_embed,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            out_features=out_features,
+            output_norm=output_norm,
+            frozen_stages=frozen_stages,
+            activation_checkpointing=activation_checkpointing,
+            valid_context=valid_context,
+            patch_size=4,
+            stem_padding=stem_padding,
+        )
+
+
+def _check_stages(embed_dim: int, window_size: int, **stages: Sequence[int]) -> None:
+    counts = {name: len(values) for name, values in stages.items()}
+    if len(set(counts.values())) > 1:
+        entries = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"One entry per stage is needed in each of: {entries} entries.")
+    if any(depth < 1 for depth in stages["depths"]):
+        raise ValueError("depths must be 1 or more in every stage.")
+    if window_size < 3 or window_size % 2 == 0:
+        raise ValueError(f"window_size must be odd, 3 or more, got {window_size}.")
+    for stage, heads in enumerate(stages["num_heads"]):
+        dim = embed_dim * 2**stage
+        if heads < 1 or dim % heads:
+            raise ValueError(f"Stage {stage + 1} has {dim} channels, not a multiple of {heads} heads.")
