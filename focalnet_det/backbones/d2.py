@@ -15,18 +15,20 @@ from detectron2.layers import ShapeSpec  # noqa: E402
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
 
 from ..necks.fpn import build_fpn, build_retinanet_fpn  # noqa: E402
-from .build import ARGUMENTS, backbone_arguments  # noqa: E402
+from .build import arguments_of, backbone_arguments, backbone_class  # noqa: E402
+from .focal_transformer import FocalTransformer, FocalTransformerV2  # noqa: E402
 from .focalnet import FocalNet  # noqa: E402
+from .stages import StagedBackbone  # noqa: E402
 
 
 class ComputedFeatures(dict[str, Tensor]):
     """Features in place of images, for a neck that is to go on from them."""
 
 
-class FocalNetBackbone(FocalNet, Backbone):
-    """:class:`FocalNet` with Detectron2's interface; parameter names stay the official ones."""
+class StagedDetectron2Backbone(StagedBackbone, Backbone):
+    """A backbone with Detectron2's interface; parameter names stay the official ones."""
 
-    # FocalNet pads what its strides do not divide; a neck on top states its own needs.
+    # The network pads what its strides do not divide; a neck on top states its own needs.
     size_divisibility = 0
 
     def forward(
@@ -34,7 +36,9 @@ class FocalNetBackbone(FocalNet, Backbone):
         x: Tensor | ComputedFeatures,
         image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> dict[str, Tensor]:
-        """As in FocalNet; with ``valid_context`` the sizes may be those noted by an ``ImageList``.
+        """Multi-scale features.
+
+        With ``valid_context`` the sizes may be those that an ``ImageList`` noted.
 
         Raises: ValueError if they are noted nowhere.
         """
@@ -52,51 +56,87 @@ class FocalNetBackbone(FocalNet, Backbone):
         }
 
 
-def focalnet_backbone(variant: str, **overrides: Any) -> FocalNetBackbone:
+class FocalNetBackbone(FocalNet, StagedDetectron2Backbone):
+    """:class:`FocalNet` for Detectron2."""
+
+
+class FocalTransformerBackbone(FocalTransformer, StagedDetectron2Backbone):
+    """:class:`FocalTransformer` for Detectron2."""
+
+
+class FocalTransformerV2Backbone(FocalTransformerV2, StagedDetectron2Backbone):
+    """:class:`FocalTransformerV2` for Detectron2."""
+
+
+ADAPTERS: dict[type[StagedBackbone], type[StagedDetectron2Backbone]] = {
+    FocalNet: FocalNetBackbone,
+    FocalTransformer: FocalTransformerBackbone,
+    FocalTransformerV2: FocalTransformerV2Backbone,
+}
+
+
+def focalnet_backbone(variant: str, **overrides: Any) -> StagedDetectron2Backbone:
     """A variant by name for LazyConfig: ``L(focalnet_backbone)(variant="focalnet_tiny_lrf")``.
 
     Raises: KeyError for an unknown variant, TypeError for an unknown option.
     """
-    return FocalNetBackbone(**backbone_arguments(variant, **overrides))
+    arguments = backbone_arguments(variant, **overrides)
+    return ADAPTERS[backbone_class(variant)](**arguments)
+
+
+# Node of a config: default variant, and the classes whose arguments are its keys.
+NODES: dict[str, tuple[str, tuple[type[StagedBackbone], ...]]] = {
+    "FOCALNET": ("focalnet_tiny_srf", (FocalNet,)),
+    "FOCAL_TRANSFORMER": ("focal_tiny", (FocalTransformer, FocalTransformerV2)),
+}
 
 
 def add_backbone_config(cfg: CfgNode) -> None:
-    """Adds ``MODEL.FOCALNET``: ``VARIANT`` and every constructor argument as an override.
+    """Add ``MODEL.FOCALNET`` and ``MODEL.FOCAL_TRANSFORMER``: ``VARIANT`` and overrides.
 
-    An override that is None keeps what the row of the variant says.
+    There is one key per constructor argument; None keeps what the row of the variant says.
     """
-    cfg.MODEL.FOCALNET = CfgNode({"VARIANT": "focalnet_tiny_srf"})
-    for argument in ARGUMENTS:
-        # The image channels are those of MODEL.PIXEL_MEAN, as in every Detectron2 backbone.
-        if argument != "in_channels":
-            cfg.MODEL.FOCALNET[argument.upper()] = None
+    for name, (variant, classes) in NODES.items():
+        node = CfgNode({"VARIANT": variant})
+        for argument in dict.fromkeys(a for c in classes for a in arguments_of(c)):
+            # The image channels are those of MODEL.PIXEL_MEAN, as in every Detectron2 backbone.
+            if argument != "in_channels":
+                node[argument.upper()] = None
+        cfg.MODEL[name] = node
 
 
 @BACKBONE_REGISTRY.register()
-def build_focalnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FocalNetBackbone:
+def build_focalnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedDetectron2Backbone:
     """FocalNet from ``MODEL.FOCALNET``; ``MODEL.BACKBONE.FREEZE_AT`` is not read."""
-    return _backbone_from_config(cfg, input_shape)
+    return _backbone_from_config(cfg, input_shape, "FOCALNET")
+
+
+@BACKBONE_REGISTRY.register()
+def build_focal_transformer_backbone(
+    cfg: CfgNode, input_shape: ShapeSpec
+) -> StagedDetectron2Backbone:
+    """Build a Focal Transformer from ``MODEL.FOCAL_TRANSFORMER``, as the FocalNet above."""
+    return _backbone_from_config(cfg, input_shape, "FOCAL_TRANSFORMER")
 
 
 def _backbone_from_config(
-    cfg: CfgNode, input_shape: ShapeSpec, **defaults: Any
-) -> FocalNetBackbone:
-    node = cfg.MODEL.FOCALNET
+    cfg: CfgNode, input_shape: ShapeSpec, name: str, **defaults: Any
+) -> StagedDetectron2Backbone:
+    node = cfg.MODEL[name]
     overrides = {key.lower(): value for key, value in node.items() if value is not None}
     variant = overrides.pop("variant")
     return focalnet_backbone(variant, in_channels=input_shape.channels, **defaults | overrides)
 
 
-def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> FocalNetBackbone:
+def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> StagedDetectron2Backbone:
     # DistributedDataParallel refuses parameters without gradient: no norms of unread outputs.
-    return _backbone_from_config(cfg, input_shape, out_features=cfg.MODEL.FPN.IN_FEATURES or None)
+    wanted = cfg.MODEL.FPN.IN_FEATURES or None
+    return _backbone_from_config(cfg, input_shape, name, out_features=wanted)
 
 
-@BACKBONE_REGISTRY.register()
-def build_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """FocalNet with FPN, p2..p6, for R-CNN, semantic and panoptic FPN."""
+def _fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> Backbone:
     return build_fpn(
-        _bottom_up(cfg, input_shape),
+        _bottom_up(cfg, input_shape, name),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
@@ -104,14 +144,38 @@ def build_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbon
     )
 
 
-@BACKBONE_REGISTRY.register()
-def build_retinanet_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """FocalNet with FPN, p3..p7, for RetinaNet; ``MODEL.CONVENTIONS`` decides on P7's ReLU."""
+def _retinanet_fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> Backbone:
     return build_retinanet_fpn(
-        _bottom_up(cfg, input_shape),
+        _bottom_up(cfg, input_shape, name),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
         p7_relu=cfg.MODEL.get("CONVENTIONS") != "mmdet",
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """FocalNet with FPN, p2..p6, for R-CNN, semantic and panoptic FPN."""
+    return _fpn(cfg, input_shape, "FOCALNET")
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """FocalNet with FPN, p3..p7, for RetinaNet; ``MODEL.CONVENTIONS`` decides on P7's ReLU."""
+    return _retinanet_fpn(cfg, input_shape, "FOCALNET")
+
+
+@BACKBONE_REGISTRY.register()
+def build_focal_transformer_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build a Focal Transformer with FPN, p2..p6."""
+    return _fpn(cfg, input_shape, "FOCAL_TRANSFORMER")
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_focal_transformer_fpn_backbone(
+    cfg: CfgNode, input_shape: ShapeSpec
+) -> Backbone:
+    """Build a Focal Transformer with FPN, p3..p7."""
+    return _retinanet_fpn(cfg, input_shape, "FOCAL_TRANSFORMER")

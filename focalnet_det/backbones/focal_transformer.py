@@ -46,7 +46,7 @@ class WindowAttention(nn.Module):
             pool: from the cells of a window to one pooled token, for all channels alike.
             valid: (N, 1, H, W), one inside an image and zero in the batch padding.
         """
-        n, height, width, channels = x.shape
+        _, height, width, channels = x.shape
         size = Map(height, width, self.window_size)
         if valid is not None:
             x = x * channels_last(valid).to(x.dtype)
@@ -64,7 +64,7 @@ class WindowAttention(nn.Module):
             out = self.attend(query, maps, size, valid)
             out = focal_attention.from_windows(out, *padded, self.window_size)
         out = self.proj(out)
-        return out if padded == (height, width) else out[:, :height, :width]
+        return out[:, :height, :width] if recorded or padded != (height, width) else out
 
     def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
         """Published computation: (N, H, W, 3C) and (N, rows, columns, 2C) -> (N, H, W, C)."""
@@ -92,7 +92,7 @@ class WindowAttention(nn.Module):
 def _pooled(windows: Tensor, pool: nn.Module) -> Tensor:
     """(N, windows, cells, C) -> (N, windows, C)."""
     if type(pool) is nn.Linear and not has_hooks(pool):
-        with torch.autocast(windows.device.type, enabled=False):
+        with dispatch.without_autocast(windows):
             weight = pool.weight.to(windows.dtype)
             result: Tensor = (weight @ windows)[:, :, 0] + pool.bias.to(windows.dtype)
             return result
@@ -187,7 +187,9 @@ class NearestAttention(WindowAttention):
         """See the base class."""
         stored = self._stored
         fits = stored is not None and stored.size == size
-        sets = stored.sets if stored is not None and fits else nearest.nearest_sets(size, self.top_k)
+        sets = (
+            stored.sets if stored is not None and fits else nearest.nearest_sets(size, self.top_k)
+        )
         device = qkv.device
         first, second = self.coord2rpb_all
         return focal_attention.nearest_attention(
@@ -220,27 +222,29 @@ class NearestAttention(WindowAttention):
             valid=valid,
         )
 
-    def store_sets(self, sets: tuple[Tensor, Tensor]) -> bool:
+    def store_sets(self, sets: tuple[Tensor, Tensor] | None) -> bool:
         """Use sets of a file, (windows, K) each, where maps have the size that they are for.
 
-        Returns: whether there is such a size; otherwise nothing changes.
+        Sets for no size of map, and None, leave the closest tokens to be found on every size.
+
+        Returns: whether there is such a size.
         """
-        stored = nearest.recognize(sets, self.window_size, self.top_k)
-        if stored is None:
-            return False
+        stored = nearest.recognize(sets, self.window_size, self.top_k) if sets else None
         self._stored = stored
-        for level, numbers in enumerate(stored.sets):
-            device = self.qkv.weight.device
-            setattr(self, f"{SETS}{level}", numbers.to(device))
-        return True
+        device = self.qkv.weight.device
+        for level in range(2):
+            numbers = None if stored is None else stored.sets[level].to(device)
+            setattr(self, f"{SETS}{level}", numbers)
+        return stored is not None
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **more: Any
     ) -> None:
-        names = [f"{prefix}{SETS}{level}" for level in range(2)]
-        found = [state_dict.get(name) for name in names]
-        if all(isinstance(t, Tensor) for t in found):
-            self.store_sets((cast(Tensor, found[0]), cast(Tensor, found[1])))
+        found = [state_dict.get(f"{prefix}{SETS}{level}") for level in range(2)]
+        if all(isinstance(numbers, Tensor) for numbers in found):
+            self.store_sets(cast(tuple[Tensor, Tensor], tuple(found)))
+        elif f"{prefix}qkv.weight" in state_dict:
+            self.store_sets(None)  # other weights
         super()._load_from_state_dict(state_dict, prefix, *arguments, **more)
 
 
@@ -465,4 +469,6 @@ def _check_stages(embed_dim: int, window_size: int, **stages: Sequence[int]) -> 
     for stage, heads in enumerate(stages["num_heads"]):
         dim = embed_dim * 2**stage
         if heads < 1 or dim % heads:
-            raise ValueError(f"Stage {stage + 1} has {dim} channels, not a multiple of {heads} heads.")
+            raise ValueError(
+                f"Stage {stage + 1} has {dim} channels, not a multiple of {heads} heads."
+            )

@@ -28,6 +28,51 @@ class FocalNetSpec:
     stem_padding: int = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class FocalTransformerSpec:
+    """What distinguishes one Focal Transformer, version 1, from another.
+
+    The yaml files have `FOCAL_LEVELS: [2, 2, 2, 2]`, which counts the tokens themselves: there is
+    one level of pooled tokens. LayerScale, post-norm, window shift and absolute positions are off.
+
+    Source: arXiv:2107.00641, table 1, and the yaml files of microsoft/Focal-Transformer:configs.
+    """
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    conv_embed: bool
+    drop_path_rate: float
+    source: str
+    focal_windows: tuple[int, ...] = (7, 5, 3, 1)
+    window_size: int = 7
+    expand_size: int = 3
+    mlp_ratio: float = 4.0
+    stem_padding: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalTransformerV2Spec:
+    """What distinguishes one Focal Transformer, version 2 ("focal fast"), from another.
+
+    Source: as of :class:`FocalTransformerSpec`; files focalv2_*.yaml.
+    """
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    drop_path_rate: float
+    source: str
+    conv_embed: bool = True
+    window_size: int = 7
+    top_k: int = 128
+    mlp_ratio: float = 4.0
+    stem_padding: int = 2
+
+
+BackboneSpec = FocalNetSpec | FocalTransformerSpec | FocalTransformerV2Spec
+
+
 def _small(
     embed_dim: int, depths: tuple[int, ...], levels: int, drop_path_rate: float, source: str
 ) -> FocalNetSpec:
@@ -90,7 +135,7 @@ def _large(
     )
 
 
-VARIANTS: dict[str, FocalNetSpec] = {
+FOCALNETS: dict[str, FocalNetSpec] = {
     "focalnet_tiny_srf": _small(96, (2, 2, 6, 2), 2, 0.2, "configs/focalnet_tiny_srf.yaml"),
     "focalnet_tiny_lrf": _small(96, (2, 2, 6, 2), 3, 0.2, "configs/focalnet_tiny_lrf.yaml"),
     "focalnet_small_srf": _small(96, (2, 2, 18, 2), 2, 0.3, "configs/focalnet_small_srf.yaml"),
@@ -170,12 +215,65 @@ VARIANTS: dict[str, FocalNetSpec] = {
 }
 
 
+# Size: channels of the first stage, blocks of the third, heads of the first, drop path.
+_SIZES = {"tiny": (96, 6, 3, 0.2), "small": (96, 18, 3, 0.3), "base": (128, 18, 4, 0.5)}
+
+
+def _focal(size: str, *, conv_embed: bool) -> FocalTransformerSpec:
+    embed_dim, depth, heads, rate = _SIZES[size]
+    file = f"focal_{size}{'_useconv' if conv_embed else ''}_patch4_window7_224.yaml"
+    return FocalTransformerSpec(
+        embed_dim=embed_dim,
+        depths=(2, 2, depth, 2),
+        num_heads=(heads, 2 * heads, 4 * heads, 8 * heads),
+        conv_embed=conv_embed,
+        drop_path_rate=rate,
+        source=f"microsoft/Focal-Transformer:configs/{file}",
+    )
+
+
+def _focal_fast(size: str) -> FocalTransformerV2Spec:
+    embed_dim, depth, heads, rate = _SIZES[size]
+    return FocalTransformerV2Spec(
+        embed_dim=embed_dim,
+        depths=(2, 2, depth, 2),
+        num_heads=(heads, 2 * heads, 4 * heads, 8 * heads),
+        drop_path_rate=rate,
+        source=f"microsoft/Focal-Transformer:configs/focalv2_{size}_useconv_patch4_window7_224.yaml",
+    )
+
+
+FOCAL_TRANSFORMERS: dict[str, FocalTransformerSpec | FocalTransformerV2Spec] = {
+    **{f"focal_{size}": _focal(size, conv_embed=False) for size in _SIZES},
+    **{f"focal_{size}_conv": _focal(size, conv_embed=True) for size in _SIZES},
+    **{f"focal_fast_{size}": _focal_fast(size) for size in _SIZES},
+    # No file is public; heads follow from 32 channels each, the rate is that of the base size.
+    "focal_large": FocalTransformerSpec(
+        embed_dim=192,
+        depths=(2, 2, 18, 2),
+        num_heads=(6, 12, 24, 48),
+        conv_embed=False,
+        drop_path_rate=0.5,
+        source="arXiv:2107.00641, section 4 (Focal-Large); heads inferred",
+    ),
+    "focal_nano": FocalTransformerSpec(
+        embed_dim=32,
+        depths=(1, 1, 3, 1),
+        num_heads=(1, 2, 4, 8),
+        conv_embed=False,
+        drop_path_rate=0.0,
+        source="ours: for demos and tests, never pretrained",
+    ),
+}
+VARIANTS: dict[str, BackboneSpec] = {**FOCALNETS, **FOCAL_TRANSFORMERS}
+
+
 def list_backbones(pattern: str = "*") -> list[str]:
     """Sorted variant names that match an fnmatch pattern, such as ``"focalnet_*_lrf"``."""
     return sorted(name for name in VARIANTS if fnmatch(name, pattern))
 
 
-def variant(name: str) -> FocalNetSpec:
+def variant(name: str) -> BackboneSpec:
     """The row of a variant.
 
     Raises: KeyError that lists the known names.

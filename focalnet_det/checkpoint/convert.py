@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones.variants import VARIANTS
+from ..backbones.variants import FOCALNETS
 from .detectors import METHODS, find_method, find_own_method, to_detectron2, to_public
 from .files import read_checkpoint, unwrap, write_state_dict
+from .focal_transformer import MODULES, is_focal_transformer
 from .inspect import match_variant, visible_shapes
 from .layouts import LAYOUTS
 from .translate import is_post_norm, translate, write
@@ -66,6 +67,9 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
             f"{translation.unknown[0]} is in no row of {LAYOUTS[translation.layout].title} names"
             + (f" (and {more} more)." if more else ".")
         )
+    known = LAYOUTS[to].modules if to in LAYOUTS else ()
+    if is_focal_transformer(translation.backbone) and not set(MODULES) <= set(known):
+        raise ValueError(f"There are no Focal Transformers in {to!r} files.")
     written, homeless = write(translation.backbone, to)
     dropped = {translation.renamed.get(name, name): rule for name, rule in homeless.items()}
     outside = dict.fromkeys(translation.others, "outside the backbone")
@@ -121,7 +125,7 @@ def huggingface_config(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     shapes = visible_shapes(backbone)
     match = match_variant(shapes)
-    row = VARIANTS[match[0]] if match else None
+    row = FOCALNETS[match[0]] if match else None
     stages = len(shapes["depths"])
     # Its stages end with their downsampling, hence the channels of the next one.
     widths = [shapes["embed_dim"] * 2 ** min(i + 1, stages - 1) for i in range(stages)]

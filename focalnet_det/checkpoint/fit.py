@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .focal_transformer import takes_set
 from .layouts import OUTPUT_NORMS
 from .resize import identity_kernel, resize_gates, resize_image_channels, resize_kernel
 
@@ -68,6 +69,8 @@ def fit_backbone(
         module = name.removesuffix(".global_level")
         if module != name:
             fit.global_levels[module] = float(tensor)
+        elif takes_set(name, target):
+            fit.tensors[name] = tensor
         elif name not in target:
             rule = unneeded(name, target)
             if rule is None:

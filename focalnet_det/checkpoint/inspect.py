@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalNet
-from ..backbones.variants import VARIANTS, FocalNetSpec
+from ..backbones.variants import FOCALNETS, BackboneSpec
+from . import focal_transformer
 from .detectors import find_method, find_own_method
 from .files import Checkpoint, read_checkpoint, unwrap
 from .layouts import LAYOUTS, OUTPUT_NORMS
@@ -39,7 +40,7 @@ class Inspection:
     Attributes:
         origin: the file.
         layout: key of ``LAYOUTS``, None if it is no FocalNet.
-        family: "focalnet", or "unknown".
+        family: "focalnet", "focal_transformer" or "unknown".
         variant: name of the row it equals, None if there is none.
         overrides: fields in which it differs from that row, such as enlarged windows.
         shapes: constructor arguments that shapes reveal.
@@ -97,7 +98,9 @@ def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
 
 def _describe(result: Inspection, checkpoint: Checkpoint, translation: Translation) -> None:
     backbone = translation.backbone
-    result.layout, result.family = translation.layout, "focalnet"
+    transformer = focal_transformer.is_focal_transformer(backbone)
+    result.family = "focal_transformer" if transformer else "focalnet"
+    result.layout = translation.layout
     match = match_variant(result.shapes)
     if match is None:
         result.candidates = nearest_variants(result.shapes)
@@ -120,8 +123,10 @@ def _describe(result: Inspection, checkpoint: Checkpoint, translation: Translati
 def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     """Constructor arguments of the network that official names and shapes belong to.
 
-    Raises: ValueError or KeyError if they are those of no FocalNet.
+    Raises: ValueError or KeyError if they are those of no network of this package.
     """
+    if focal_transformer.is_focal_transformer(backbone):
+        return focal_transformer.visible_shapes(backbone)
     stem = backbone["patch_embed.proj.weight"]
     matches = (BLOCK_START.match(name) for name in backbone)
     blocks = {(int(m[1]), int(m[2])) for m in matches if m}
@@ -153,22 +158,30 @@ def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _row(spec: FocalNetSpec) -> dict[str, Any]:
-    row = {name: getattr(spec, name) for name in VISIBLE}
-    return row | {"layer_scale": spec.layer_scale is not None}
+def _rows(shapes: Mapping[str, Any]) -> tuple[Mapping[str, BackboneSpec], tuple[str, ...]]:
+    """The rows of the family that shapes belong to, and its visible fields."""
+    if "focal_levels" in shapes:
+        return FOCALNETS, VISIBLE
+    return focal_transformer.rows_of(shapes)
 
 
-def _difference(shapes: Mapping[str, Any], spec: FocalNetSpec) -> list[str]:
-    row = _row(spec)
-    return [name for name in VISIBLE if shapes[name] != row[name]]
+def _seen(spec: BackboneSpec, name: str) -> Any:
+    """A field of a row, as far as shapes reveal it."""
+    return spec.layer_scale is not None if name == "layer_scale" else getattr(spec, name)  # type: ignore[union-attr]
+
+
+def _difference(shapes: Mapping[str, Any], spec: BackboneSpec) -> list[str]:
+    _, fields = _rows(shapes)
+    return [name for name in fields if shapes[name] != _seen(spec, name)]
 
 
 def match_variant(shapes: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The variant that shapes belong to, and the windows or channels in which it differs."""
     channels = {} if shapes["in_channels"] == 3 else {"in_channels": shapes["in_channels"]}
     choices: tuple[list[str], ...] = ([], ["focal_windows"])
+    rows, _ = _rows(shapes)
     for allowed in choices:
-        for name, spec in VARIANTS.items():
+        for name, spec in rows.items():
             if _difference(shapes, spec) == allowed:
                 return name, {field: shapes[field] for field in allowed} | channels
     return None
@@ -176,11 +189,12 @@ def match_variant(shapes: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | Non
 
 def nearest_variants(shapes: Mapping[str, Any]) -> list[str]:
     """The three most similar rows, each with its first difference."""
-    ranked = sorted(VARIANTS, key=lambda name: len(_difference(shapes, VARIANTS[name])))
+    rows, _ = _rows(shapes)
+    ranked = sorted(rows, key=lambda name: len(_difference(shapes, rows[name])))
     texts = []
     for name in ranked[:3]:
-        first = _difference(shapes, VARIANTS[name])[0]
-        expected = _row(VARIANTS[name])[first]
+        first = _difference(shapes, rows[name])[0]
+        expected = _seen(rows[name], first)
         texts.append(f"{name}, but {first} is {shapes[first]} instead of {expected}")
     return texts
 
@@ -210,8 +224,10 @@ def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]
         shapes = visible_shapes(backbone)
     except (ValueError, KeyError):
         return []
+    if "focal_levels" not in shapes:
+        return []
     match = match_variant(shapes)
-    spec = VARIANTS[match[0]] if match else None
+    spec = FOCALNETS[match[0]] if match else None
     notes = []
     if max(shapes["focal_levels"]) >= 4 and not shapes["post_norm_in_modulation"]:
         taken = _normalises(net) if net is not None else bool(spec and spec.normalize_modulator)
@@ -241,10 +257,12 @@ def describe_backbone(backbone: Mapping[str, Tensor], net: nn.Module) -> str:
         shapes, own = visible_shapes(backbone), visible_shapes(net.state_dict())
     except (ValueError, KeyError):
         return ""
-    differ = [n for n in ("in_channels", *VISIBLE) if shapes[n] != own[n]]
-    if not differ:
-        return ""
     match = match_variant(shapes)
     title = f"The file is {match[0]}" if match else "The file is no published variant"
+    if shapes.keys() != own.keys():
+        return f"{title}, the network is of another family."
+    differ = [name for name in shapes if shapes[name] != own[name]]
+    if not differ:
+        return ""
     parts = [f"{name} {shapes[name]} in the file, {own[name]} in the network" for name in differ]
     return f"{title}: {'; '.join(parts)}."

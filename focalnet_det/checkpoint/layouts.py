@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from . import focal_transformer
+
 BLOCK = "layers.{i}.blocks.{j}"
 PAIR = ("weight", "bias")
 
@@ -37,6 +39,8 @@ MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **{f"norm{i}": PAIR for i in range(4)},
     }
 )
+# Of both families; other libraries have FocalNet alone.
+PARTS = {**MODULES, **focal_transformer.MODULES}
 # Linear layers, which timm stores as 1x1 convolutions: (out, in) against (out, in, 1, 1).
 LINEARS = ("modulation.f", "modulation.proj", "mlp.fc1", "mlp.fc2")
 OUTPUT_NORMS = tuple(f"norm{i}" for i in range(4))
@@ -128,7 +132,7 @@ class Layout:
         return [
             (_join(ours, part), _join(theirs, part), ours in self.outside)
             for ours, theirs in pairs
-            for part in MODULES[ours]
+            for part in PARTS[ours]
         ]
 
 
@@ -136,7 +140,7 @@ def _join(module: str, part: str) -> str:
     return f"{module}.{part}" if part else module
 
 
-_SAME = {module: module for module in MODULES}
+_SAME = {module: module for module in PARTS}
 _HF_LAYER = "encoder.stages.{i}.layers.{j}"
 _HF = {
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
@@ -192,6 +196,7 @@ LAYOUTS: dict[str, Layout] = {
     "official": Layout(
         title="official classification",
         modules=_SAME,
+        drops=focal_transformer.DROPS,
         prefixes=("", "visual."),
         container="model",
         writable=True,
@@ -235,6 +240,7 @@ LAYOUTS: dict[str, Layout] = {
     "mmdet": Layout(
         title="official detection (mmdet)",
         modules=_SAME,
+        drops=focal_transformer.DROPS,
         prefixes=("backbone.",),
         companion=r"(neck\.(lateral|fpn)_convs|rpn_head|roi_head|bbox_head)\.",
         container="state_dict",
@@ -243,6 +249,7 @@ LAYOUTS: dict[str, Layout] = {
     "mmseg": Layout(
         title="official segmentation (mmseg)",
         modules=_SAME,
+        drops=focal_transformer.DROPS,
         prefixes=("backbone.",),
         companion=r"(decode_head|auxiliary_head)\.",
         container="state_dict",
@@ -274,6 +281,7 @@ LAYOUTS: dict[str, Layout] = {
     "detectron2": Layout(
         title="Detectron2, as saved here",
         modules=_SAME,
+        drops=focal_transformer.DROPS,
         prefixes=("backbone.bottom_up.", "backbone."),
         companion=r"(proposal_generator|roi_heads|sem_seg_head|backbone\.fpn_|backbone\.top_block|pixel_)",
         container="model",

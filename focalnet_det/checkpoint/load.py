@@ -12,6 +12,7 @@ from ..backbones.focalnet import FocalModulation, FocalNet
 from .detectors import BACKBONE, to_detectron2
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone
+from .focal_transformer import SET, UNUSED_SET, absent_neighbors, notes, unused_sets
 from .growth import grow
 from .inspect import describe_backbone, nearest_layouts, unknowns
 from .measure import shrinking_error
@@ -109,6 +110,8 @@ def load_pretrained(
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
     # Grown levels that keep their initial kernels, as in the official code.
     initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
+    absent = absent_neighbors(translation.backbone, target)
+    initial += absent + [name for name in target if SET.match(name)]
     new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
     missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
     if not allow_missing:
@@ -125,8 +128,16 @@ def load_pretrained(
     if levels == "shrink" and isinstance(net, FocalNet):
         report.notes.append(shrinking_error(net, translation.backbone, fit.tensors))
     _apply(net, fit)
-    report.notes += unknowns(translation.backbone, net)
+    _report_unused_sets(net, fit, report)
+    report.notes += unknowns(translation.backbone, net) + notes(net, absent)
     return report
+
+
+def _report_unused_sets(net: nn.Module, fit: Fit, report: LoadReport) -> None:
+    unused = unused_sets(net, fit.tensors)
+    report.loaded = [name for name in report.loaded if name not in unused]
+    report.dropped += unused
+    report.rules |= dict.fromkeys(unused, UNUSED_SET)
 
 
 def _normalizes(net: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -120,6 +120,14 @@ def compute_dtype(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     if device == "cpu" and stored in (torch.bfloat16, torch.float16) and not _fast(stored):
         return torch.float32, stored
     return stored, stored
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which operators of ``x`` keep the types that they are given."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def takes_patch_products(x: Tensor) -> bool:

@@ -141,7 +141,7 @@ def nearest_attention(
     Returns: (N, H, W, C).
     Source: arXiv:2107.00641; microsoft/Focal-Transformer:classification/focal_transformer_v2.py.
     """
-    n, height, padded_width, channels = qkv.shape[0], *qkv.shape[1:3], qkv.shape[3] // 3
+    height, padded_width, channels = *qkv.shape[1:3], qkv.shape[3] // 3
     rows, across = height // window, padded_width // window
     query = _heads(to_windows(qkv[..., :channels], window), heads)
     grid = torch.cartesian_prod(torch.arange(height), torch.arange(padded_width))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import constant
+from .dispatch import constant, without_autocast
 from .window_attention import GridBias, Keys, Map, attend, recording, token_numbers
 
 # More than any side and, as a number of tokens, than any map has.
@@ -15,13 +15,17 @@ FAR = 2**20
 
 
 @constant
-@functools.cache
 def _ranks(count: int) -> tuple[tuple[int, int], ...]:
     """Pairs of ranks (row, column) by distance, from 0, that can be among the nearest ``count``.
 
     The tokens whose row and column are no further are at least (row + 1) * (column + 1), and none
     of them comes later by distance and then number.
     """
+    return _pairs(count)
+
+
+@functools.cache
+def _pairs(count: int) -> tuple[tuple[int, int], ...]:
     return tuple((a, b) for a in range(count) for b in range(count // (a + 1)))
 
 
@@ -135,11 +139,13 @@ def _as_far(given: Tensor, level: int, expected: Tensor, size: Map) -> bool:
     if given.shape[1] > 1 and not (given[:, 1:] > given[:, :-1]).all():
         return False
     cpu = torch.device("cpu")
-    y, x = centers(size, cpu) if level == 0 else (torch.arange(height), torch.arange(width))
+    y, x = centers(size, cpu) if level == 0 else _grid(size, cpu)
     points = torch.cartesian_prod(y, x)
 
     def distances(numbers: Tensor) -> Tensor:
-        far = (numbers // width - points[:, :1]).square() + (numbers % width - points[:, 1:]).square()
+        far = (numbers // width - points[:, :1]).square() + (
+            numbers % width - points[:, 1:]
+        ).square()
         return far.sort(dim=1).values
 
     return torch.equal(distances(given), distances(expected))
@@ -147,9 +153,14 @@ def _as_far(given: Tensor, level: int, expected: Tensor, size: Map) -> bool:
 
 def centers(size: Map, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows and columns of the centers of all windows, tokens."""
+    rows, columns = _grid(size, device)
     middle = size.window // 2
-    rows, columns = (torch.arange(n, device=device) for n in (size.rows, size.columns))
     return rows * size.window + middle, columns * size.window + middle
+
+
+def _grid(size: Map, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns of windows."""
+    return torch.arange(size.rows, device=device), torch.arange(size.columns, device=device)
 
 
 def nearest_sets(size: Map, count: int) -> tuple[Tensor, Tensor]:
@@ -160,11 +171,11 @@ def nearest_sets(size: Map, count: int) -> tuple[Tensor, Tensor]:
     cpu = torch.device("cpu")
     levels = (
         (centers(size, cpu), (size.height, size.width)),
-        ((torch.arange(size.rows), torch.arange(size.columns)), (size.rows, size.columns)),
+        (_grid(size, cpu), (size.rows, size.columns)),
     )
     sets = []
     for points, limits in levels:
-        sides = torch.tensor(limits[0]), torch.tensor(limits[1])
+        sides = torch.tensor(limits[0], device=cpu), torch.tensor(limits[1], device=cpu)
         rows, columns, _ = nearest(points, sides, limits[1], count)
         sets.append((rows * limits[1] + columns)[:, : min(count, limits[0] * limits[1])])
     return sets[0], sets[1]
@@ -234,22 +245,21 @@ def _offsets(
 
 def _found(size: Map, count: int, valid: Tensor | None, device: torch.device) -> Nearest:
     """The plan in tensor operations alone, for recorded graphs and for images in a batch."""
-    points = centers(size, device)
-    indices = tuple(torch.arange(n, device=device) for n in (size.rows, size.columns))
     if valid is None:
         sides = tuple(torch.ones(n, device=device).sum() for n in (size.height, size.width))
     else:
         sides = tuple(valid[:, 0].amax(dim).sum(1) for dim in (2, 1))
     height, width = (side.to(torch.int64) for side in sides)
-    rows, columns = (height + size.window - 1) // size.window, (width + size.window - 1) // size.window
+    rows, columns = (
+        (height + size.window - 1) // size.window,
+        (width + size.window - 1) // size.window,
+    )
     levels = (
-        nearest(points, (height, width), size.width, count),
-        nearest((indices[0], indices[1]), (rows, columns), size.columns, count),
+        nearest(centers(size, device), (height, width), size.width, count),
+        nearest(_grid(size, device), (rows, columns), size.columns, count),
     )
     # What is not there stands for the closest, so that its number exists.
-    places = [
-        [torch.where(inside, t, t[..., :1]) for t in (y, x)] for y, x, inside in levels
-    ]
+    places = [[torch.where(inside, t, t[..., :1]) for t in (y, x)] for y, x, inside in levels]
     plan = _arranged(size, (places[0][0], places[0][1]), (places[1][0], places[1][1]), tight=False)
     inside = torch.cat([level[2] for level in levels], dim=-1)
     return plan._replace(keys=plan.keys._replace(inside=inside))
@@ -281,10 +291,8 @@ def nearest_attention(
     else:
         fits = stored is not None and stored.size == size
         plan = _planned(size, count, stored if fits else None, query.device)
-    with torch.autocast(query.device.type, enabled=False):
-        tables = tuple(
-            bias(offsets) for bias, offsets in zip(levels, plan.offsets, strict=True)
-        )
+    with without_autocast(query):
+        tables = tuple(bias(offsets) for bias, offsets in zip(levels, plan.offsets, strict=True))
         return attend(query, maps, plan.keys, plan.bias, tables, heads)
 
 

@@ -6,6 +6,7 @@ biases b1 and b2, is read once with ``logaddexp(b1, b2)``, which is the same sum
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import exporting, traced
+from .dispatch import exporting, traced, without_autocast
 from .focal_attention import AttentionTables
 from .window_layout import offset_index, ring
 
@@ -56,7 +57,6 @@ class Map(NamedTuple):
     def columns(self) -> int:
         """Of windows."""
         return (self.width + self.window - 1) // self.window
-
 
     @property
     def windows(self) -> int:
@@ -156,6 +156,9 @@ def cyclic_bias(tables: AttentionTables, window: int, focal_window: int, *, ring
     device = tables.own.device
     own = offset_index(window, window, window - 1, device)
     parts = [_wide(tables.own)[own.flatten()].unflatten(0, own.shape).permute(2, 0, 1)]
+    if tables.neighbors is not None and not ring_read and torch.is_grad_enabled():
+        # Gradients of zero instead of none, which DistributedDataParallel refuses.
+        parts[0] = parts[0] + 0.0 * tables.neighbors.sum()
     if ring_read and tables.neighbors is not None:
         _, columns, second = ring(window, expand)
         table = _wide(tables.neighbors[0])
@@ -202,7 +205,7 @@ def focal_attention(
     else:
         keys = _planned(size, expand, focal_window, query.device)
     ring_read = expand > 0 and (whole_graph or ring_is_read(size))
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         bias = cyclic_bias(tables, size.window, focal_window, ring_read=ring_read, expand=expand)
         if valid is not None:
             keys = keys._replace(inside=_inside_images(keys, size, expand, valid))
@@ -403,7 +406,7 @@ def _chunks(query: Tensor, keys: Keys, heads: int) -> list[tuple[int, slice]]:
     borders = [0, keys.whole, windows] if keys.inside is not None else [0, windows]
     parts = [
         slice(first, min(first + step, end))
-        for begin, end in zip(borders, borders[1:], strict=False)
+        for begin, end in itertools.pairwise(borders)
         for first in range(begin, end, step)
     ]
     return [(image, part) for image in range(len(query)) for part in parts]

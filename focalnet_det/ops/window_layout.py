@@ -26,7 +26,6 @@ def offset_index(window: int, other: int, shift: int, device: torch.device) -> T
     return index.reshape(window * window, other * other)
 
 
-@constant
 @functools.cache
 def neighbor_cells(window: int, expand: int) -> tuple[tuple[Shift, tuple[int, ...]], ...]:
     """Columns of the table of neighbors: of each shifted copy of the map, the cells that are read.
@@ -72,9 +71,13 @@ class Ring(NamedTuple):
 
 
 @constant
-@functools.cache
 def ring(window: int, expand: int) -> Ring:
     """The tokens up to ``expand`` cells around a window."""
+    return _ring(window, expand)
+
+
+@functools.cache
+def _ring(window: int, expand: int) -> Ring:
     places: dict[Shift, list[int]] = {}
     column = 0
     for (dy, dx), cells in neighbor_cells(window, expand):

@@ -7,7 +7,7 @@ import torch
 
 from focalnet_det import create_backbone
 from focalnet_det.analysis import analyze_backbone
-from focalnet_det.backbones import VARIANTS, FocalNet
+from focalnet_det.backbones import FOCALNETS, FocalNet
 
 # Parameters with a final norm and without a head, parameters with a 1000-class head, GMACs at 224.
 # Source: the official classes of microsoft/FocalNet:classification/focalnet.py at commit e8514bd,
@@ -95,7 +95,7 @@ def parameters(net: FocalNet) -> int:
 
 def overlap_excess(name: str) -> float:
     """GMACs at 224 that overlapping patch embeddings need beyond the official counter's charge."""
-    row = VARIANTS[name]
+    row = FOCALNETS[name]
     if not row.conv_embed:
         return 0.0
     macs = 56 * 56 * (7 * 7 - 4 * 4) * 3 * row.embed_dim
@@ -106,7 +106,7 @@ def overlap_excess(name: str) -> float:
 
 
 def test_every_published_variant_has_its_numbers_here() -> None:
-    assert set(OFFICIAL) == set(VARIANTS) - {"focalnet_nano"}
+    assert set(OFFICIAL) == set(FOCALNETS) - {"focalnet_nano"}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

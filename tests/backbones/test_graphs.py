@@ -12,7 +12,7 @@ from shrunk import NAMES, relative_error, shrunk
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from focalnet_det.backbones import VARIANTS, FocalNet
+from focalnet_det.backbones import FOCAL_TRANSFORMERS, VARIANTS, StagedBackbone
 
 RECORDED = (64, 96)
 OTHERS = ((97, 131), (70, 45), (33, 33))
@@ -23,7 +23,9 @@ def distinct_networks() -> list[str]:
     seen = {}
     for name in NAMES:
         row = VARIANTS[name]
-        sizes = {"embed_dim": 8, "depths": (1,) * len(row.depths)}
+        sizes: dict[str, object] = {"embed_dim": 8, "depths": (1,) * len(row.depths)}
+        if name in FOCAL_TRANSFORMERS:
+            sizes["num_heads"] = (1, 2, 4, 8)
         shrunk_row = dataclasses.replace(row, **sizes, drop_path_rate=0.0, source="")
         seen.setdefault(shrunk_row, name)
     return list(seen.values())
@@ -32,7 +34,7 @@ def distinct_networks() -> list[str]:
 every_network = pytest.mark.parametrize("name", distinct_networks())
 
 
-def assert_equal_at_other_sizes(graph: nn.Module, net: FocalNet, channels: int = 3) -> None:
+def assert_equal_at_other_sizes(graph: nn.Module, net: StagedBackbone, channels: int = 3) -> None:
     for size in OTHERS:
         x = torch.randn(2, channels, *size)
         actual, expected = graph(x), net(x)
@@ -45,13 +47,13 @@ def example() -> Tensor:
     return torch.randn(2, 3, *RECORDED)
 
 
-def one_stage(name: str) -> FocalNet:
+def one_stage(name: str) -> StagedBackbone:
     if name.endswith("_iso"):
         return shrunk(name, depths=(1,))
     return shrunk(name, depths=(1, 1, 1, 1), out_features=("stage1",))
 
 
-def assert_compiles_once(net: FocalNet) -> None:
+def assert_compiles_once(net: StagedBackbone) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(net, backend=counter, dynamic=True, fullgraph=True)

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focalnet_det.backbones import VARIANTS
+from focalnet_det.backbones import FOCALNETS
 
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
-NAMES = sorted(VARIANTS)
+NAMES = sorted(FOCALNETS)
 
 
 def official_shapes(name: str, *, width: int | None = None, classes: int = 10) -> Shapes:
     """Names and shapes of the official classification code, in its order."""
-    row = VARIANTS[name]
+    row = FOCALNETS[name]
     width = width or row.embed_dim
     stem = 7 if row.conv_embed else row.patch_size
     shapes: Shapes = {"patch_embed.proj.weight": (width, 3, stem, stem)}

@@ -8,7 +8,7 @@ import torch
 from published import LAYOUTS, NAMES, State, official
 
 from focalnet_det import create_backbone
-from focalnet_det.backbones import VARIANTS
+from focalnet_det.backbones import FOCALNETS
 from focalnet_det.checkpoint import convert_state_dict, inspect_checkpoint, load_pretrained
 from focalnet_det.checkpoint.layouts import WRITABLE
 
@@ -28,7 +28,7 @@ def test_shapes_tell_layout_and_variant(name: str, layout: str) -> None:
     """At the true sizes, without numbers."""
     found = inspect_checkpoint(LAYOUTS[layout](official(name, width=None, device="meta")))
     assert (found.layout, found.variant, found.overrides) == (layout, name, {})
-    row = VARIANTS[name]
+    row = FOCALNETS[name]
     assert found.shapes["focal_levels"] == row.focal_levels
     assert found.shapes["focal_windows"] == row.focal_windows
     assert found.shapes["conv_embed"] == row.conv_embed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from focalnet_det import create_backbone
-from focalnet_det.backbones import VARIANTS, FocalNet
+from focalnet_det.backbones import FOCALNETS, FocalNet
 from focalnet_det.checkpoint import (
     convert_checkpoint,
     convert_state_dict,
@@ -22,7 +22,7 @@ timm_focalnet = pytest.importorskip("timm.models.focalnet", reason="timm is a te
 transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is a test dependency")
 
-NAMES = [n for n in sorted(VARIANTS) if n.endswith(("srf", "lrf", "fl3", "fl4"))]
+NAMES = [n for n in sorted(FOCALNETS) if n.endswith(("srf", "lrf", "fl3", "fl4"))]
 # Odd sizes where the other library pads as the official detection code does.
 SIZES = [(64, 64), (97, 131)]
 
@@ -51,12 +51,12 @@ def timm_model(name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
         patch.setattr(timm_focalnet, "_create_focalnet", lambda _, pretrained, **flags: flags)
         flags = getattr(timm_focalnet, name)()
     # The one flag in which timm differs from the official file; see tests/backbones/test_timm.py.
-    flags["normalize_modulator"] = VARIANTS[name].normalize_modulator
+    flags["normalize_modulator"] = FOCALNETS[name].normalize_modulator
     return randomise(timm_focalnet.FocalNet(num_classes=7, **flags | {"embed_dim": 12}))
 
 
 def huggingface_config(name: str, width: int = 12, **changes: Any) -> Any:
-    row = VARIANTS[name]
+    row = FOCALNETS[name]
     return transformers.FocalNetConfig(
         image_size=64,
         patch_size=row.patch_size,

@@ -12,7 +12,7 @@ from random_blocks import block, relative_error
 from torch import Tensor, nn
 
 from focalnet_det import create_backbone
-from focalnet_det.backbones import VARIANTS, FocalNet
+from focalnet_det.backbones import FOCALNETS, FocalNet
 from focalnet_det.backbones.focalnet import FocalNetBlock
 from focalnet_det.ops import dispatch, fused
 from focalnet_det.ops.kernels import depthwise as kernels
@@ -140,9 +140,9 @@ def test_sixteen_bits(dtype: torch.dtype, autocast: bool) -> None:
         assert relative_error(value, expected[key]) <= TOLERANCE[dtype], key
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
+@pytest.mark.parametrize("name", sorted(FOCALNETS))
 def test_every_variant(name: str) -> None:
-    depths = (1, 1, 2, 1) if len(VARIANTS[name].depths) == 4 else (2,)
+    depths = (1, 1, 2, 1) if len(FOCALNETS[name].depths) == 4 else (2,)
     net = create_backbone(name, embed_dim=8, depths=depths, drop_path_rate=0.0)
     for key, parameter in net.named_parameters():
         if parameter.ndim == 1:

@@ -12,7 +12,7 @@ from random_blocks import block as random_block
 from random_blocks import relative_error
 from torch import Tensor
 
-from focalnet_det.backbones import VARIANTS
+from focalnet_det.backbones import FOCALNETS
 from focalnet_det.backbones.focalnet import FocalNetBlock
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.kernels.parameters import Affine, flatten_modulation
@@ -87,7 +87,7 @@ def distinct_blocks() -> list[tuple]:
                 levels, window, row.post_norm, row.post_norm_in_modulation,
                 row.layer_scale is not None, row.normalize_modulator,
             )
-            for row in VARIANTS.values()
+            for row in FOCALNETS.values()
             for levels, window in zip(row.focal_levels, row.focal_windows, strict=True)
         }
     )  # fmt: skip
