@@ -16,7 +16,7 @@ from focalnet_det.engine.experiment import Experiment, load_config, read_experim
 from focalnet_det.heads.segmentor import MmsegSegmentor
 
 ADE = Path(__file__).resolve().parents[1] / "configs/ADE20K-SemanticSegmentation"
-LEAVES = sorted(ADE.glob("*160k*.py"))
+LEAVES = sorted(ADE.glob("*focalnet*160k*.py"))
 
 # Parameters in millions, and kernels per level.
 # Source: microsoft/FocalNet:semantic_segmentation/configs/focalnet.

@@ -7,6 +7,9 @@ from focalnet_det.engine.solver import adamw as build_adamw
 # Swin's own recipe exempts its position biases too; the norm after its patches has no such name.
 NO_DECAY_SWIN = ("norm", "relative_position_bias_table", "features.0.2.")
 
+# Focal Transformer's own code names the same biases.
+NO_DECAY_FOCAL = ("norm", "relative_position_bias_table")
+
 
 def adamw(lr=1e-4, weight_decay=0.05, lr_factors=None, layer_decay=1.0, no_decay_names=("norm",)):
     """AdamW; parameters with `norm` in their name are exempt from decay, as published."""

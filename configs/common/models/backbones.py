@@ -7,7 +7,7 @@ from focalnet_det.backbones.peers import SwinBackbone, resnet_backbone
 
 
 def backbone_of(name, *, first_stage=1, **options):
-    """A FocalNet variant, "swin_tiny" or "resnet50"; options go to its constructor.
+    """A FocalNet or Focal Transformer, "swin_tiny" or "resnet50"; options go to its constructor.
 
     first_stage: leave out features finer than it; 2 begins at stride 8.
     """

@@ -153,9 +153,10 @@ def roi_pooler(size):
     )
 
 
-def nano_mask_rcnn(**changes):
+def nano_mask_rcnn(name="focalnet_nano", **changes):
     """A small one for machines without a GPU: narrow heads, GroupNorm, small objects.
 
+    name: of a small backbone.
     changes: other arguments of mask_rcnn, or of the backbone.
     """
     small = {
@@ -168,7 +169,7 @@ def nano_mask_rcnn(**changes):
         "proposals": 250,
         "conventions": "detectron2",
     }
-    model = mask_rcnn("focalnet_nano", **(small | changes))
+    model = mask_rcnn(name, **(small | changes))
     heads = model.roi_heads
     # Two normalised convolutions before one linear layer, boxes shared by the classes: these learn
     # from few images. Objects are smaller than COCO's at 800 px, hence the levels by half the size.
