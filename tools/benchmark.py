@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed and memory of FocalNet-T beside other backbones: interleaved runs in one process."""
+"""Speed and memory of our backbones beside others: interleaved runs in one process."""
 
 import argparse
 import dataclasses
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     from focalnet_det.analysis.peers import Contender
     from focalnet_det.analysis.speed import Timing
-    from focalnet_det.backbones import FocalNet
+    from focalnet_det.backbones import StagedBackbone
 
 EXAMPLES = """examples:
   tools/benchmark.py --size 800 1216
   tools/benchmark.py --training --size 512 512 --kernels 9 11 13 --dtype bfloat16
   tools/benchmark.py --peers timm swin convnext resnet --size 224 224 --batch-size 8 --json out.json
+  tools/benchmark.py --variant focal_tiny --size 800 1216 --peers torchvision
   tools/benchmark.py --training --size 512 512 --detector \
       configs/COCO-InstanceSegmentation/mask_rcnn_{focalnet_tiny_srf,swin_tiny}_fpn_1x.py
 """
@@ -28,7 +29,10 @@ OTHERS = {
     "convnext": "convnext_tiny",
     "resnet": "resnet50",
 }
-PEERS = ("timm", "transformers", *OTHERS)
+# Peers that compute the same as FocalNet-T.
+EQUAL = ("timm", "transformers")
+# "torchvision" is its Swin-T.
+PEERS = ("timm", "transformers", *OTHERS, "torchvision")
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,12 +41,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--kernels", type=int, nargs="+", default=[3, 5], metavar="K")
     parser.add_argument("--training", action="store_true", help="training steps, not inference")
+    parser.add_argument("--variant", metavar="NAME", help="a backbone instead of FocalNet-T")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
     parser.add_argument("--batch-size", type=int, default=1, metavar="N")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peers", nargs="*", default=["timm"], choices=PEERS, metavar="PEER",
-                        help=f"some of {', '.join(PEERS)}")  # fmt: skip
+    parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER",
+                        help=f"some of {', '.join(PEERS)}; timm by default")  # fmt: skip
     parser.add_argument("--detector", type=Path, nargs="+", metavar="CONFIG",
                         help="whole detectors of recipes; the first on all our paths")  # fmt: skip
     parser.add_argument("--only", nargs="+", metavar="ROW", help="of all rows, ours and these")
@@ -68,14 +73,17 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
 
     if args.detector:
         return detectors(args)
+    if args.variant and set(args.peers or ()) & set(EQUAL):
+        raise ValueError("timm and transformers have FocalNet-T; leave out --variant for them.")
     levels, window = len(args.kernels), args.kernels[0]
     if args.kernels != list(range(window, window + 2 * levels, 2)):
         raise ValueError("Kernels grow by 2 from level to level, such as 9 11 13.")
-    ours = peers.focalnet(levels, window)
+    ours = named(args.variant) if args.variant else peers.focalnet(levels, window)
     builders: dict[str, Callable[[], tuple[Any, Any]]] = {
         "timm": lambda: peers.timm_focalnet(ours, levels, window),
         "transformers": lambda: peers.transformers_focalnet(ours, levels, window),
     }
+    builders["torchvision"] = peers.torchvision_swin
     for short, name in OTHERS.items():
         builders[short] = lambda name=name: peers.timm_backbone(name, tuple(args.size))
     result = [
@@ -86,17 +94,24 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
             ("ours, torch path", "torch", False),
             ("ours, reference", "reference", False),
         )
-        if args.training or setting[0] != "ours, lean"
+        if setting[0] != "ours, lean" or (args.training and not args.variant)
     ]
     for setting, mode in compile_modes(args).items():
         own = own_setting(copy.deepcopy(ours), args, f"ours{setting}", None, False)
         result.append(compiled(own, mode))
-    for peer in args.peers:
+    for peer in args.peers if args.peers is not None else [] if args.variant else ["timm"]:
         try:
             result += peer_settings(peer, builders[peer], args)
         except ImportError as error:
             print(f"left out: {peer} ({error})")
     return result
+
+
+def named(variant: str) -> "StagedBackbone":
+    """A backbone without output norms and drop path."""
+    from focalnet_det import create_backbone
+
+    return create_backbone(variant, output_norm=False, drop_path_rate=0.0)
 
 
 def detectors(args: argparse.Namespace) -> list["Contender"]:
@@ -114,7 +129,7 @@ def detectors(args: argparse.Namespace) -> list["Contender"]:
 
 
 def own_setting(
-    net: "FocalNet", args: argparse.Namespace, name: str, path: str | None, lean: bool
+    net: "StagedBackbone", args: argparse.Namespace, name: str, path: str | None, lean: bool
 ) -> "Contender":
     import torch
 
@@ -156,7 +171,7 @@ def peer_settings(
         module.to(args.device, getattr(torch, args.dtype))
         if setting:
             module.to(memory_format=torch.channels_last)
-        return Contender(name + setting, module, features, bool(setting), equal=name not in OTHERS)
+        return Contender(name + setting, module, features, bool(setting), equal=name in EQUAL)
 
     plain = [built(""), built(", channels last")]
     return plain + [compiled(built(setting), mode) for setting, mode in compile_modes(args).items()]
@@ -183,7 +198,9 @@ def print_table(timings: list["Timing"], args: argparse.Namespace, where: str) -
     kind = "training step" if args.training else "inference"
     height, width = args.size
     title = f"{kind}, {args.batch_size} x {height} x {width}, {args.dtype}"
-    if not args.detector:
+    if args.variant:
+        title += f", {args.variant}"
+    elif not args.detector:
         title += f", kernels {args.kernels}"
     table = Table(title=title, caption=where)
     for column in ("network", "ms", "spread, ms", "images/s", "ours is faster by", "kept, MiB",

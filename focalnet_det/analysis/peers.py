@@ -90,6 +90,23 @@ def timm_backbone(name: str, size: tuple[int, int]) -> tuple[nn.Module, Features
     return peer, peer
 
 
+def torchvision_swin() -> tuple[nn.Module, Features]:
+    """Swin-T of torchvision with random weights; its four feature maps, channels last."""
+    from torchvision.models import swin_t
+
+    layers: Any = swin_t(weights=None).features
+
+    def features(x: Tensor) -> list[Tensor]:
+        maps = []
+        for number, layer in enumerate(layers):
+            x = layer(x)
+            if number % 2:  # blocks; between them patches are merged
+                maps.append(x)
+        return maps
+
+    return layers, features
+
+
 def _timm_name(name: str) -> str:
     name = name.replace("patch_embed.", "stem.")
     # timm downsamples at the start of a stage, the official code and ours at the end.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbones.focal_transformer import SETS, NearestAttention
+from ..backbones.focal_attention import SETS, NearestAttention
 from ..backbones.variants import FOCAL_TRANSFORMERS, FocalTransformerSpec, FocalTransformerV2Spec
 from ..ops.window_layout import neighbor_columns
 

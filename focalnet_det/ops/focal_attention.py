@@ -1,8 +1,8 @@
 """Readable references of focal attention, versions 1 and 2.
 
 They read neighbors as the published code does: by cyclic shifts and sliding windows (version 1),
-or from a list of the tokens closest to a window (version 2). The faster form of the same
-computation is in :mod:`.window_attention`.
+or from a list of the tokens closest to a window (version 2). The faster forms of the same
+computations are in :mod:`.cyclic` and :mod:`.nearest`.
 """
 
 from collections.abc import Callable

@@ -279,11 +279,11 @@ def nearest_attention(
     """Version 2, equal to :func:`focalnet_det.ops.focal_attention.nearest_attention`.
 
     Args:
-        query, maps, size, heads: as in :func:`.window_attention.focal_attention`.
+        query, maps, size, heads: as in :func:`.cyclic.cyclic_attention`.
         levels: biases by offset, for tokens and pooled tokens.
         count: tokens read of each level, or as many as there are.
         stored: sets to use on their size of map instead of the closest tokens.
-        valid: as in :func:`.window_attention.focal_attention`: keys are of the own image.
+        valid: as in :func:`.cyclic.cyclic_attention`: keys are of the own image.
     Returns: (N, windows, cells, C).
     """
     if recording() or valid is not None:
