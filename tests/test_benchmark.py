@@ -101,6 +101,14 @@ def test_peers_have_our_weights(library: str) -> None:
     torch.testing.assert_close(features(x)[-1], net(x)["stage4"], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_swin_of_torchvision_gives_its_four_maps() -> None:
+    module, features = peers.torchvision_swin()
+    module.eval()
+    shapes = [tuple(f.shape) for f in features(torch.randn(1, 3, 64, 96))]
+    assert shapes == [(1, 16 // 2**i, 24 // 2**i, 96 * 2**i) for i in range(4)]
+
+
 def test_roofline_counts_the_least_traffic() -> None:
     net, images = peers.focalnet(2, 3), torch.zeros(1, 3, 64, 64)
     stages = speed.roofline(net, images, speed.Ceilings(macs=1e12, bytes=1.0), repeats=1)

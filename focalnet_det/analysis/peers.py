@@ -36,13 +36,15 @@ class Contender:
 
 def focalnet(levels: int, window: int) -> FocalNet:
     """FocalNet-T without output norms and drop path; kernels ``window``, ``window + 2``, ..."""
-    return create_backbone(
+    net = create_backbone(
         "focalnet_tiny_srf",
         focal_levels=(levels,) * 4,
         focal_windows=(window,) * 4,
         output_norm=False,
         drop_path_rate=0.0,
     )
+    assert isinstance(net, FocalNet)
+    return net
 
 
 def timm_focalnet(net: FocalNet, levels: int, window: int) -> tuple[nn.Module, Features]:

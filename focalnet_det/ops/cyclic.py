@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .dispatch import without_autocast
 from .focal_attention import AttentionTables
-from .window_attention import Keys, Map, SharedBias, attend, recording, token_numbers
+from .window_attention import Keys, Map, SharedBias, attend, looked_up, recording, token_numbers
 from .window_layout import offset_index, ring
 
 
@@ -83,7 +83,13 @@ def _pooled_square(
 def _planned(size: Map, expand: int, focal_window: int, device: torch.device) -> Keys:
     with torch.inference_mode(False), torch.no_grad():
         keys = cyclic_keys(size, expand, focal_window, torch.device("cpu"))
-        return Keys(*[k.to(device) if isinstance(k, Tensor) else k for k in keys])
+        assert keys.inside is not None
+        assert keys.order is not None
+        return keys._replace(
+            tokens=keys.tokens.to(device),
+            inside=keys.inside.to(device),
+            order=keys.order.to(device),
+        )
 
 
 def cyclic_bias(tables: AttentionTables, window: int, focal_window: int, *, ring_read: bool,
@@ -91,19 +97,20 @@ def cyclic_bias(tables: AttentionTables, window: int, focal_window: int, *, ring
     """(heads, window^2, columns), of the columns of :func:`cyclic_keys`, at least float32."""
     device = tables.own.device
     own = offset_index(window, window, window - 1, device)
-    parts = [_wide(tables.own)[own.flatten()].unflatten(0, own.shape).permute(2, 0, 1)]
+    parts = [looked_up(_wide(tables.own), 0, own).permute(2, 0, 1)]
     if tables.neighbors is not None and not ring_read and torch.is_grad_enabled():
         # Gradients of zero instead of none, which DistributedDataParallel refuses.
         parts[0] = parts[0] + 0.0 * tables.neighbors.sum()
     if ring_read and tables.neighbors is not None:
         _, columns, second = ring(window, expand)
         table = _wide(tables.neighbors[0])
-        once = table[:, :, torch.tensor(columns, device=device)]
+        once = table.index_select(2, torch.tensor(columns, device=device))
         single = len(columns) - len(second)
-        other = table[:, :, torch.tensor(second, dtype=torch.int64, device=device)]
+        twice = torch.tensor(second, dtype=torch.int64, device=device)
+        other = table.index_select(2, twice)
         parts += [once[:, :, :single], torch.logaddexp(once[:, :, single:], other)]
     pooled = offset_index(window, focal_window, focal_window - 1, device)
-    parts.append(_wide(tables.windows)[:, pooled.flatten()].unflatten(1, pooled.shape))
+    parts.append(looked_up(_wide(tables.windows), 1, pooled))
     return torch.cat(parts, dim=2)
 
 

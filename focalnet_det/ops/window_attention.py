@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from .dispatch import exporting, traced
 
 # Numbers in the largest intermediate of a step on CPUs, for their caches.
-CHUNK = 2**20
+CHUNK = 2**18
 
 
 class Keys(NamedTuple):
@@ -70,6 +70,11 @@ def token_numbers(y: Tensor, x: Tensor, size: Map) -> Tensor:
     return (y // w * size.columns + x // w) * size.cells + y % w * w + x % w
 
 
+def looked_up(table: Tensor, dim: int, rows: Tensor) -> Tensor:
+    """Entries of a table along a dimension, which becomes those of ``rows``."""
+    return table.index_select(dim, rows.flatten()).unflatten(dim, rows.shape)
+
+
 def recording() -> bool:
     """Whether a graph is being recorded, which must not fix sizes or keep tensors."""
     return torch.compiler.is_compiling() or traced() or exporting()
@@ -115,7 +120,7 @@ class GridBias(NamedTuple):
         parts = []
         for level, table in enumerate(tables):
             rows = self._lookup(level, image, windows)
-            parts.append(table[:, rows.flatten()].unflatten(1, rows.shape))
+            parts.append(looked_up(table, 1, rows))
         return torch.cat(parts, dim=-1).transpose(0, 1)
 
     def all_values(self, tables: Sequence[Tensor]) -> Tensor:
@@ -123,7 +128,9 @@ class GridBias(NamedTuple):
         parts = []
         for query, key, table in zip(self.query, self.key, tables, strict=True):
             rows = query[:, :, None] + key[..., None, :]
-            parts.append(table[:, rows.flatten()].unflatten(1, rows.shape).movedim(0, -3))
+            parts.append(
+                table.index_select(1, rows.flatten()).unflatten(1, rows.shape).movedim(0, -3)
+            )
         return torch.cat(parts, dim=-1)
 
     def add_gradient(
@@ -215,20 +222,22 @@ class _Attention(torch.autograd.Function):
         sums = [torch.zeros_like(table) for table in tables]
         for image, rows in _chunks(query, keys, heads):
             q, k, v, tokens = _gather(query, maps, keys, heads, image, rows)
-            g = _heads(_rows(gradient[image], keys, rows), heads)
-            scale = q.shape[-1] ** -0.5
-            logits = (q @ k.mT).to(tables[0].dtype) * scale
-            p = (logits + _added(bias, tables, keys, image, rows)).softmax(-1)
+            # Each is in several products, which copy what is not contiguous.
+            q, k, v = (t.contiguous() for t in (q * q.shape[-1] ** -0.5, k, v))
+            g = _heads(_rows(gradient[image], keys, rows), heads).contiguous()
+            logits = (q @ k.mT).to(tables[0].dtype).add_(_added(bias, tables, keys, image, rows))
+            p = logits.softmax(-1)
             grad_v = p.to(q.dtype).mT @ g
-            grad_p = (g @ v.mT).to(p.dtype)
-            grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_logits = (g @ v.mT).to(p.dtype)
+            grad_logits = torch._softmax_backward_data(grad_logits, p, -1, p.dtype)
             bias.add_gradient(sums, grad_logits, image, rows)
-            grad_logits = (grad_logits * scale).to(q.dtype)
-            _put(grad_query[image], keys, rows, (grad_logits @ k).transpose(1, 2).flatten(2))
-            grad_kv = torch.stack((grad_logits.mT @ q, grad_v), dim=1)
-            # (windows, 2, heads, columns, d) to rows of the maps.
-            grad_kv = grad_kv.permute(0, 3, 1, 2, 4).reshape(len(tokens), -1)
-            grad_maps.index_add_(0, tokens, grad_kv)
+            grad_logits = grad_logits.to(q.dtype)
+            grad_q = (grad_logits @ k).mul_(q.shape[-1] ** -0.5)
+            _put(grad_query[image], keys, rows, grad_q.transpose(1, 2).flatten(2))
+            grad_kv = grad_v.new_empty(len(k), k.shape[2], 2, *k.shape[1::2])
+            grad_kv[:, :, 0] = (grad_logits.mT @ q).transpose(1, 2)
+            grad_kv[:, :, 1] = grad_v.transpose(1, 2)
+            grad_maps.index_add_(0, tokens, grad_kv.reshape(len(tokens), -1))
         return grad_query, grad_maps, None, None, None, *sums
 
 
