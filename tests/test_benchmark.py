@@ -146,6 +146,26 @@ def test_tool_writes_table_json_and_plot(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_tool_compares_a_variant_with_the_published_computation_and_swin(tmp_path: Path) -> None:
+    report = tmp_path / "out.json"
+    result = tool(
+        "--variant", "focal_nano", "--size", "32", "64", "--repeats", "1", "--peers", "torchvision",
+        "--only", "ours, reference", "torchvision", "--json", str(report),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "float32, focal_nano" in result.stdout
+    timings = json.loads(report.read_text())["timings"]
+    assert [timing["name"] for timing in timings] == ["ours", "ours, reference", "torchvision"]
+    assert timings[1]["difference"] < 1e-4
+    assert timings[2]["difference"] is None
+
+
+def test_a_variant_is_not_compared_with_copies_of_focalnet() -> None:
+    result = tool("--variant", "focal_nano", "--peers", "timm")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "leave out --variant" in result.stderr
+
+
 def test_tool_reports_bad_input_in_one_line() -> None:
     result = tool("--kernels", "3", "7", "--peers")
     assert result.returncode == 1

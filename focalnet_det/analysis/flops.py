@@ -15,7 +15,8 @@ from ..ops import dispatch
 
 COUNTER = (
     "torch.utils.flop_counter, halved to multiply-accumulates: convolutions (padding taps "
-    "included) and linear layers; not counted: biases, norms, activations, gates, means, residuals"
+    "included), linear layers and products of attention; not counted: biases, norms, activations, "
+    "gates, means, residuals"
 )
 
 

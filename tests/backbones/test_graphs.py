@@ -91,17 +91,26 @@ def test_export(name: str) -> None:
     assert_equal_at_other_sizes(program.module(), net)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "focalnet_huge_fl4",
+        pytest.param("focal_tiny", marks=pytest.mark.slow),
+        pytest.param("focal_fast_tiny", marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
-def test_export_of_four_stages() -> None:
-    net = shrunk("focalnet_huge_fl4", depths=(1, 1, 1, 1))
+def test_export_of_four_stages(name: str) -> None:
+    net = shrunk(name, depths=(1, 1, 1, 1))
     auto = torch.export.Dim.AUTO
     program = torch.export.export(net, (example(),), dynamic_shapes=({2: auto, 3: auto},))
     assert_equal_at_other_sizes(program.module(), net)
 
 
-def test_compiled_gradients() -> None:
+@pytest.mark.parametrize("name", ["focalnet_large_fl4", "focal_tiny", "focal_fast_tiny"])
+def test_compiled_gradients(name: str) -> None:
     torch._dynamo.reset()
-    net = one_stage("focalnet_large_fl4")
+    net = one_stage(name)
     compiled = torch.compile(net, backend="aot_eager", dynamic=False, fullgraph=True)
     x = torch.randn(2, 3, *OTHERS[0])
     gradients = []
