@@ -6,6 +6,7 @@ from .growth import advance_growth
 from .inspect import Inspection, inspect_checkpoint
 from .layouts import LAYOUTS
 from .load import LoadReport, load_initial_weights, load_pretrained
+from .whole import check_file
 from .zoo import WEIGHTS, list_weights
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Inspection",
     "LoadReport",
     "advance_growth",
+    "check_file",
     "convert_checkpoint",
     "convert_state_dict",
     "inspect_checkpoint",

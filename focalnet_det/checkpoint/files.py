@@ -3,16 +3,16 @@
 import json
 import mmap
 import os
-import pickletools
 import struct
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .whole import check_file
 
 # Where a file keeps its tensors; the teacher is what self-distillation keeps.
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "ema_model")
@@ -20,8 +20,6 @@ CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "e
 WRAPPERS = ("module.", "_orig_mod.", "model.", "teacher.")
 # Progress of training, as the various trainers name it.
 PROGRESS = ("epoch", "iteration", "iter", "step", "global_step")
-# torch.save stores without compression; more than this is no honest file.
-MAX_INFLATION = 20
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -66,17 +64,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises: ValueError if the file is missing, damaged, or holds anything else.
     """
     path = _file_in(Path(path))
-    if path.stat().st_size == 0:
-        raise ValueError(f"Could not read {path}: it is empty.")
+    problem = check_file(path)
+    if problem is not None:
+        raise ValueError(f"Could not read {path}: {problem}.")
     with path.open("rb") as file:
         start = file.read(16)
     if path.suffix == ".safetensors" or (len(start) > 8 and start[8:10] == b'{"'):
         return unwrap(_read_safetensors(path), str(path))
     try:
-        if zipfile.is_zipfile(path):
-            _check_zip(path)
-        else:
-            _check_legacy(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise almost anything
         raise ValueError(
@@ -104,52 +99,6 @@ def _file_in(path: Path) -> Path:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
-
-
-def _check_zip(path: Path) -> None:
-    """Raises: ValueError for a zip bomb, a lying storage size or a wrong checksum."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        declared = sum(entry.file_size for entry in entries)
-        if declared > MAX_INFLATION * size:
-            raise ValueError(f"it has {size:,} bytes and declares {declared:,}")
-        for entry in entries:
-            if entry.filename.endswith("data.pkl"):
-                _check_storages(archive.read(entry), size, path.name)
-        # torch.load does not look at them.
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"the checksum of {damaged} is wrong")
-
-
-def _check_legacy(path: Path) -> None:
-    """The same for the format before PyTorch 1.6: pickles in a row, then the raw storages."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for _ in range(4):  # magic number, protocol, byte sizes, the content
-            _check_storages(_one_pickle(file), size, path.name)
-
-
-def _one_pickle(file: BinaryIO) -> bytes:
-    start = file.tell()
-    for _ in pickletools.genops(file):  # decodes, and runs nothing
-        pass
-    length = file.tell() - start
-    file.seek(start)
-    return file.read(length)
-
-
-def _check_storages(pickled: bytes, size: int, name: str) -> None:
-    """Raises: ValueError if the storages that a pickle refers to are larger than its file."""
-    largest, last_int = 0, 0
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name in ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"):
-            last_int = int(argument or 0)
-        elif opcode.name == "BINPERSID":  # ("storage", type, key, device, number of elements)
-            largest = max(largest, last_int)
-    if largest > size:
-        raise ValueError(f"{name} has {size:,} bytes and declares {largest:,} elements")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
