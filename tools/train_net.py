@@ -44,6 +44,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--eval-only", action="store_true", help="evaluate the initial weights")
     parser.add_argument("--output", metavar="DIR", help="output folder, instead of the config's")
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete an earlier run in the output folder; without it, its files are moved aside",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same numbers each time, on GPUs too"
+    )
+    parser.add_argument(
         "--report", action="store_true", help="an HTML page per test set at the end"
     )
     data = parser.add_argument_group("your own data, COCO format (repeatable)")

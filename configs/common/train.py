@@ -33,6 +33,10 @@ def run_options(**changes):
         "save_predictions": False,
         "boundary_ap": False,
         "seed": -1,
+        "deterministic": False,
+        "on_nan": "stop",
+        "nan_limit": 10,
+        "oom_retry": False,
         "ddp": {},
     }
     unknown = set(changes) - set(options)

@@ -24,7 +24,7 @@ from ..data.datasets import register_shapes
 from ..data.shapes import make_shapes
 from ..data.shapes_scene import THING_CLASSES
 from ..engine.experiment import load_config, read_experiment
-from ..engine.train import Trainer
+from ..engine.trainer import Trainer
 
 # Steps with the profiler, after those that are timed.
 PROFILED = 5

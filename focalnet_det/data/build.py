@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from .augmentation import scaled
 from .copy_paste import CopyPaste
 from .mappers import InstanceMapper, ViewMapper
-from .stream import open_stream
+from .stream import fingerprint, open_stream
 
 
 class TrainLoader:
@@ -27,6 +27,7 @@ class TrainLoader:
         open_at: (seed, iteration) -> batches of this process from that iteration on.
         num_images: images in the training set, after those without annotations are left out.
         batch_size: images per iteration, over all processes.
+        fingerprint: of the training set, see :func:`~focalnet_det.data.stream.fingerprint`.
     Attributes:
         seed, start: what the stream is opened with; set them before the first iteration.
         file_issues: problems that were settled when the annotation files were read, by name.
@@ -38,8 +39,10 @@ class TrainLoader:
         *,
         num_images: int,
         batch_size: int,
+        fingerprint: str = "",
     ) -> None:
         self.open_at = open_at
+        self.fingerprint = fingerprint
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = 0
@@ -122,7 +125,9 @@ def build_train_loader(
             mix=CopyPaste(copy_paste) if copy_paste else None,
         )
 
-    loader = TrainLoader(open_at, num_images=len(dicts), batch_size=batch_size)
+    loader = TrainLoader(
+        open_at, num_images=len(dicts), batch_size=batch_size, fingerprint=fingerprint(dicts)
+    )
     for name in names:
         loader.file_issues.update(MetadataCatalog.get(name).get("file_issues", {}))
     return loader

@@ -27,6 +27,7 @@ from .solver import Schedule, adamw
 
 # Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.
 SEMANTIC_CROPS = "semantic_crops"
+ON_NAN = ("stop", "skip", "rewind")
 # Detectron2's registered name: what stands in for it.
 MMDET_PARTS = {"RPN": MmdetRPN, "StandardROIHeads": MmdetROIHeads}
 MMDET_MODELS = {"GeneralizedRCNN": MmdetRCNN, "RetinaNet": MmdetRetinaNet}
@@ -65,6 +66,12 @@ class TrainOptions:
         boundary_ap: where masks are scored, boundary AP as well.
         report: write an HTML page per test set after the last evaluation.
         seed: of everything random, negative for a different one each time.
+        deterministic: refuse operations that do not repeat bit for bit on a GPU.
+        on_nan: what to do when a loss or a gradient is not finite: "stop"; "skip" the update; or
+            "rewind" to the last checkpoint and draw other batches.
+        nan_limit: how often a run may skip or rewind before it stops all the same.
+        oom_retry: where memory runs out, try again with activation checkpointing from then on (in
+            one process alone).
         ddp: arguments of DistributedDataParallel.
     """
 
@@ -93,6 +100,10 @@ class TrainOptions:
     save_predictions: bool = False
     boundary_ap: bool = False
     seed: int = -1
+    deterministic: bool = False
+    on_nan: str = "stop"
+    nan_limit: int = 10
+    oom_retry: bool = False
     ddp: dict[str, Any] = field(default_factory=dict)
 
     def to_iterations(self, period: float, iterations_per_epoch: int) -> int:
@@ -110,6 +121,10 @@ class TrainOptions:
                 "accumulation and keep_checkpoints must be 1 or more, got "
                 f"{self.accumulation} and {self.keep_checkpoints}."
             )
+        if self.on_nan not in ON_NAN:
+            raise ValueError(f"Unknown on_nan {self.on_nan!r}. Known: {', '.join(ON_NAN)}.")
+        if self.nan_limit < 0:
+            raise ValueError(f"nan_limit must be 0 or more, got {self.nan_limit}.")
         if self.init_levels not in ("", *LEVEL_MODES):
             raise ValueError(
                 f"Unknown init_levels {self.init_levels!r}. Known: {', '.join(LEVEL_MODES)}."

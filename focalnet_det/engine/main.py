@@ -24,9 +24,12 @@ from .own_data import coco_files, use_coco_json
 from .own_labels import folder_pairs, use_label_folders
 from .own_panoptic import panoptic_sets, use_panoptic_sets
 from .pictures import save_predictions
+from .random_state import make_deterministic
 from .run import start_run
+from .run_folder import RunFolder
 from .scaling import scale_learning_rate
-from .train import autocast, train
+from .train import train
+from .trainer import autocast
 
 logger = logging.getLogger("focalnet_det")
 
@@ -41,6 +44,8 @@ class RunArguments:
     eval_only: bool = False
     output: str | None = None
     report: bool = False
+    overwrite: bool = False
+    deterministic: bool = False
     coco_json: Sequence[str] = ()
     images: Sequence[str] = ()
     val_json: Sequence[str] = ()
@@ -107,10 +112,20 @@ def run(args: RunArguments) -> dict[str, Any]:
     if args.report:
         ask_for_report(cfg)
     experiment = read_experiment(cfg)
-    start_run(experiment)
-    if args.eval_only:
-        return run_evaluation(experiment)
-    return train(experiment, resume=args.resume)
+    options = experiment.options
+    options.deterministic |= args.deterministic
+    if options.deterministic:
+        make_deterministic()
+    with RunFolder.open(
+        options.output_dir,
+        resume=args.resume,
+        evaluate=args.eval_only,
+        overwrite=args.overwrite,
+    ) as folder:
+        start_run(experiment)
+        if args.eval_only:
+            return run_evaluation(experiment)
+        return train(experiment, folder, resume=args.resume)
 
 
 def run_evaluation(experiment: Experiment) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from focalnet_det.data.mappers import DATA_ISSUES, SkippedImage
 from focalnet_det.data.stream import DrawnImages, DrawSampler
 from focalnet_det.data.tally import CROWD, UNREADABLE_IMAGE
 from focalnet_det.engine.experiment import TrainOptions
-from focalnet_det.engine.train import Trainer, drop_lines_from
+from focalnet_det.engine.iteration import drop_lines_from
+from focalnet_det.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"
@@ -241,11 +242,11 @@ def test_reads_the_states_of_detectron2s_trainers(caplog: pytest.LogCaptureFixtu
     for kind in (SimpleTrainer, AMPTrainer):
         model = Loss()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-        arguments = (model, data, optimizer)
+        arguments, options = (model, data, optimizer), {}
         if kind is AMPTrainer:
             scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-            arguments = (*arguments, scaler)
-        theirs = kind(*arguments)
+            options = {"grad_scaler": scaler}
+        theirs = kind(*arguments, **options)
         model(data[0])["loss"].backward()
         optimizer.step()
         theirs.iter = 6

@@ -16,7 +16,7 @@ from torch import Tensor
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 from focalnet_det.engine.main import RunArguments, run
-from focalnet_det.engine.train import Trainer
+from focalnet_det.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 # Panoptic recipes, and those on panoptic data, have a file of tests of their own.
