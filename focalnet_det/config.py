@@ -17,7 +17,7 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     # With ADAMW: factor on the rate of the backbone, and per block from the last to the stem.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.LAYER_DECAY = 1.0
-    # What the fields of the same names in focalnet_det.engine.experiment.TrainOptions say.
+    # What the fields of the same names in focalnet_det.experiment.TrainOptions say.
     cfg.SOLVER.RECIPE_BATCH = 0
     cfg.SOLVER.INIT_LEVELS = ""
     cfg.SOLVER.GROWTH_ITERATIONS = 10_000

@@ -19,8 +19,8 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from focalnet_det.data import build as data_build
-from focalnet_det.engine import experiment as experiment_module
-from focalnet_det.engine.experiment import Experiment, load_config, read_experiment
+from focalnet_det.experiment import Experiment, load_config, read_experiment
+from focalnet_det.experiment import description as experiment_module
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

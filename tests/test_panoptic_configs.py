@@ -11,7 +11,7 @@ import torch
 from detectron2.modeling import PanopticFPN
 from torch import nn
 
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.experiment import load_config, read_experiment
 from focalnet_det.heads.mmdet_conventions import MmdetRPN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

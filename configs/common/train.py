@@ -1,4 +1,4 @@
-"""How to run; see focalnet_det.engine.experiment.TrainOptions for every field."""
+"""How to run; see focalnet_det.experiment.TrainOptions for every field."""
 
 # For models that use every parameter in every step: processes need not look which they used, and
 # send gradients in small parts while they make the rest.

@@ -18,8 +18,8 @@ from ..data.panoptic_sets import (
     register_shapes_panoptic,
 )
 from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
+from ..experiment import Experiment, load_config, read_experiment
 from .evaluate import evaluate, write_reports
-from .experiment import Experiment, load_config, read_experiment
 from .own_data import coco_files, use_coco_json
 from .own_labels import folder_pairs, use_label_folders
 from .own_panoptic import panoptic_sets, use_panoptic_sets

@@ -7,10 +7,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from ..experiment import Experiment
 from ..visualization.curves import save_curves
 from ..visualization.panoptic import PANOPTIC
 from ..visualization.predictions import INSTANCES, save_comparison
-from .experiment import Experiment
 
 logger = logging.getLogger("focalnet_det")
 

@@ -22,6 +22,7 @@ from ..checkpoint.growth import saved_growth, set_growth
 from ..data.build import TrainLoader
 from ..data.mappers import DATA_ISSUES
 from ..data.tally import DataTally
+from ..experiment import Experiment, TrainOptions
 from .checkpoints import (
     AtomicCheckpointer,
     CheckpointHook,
@@ -31,7 +32,6 @@ from .checkpoints import (
 )
 from .ema import averaged_model
 from .evaluate import evaluate, write_reports
-from .experiment import Experiment, TrainOptions
 from .hooks import GrowthHook, ProfilerHook, ProgressLine, WandbWriter
 from .pictures import save_predictions, save_training_curves
 

@@ -14,10 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 from PIL import Image
 
-from focalnet_det.engine.experiment import TrainOptions, load_config, read_experiment
 from focalnet_det.engine.main import RunArguments, set_output
 from focalnet_det.engine.own_data import coco_files, set_num_classes, use_coco_json
 from focalnet_det.errors import one_line_errors
+from focalnet_det.experiment import TrainOptions, load_config, read_experiment
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x"

@@ -24,11 +24,11 @@ from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.data.build import TrainLoader
 from focalnet_det.engine.checkpoints import AtomicCheckpointer, CheckpointHook
 from focalnet_det.engine.ema import averaged_model
-from focalnet_det.engine.experiment import TrainOptions, load_config, read_experiment
 from focalnet_det.engine.hooks import ProfilerHook
 from focalnet_det.engine.run import git_state
-from focalnet_det.engine.solver import parameter_groups
 from focalnet_det.engine.train import Trainer, at_once, describe, send_images
+from focalnet_det.experiment import TrainOptions, load_config, read_experiment
+from focalnet_det.experiment.solver import parameter_groups
 from focalnet_det.necks.fpn import build_fpn
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.engine.experiment import load_config, read_experiment
 from focalnet_det.engine.own_data import CocoFiles, plan, use_coco_json
+from focalnet_det.experiment import load_config, read_experiment
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/COCO-InstanceSegmentation"
 SMALL = CONFIGS / "mask_rcnn_focalnet_nano_fpn_small.py"

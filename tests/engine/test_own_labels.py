@@ -15,9 +15,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focalnet_det.data.labels import LabelRule
-from focalnet_det.engine.experiment import load_config, read_experiment
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.engine.own_labels import FolderPairs, folder_pairs, use_label_folders
+from focalnet_det.experiment import load_config, read_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 ADE = ROOT / "configs/ADE20K-SemanticSegmentation"

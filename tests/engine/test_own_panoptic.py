@@ -12,8 +12,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import MetadataCatalog
 
-from focalnet_det.engine.experiment import load_config, read_experiment
 from focalnet_det.engine.own_panoptic import PanopticSets, panoptic_sets, use_panoptic_sets
+from focalnet_det.experiment import load_config, read_experiment
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NANO = CONFIGS / "Shapes-PanopticSegmentation/panoptic_fpn_focalnet_nano_small.py"

@@ -25,8 +25,8 @@ from focalnet_det.data.build import TrainLoader
 from focalnet_det.data.mappers import DATA_ISSUES, SkippedImage
 from focalnet_det.data.stream import DrawnImages, DrawSampler
 from focalnet_det.data.tally import CROWD, UNREADABLE_IMAGE
-from focalnet_det.engine.experiment import TrainOptions
 from focalnet_det.engine.train import Trainer, drop_lines_from
+from focalnet_det.experiment import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.engine.experiment import load_config
 from focalnet_det.engine.own_data import fit_lazy, fit_yacs
 from focalnet_det.engine.scaling import scale_learning_rate
+from focalnet_det.experiment import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAF = CONFIGS / "COCO-Detection/retinanet_focalnet_tiny_srf_fpn_1x.py"

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 from focalnet_det.engine.checkpoints import AtomicCheckpointer
-from focalnet_det.engine.experiment import load_config, read_experiment
 from focalnet_det.engine.hooks import ProgressLine
 from focalnet_det.engine.launch import launch_run
 from focalnet_det.engine.main import RunArguments, run
+from focalnet_det.experiment import load_config, read_experiment
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NANO = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
