@@ -313,7 +313,7 @@ def test_torchrun_continues_after_a_worker_died(shapes: Path, tmp_path: Path) ->
     done = [json.loads(line)["iteration"] for line in lines.open()]
     assert done[:12] == list(range(12))
     assert "segm" in json.loads(
-        (tmp_path / "evaluation/instances_val_val/coco_metrics.json").read_text()
+        (tmp_path / "evaluation/instances_val/coco_metrics.json").read_text()
     )
 
 
