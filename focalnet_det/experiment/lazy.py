@@ -166,8 +166,8 @@ def call_problems(cfg: DictConfig) -> list[str]:
         known = arguments_of(node)
         for name in node:
             if name != "_target_" and name not in known:
-                path = f"{key}.{name}".lstrip(".")
-                problems.append(f"{path} is unknown to {_name(node)}.{_close(name, known)}")
+                path = f"{key}.{name!s}".lstrip(".")
+                problems.append(f"{path} is unknown to {_name(node)}.{_close(str(name), known)}")
     return problems
 
 
@@ -258,7 +258,7 @@ def read_model(model: DictConfig) -> ModelSettings:
 def values(node: Any, name: str) -> Iterator[Any]:
     """Yield every value of a name that is not a reference to another."""
     if isinstance(node, DictConfig):
-        for key in node:
+        for key in map(str, node):
             if not OmegaConf.is_interpolation(node, key):
                 if key == name:
                     yield node[key]

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Container
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .options import TrainOptions
 from .settings import Given, Settings
@@ -151,7 +152,7 @@ def fit_periods(
     """
     total = after.max_iter(per_epoch)
     in_epochs = options.period_unit == "epochs"
-    changes: dict[str, float] = {}
+    changes: dict[str, Any] = {}
     for name in ("eval_period", "checkpoint_period"):
         period: float = getattr(options, name)
         if "period_unit" in given or (name in given and period):

@@ -159,10 +159,11 @@ class TrainOptions:
 
 def default_options() -> dict[str, Any]:
     """Return every option with its default value: the ``train`` section of a LazyConfig."""
-    return {
-        f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
-        for f in dataclasses.fields(TrainOptions)
-    }
+    found = {}
+    for option in dataclasses.fields(TrainOptions):
+        make = option.default_factory
+        found[option.name] = option.default if make is dataclasses.MISSING else make()
+    return found
 
 
 def yacs_key(option: str) -> str:

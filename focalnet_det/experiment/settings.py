@@ -67,7 +67,7 @@ class Given:
     assign: str = "{key}={value}"
     none: str = "null"
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.names
 
     def key(self, name: str) -> str:

@@ -189,7 +189,8 @@ def test_yacs_options_and_schedule() -> None:
             *("SOLVER.CLIP_GRADIENTS.ENABLED", "True"),
             *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
             *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.25"),
-            *("TEST.EVAL_PERIOD", "70", "SOLVER.CHECKPOINT_PERIOD", "90", "TEST.MAX_DETS", "300"),
+            *("SOLVER.PERIOD_UNIT", "iterations", "TEST.EVAL_PERIOD", "70"),
+            *("SOLVER.CHECKPOINT_PERIOD", "90", "TEST.MAX_DETS", "300"),
         ],
     )
     experiment = read_experiment(cfg)
