@@ -44,7 +44,7 @@ def main() -> int:
 
     if args.panoptic_json:
         from focalnet_det.data.verify_panoptic import verify_panoptic
-        from focalnet_det.engine.own_panoptic import default_root
+        from focalnet_det.experiment.arguments import default_root
 
         root = args.panoptic_root or default_root(args.panoptic_json)
         findings = verify_panoptic(Path(args.panoptic_json), Path(root), Path(args.images))

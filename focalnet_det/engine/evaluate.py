@@ -11,9 +11,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation import build_evaluator
+from ..experiment import Experiment, TrainOptions
 from ..heads.tta import TestTimeAugmentation
 from ..report import write_report
-from .experiment import Experiment, TrainOptions
 
 logger = logging.getLogger("focalnet_det")
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from ..analysis.padding import extra_padding
 from ..checkpoint import load_initial_weights
+from ..experiment import Experiment, load_config, read_experiment
 from ..heads.segmentor import MmsegSegmentor
 from .evaluate import evaluate
-from .experiment import Experiment, load_config, read_experiment
 from .main import register_all
 
 

@@ -7,11 +7,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from ..experiment import Experiment
 from ..heads.tta import TestTimeAugmentation
 from ..visualization.curves import save_curves
 from ..visualization.panoptic import PANOPTIC
 from ..visualization.predictions import INSTANCES, save_comparison
-from .experiment import Experiment
 
 logger = logging.getLogger("focalnet_det")
 

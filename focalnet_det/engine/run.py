@@ -12,7 +12,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..errors import quiet_libraries
-from .experiment import Experiment
+from ..experiment import Experiment
 
 
 def start_run(experiment: Experiment) -> Path:

@@ -12,9 +12,9 @@ from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, Tenso
 from torch import nn
 
 from ..checkpoint import load_initial_weights
+from ..experiment import Experiment, TrainOptions
 from .checkpoints import AVERAGED, FINAL, Checkpoints, RunFacts, write_checkpoint
 from .evaluate import evaluate, evaluation_folder, write_reports
-from .experiment import Experiment, TrainOptions
 from .finish import Product, finish, read_results, write_results
 from .hooks import GrowthHook, ProfilerHook, ProgressLine, WandbWriter
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores

@@ -17,8 +17,8 @@ from ..checkpoint.growth import saved_growth, set_growth
 from ..data.build import TrainLoader
 from ..data.mappers import DATA_ISSUES
 from ..data.tally import DataTally
+from ..experiment import TrainOptions
 from .ema import averaged_model
-from .experiment import TrainOptions
 from .memory import OUT_OF_MEMORY, checkpoint_activations, explain_memory, is_out_of_memory
 from .numerics import (
     MOST_OVERFLOWS,

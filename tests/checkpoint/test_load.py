@@ -259,7 +259,7 @@ def detector(num_classes: int) -> nn.Module:
     pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
     from detectron2.config import instantiate
 
-    from focalnet_det.engine.experiment import load_config
+    from focalnet_det.experiment import load_config
 
     cfg = load_config(
         CONFIGS / "Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py",

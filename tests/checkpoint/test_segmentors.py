@@ -20,7 +20,7 @@ from focalnet_det.checkpoint import (
     read_state_dict,
 )
 from focalnet_det.checkpoint.detectors import find_method, find_own_method, to_public
-from focalnet_det.engine.experiment import load_config
+from focalnet_det.experiment import load_config
 
 CONFIG = (
     Path(__file__).resolve().parents[2]

@@ -23,12 +23,12 @@ from focalnet_det import create_backbone
 from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.data.build import TrainLoader
 from focalnet_det.engine.ema import averaged_model
-from focalnet_det.engine.experiment import TrainOptions, load_config, read_experiment
 from focalnet_det.engine.hooks import ProfilerHook
 from focalnet_det.engine.run import git_state
-from focalnet_det.engine.solver import parameter_groups
 from focalnet_det.engine.train import describe
 from focalnet_det.engine.trainer import Trainer, send_images
+from focalnet_det.experiment import TrainOptions, load_config, read_experiment
+from focalnet_det.experiment.solver import parameter_groups
 from focalnet_det.necks.fpn import build_fpn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -277,7 +277,7 @@ def test_torchrun_continues_after_a_worker_died(shapes: Path, tmp_path: Path) ->
     done = [json.loads(line)["iteration"] for line in lines.open()]
     assert done == list(range(12))
     assert "segm" in json.loads(
-        (tmp_path / "evaluation/instances_val_val/coco_metrics.json").read_text()
+        (tmp_path / "evaluation/instances_val/coco_metrics.json").read_text()
     )
 
 

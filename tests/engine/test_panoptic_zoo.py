@@ -52,14 +52,14 @@ def test_panoptic_recipe_trains_a_step_and_evaluates(
         val_panoptic_root=[str(shapes / "panoptic_val")],
         val_images=[str(shapes / "images/val")],
     )
-    results = run(args)["panoptic_val_val"]
+    results = run(args)["panoptic_val"]
     assert set(results) == {"sem_seg", "panoptic_seg"}
     for name in ("PQ", "PQ_th", "PQ_st", "PQ-circle", "PQ-water"):
         value = results["panoptic_seg"][name]
         assert 0 <= value <= 100 or math.isnan(value)
     trained, scored = (json.loads(line) for line in (tmp_path / "metrics.json").open())
     assert 0 < trained["loss_sem_seg"] < trained["total_loss"] < 100
-    assert scored["panoptic_val_val/panoptic_seg/PQ"] == results["panoptic_seg"]["PQ"]
+    assert scored["panoptic_val/panoptic_seg/PQ"] == results["panoptic_seg"]["PQ"]
     shutil.rmtree(tmp_path)
 
 
@@ -71,7 +71,7 @@ def test_semantic_recipe_trains_a_step_and_evaluates(
     opts = THIN_SEGMENTOR[path.suffix]
     args = RunArguments(config_file=str(path), opts=opts, output=str(tmp_path))
     results = run(dataclasses.replace(args, **semantic_data(shapes)))
-    assert 0 <= results["validation_val"]["sem_seg"]["mIoU"] <= 100
+    assert 0 <= results["validation"]["sem_seg"]["mIoU"] <= 100
     trained, _ = (json.loads(line) for line in (tmp_path / "metrics.json").open())
     assert 0 < trained["total_loss"] < 100
     shutil.rmtree(tmp_path)

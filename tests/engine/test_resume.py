@@ -25,9 +25,9 @@ from focalnet_det.data.build import TrainLoader
 from focalnet_det.data.mappers import DATA_ISSUES, SkippedImage
 from focalnet_det.data.stream import DrawnImages, DrawSampler
 from focalnet_det.data.tally import CROWD, UNREADABLE_IMAGE
-from focalnet_det.engine.experiment import TrainOptions
 from focalnet_det.engine.iteration import drop_lines_from
 from focalnet_det.engine.trainer import Trainer
+from focalnet_det.experiment import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"
@@ -43,6 +43,7 @@ OPTIONS = {
     ],
     "yaml": [
         *("SOLVER.EPOCHS=0", f"SOLVER.MAX_ITER={ITERATIONS}", "SOLVER.CHECKPOINT_PERIOD=2"),
+        "SOLVER.PERIOD_UNIT=iterations",
         *("SEED=5", "SOLVER.ACCUMULATION=2", "SOLVER.EMA_DECAY=0.9", "SOLVER.PRECISION=fp32"),
         "SOLVER.LOG_ITERATIONS=1",
         *("SOLVER.IMS_PER_BATCH=2", "DATALOADER.NUM_WORKERS=0", "SOLVER.STEPS=(6,)"),

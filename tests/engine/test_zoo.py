@@ -156,12 +156,12 @@ def test_detector_trains_a_step_and_evaluates(path: Path, shapes: Path, tmp_path
         RunArguments(config_file=str(path), opts=opts, output=str(tmp_path / "run"), **arguments)
     )
     tasks = {"mask_rcnn": "segm", "cascade_mask_rcnn": "segm", "keypoint_rcnn": "keypoints"}
-    metrics = results["instances_val_val"]
+    metrics = results["instances_val"]
     assert set(metrics) == {"bbox", tasks.get(kind, "bbox")}
     assert all(0 <= values["AP"] <= 100 for values in metrics.values())
     trained, scored = (json.loads(line) for line in (tmp_path / "run/metrics.json").open())
     assert 0 < trained["total_loss"] < 100
-    assert scored["instances_val_val/bbox/AP"] == metrics["bbox"]["AP"]
+    assert scored["instances_val/bbox/AP"] == metrics["bbox"]["AP"]
     weights = torch.load(tmp_path / "run/model_final.pth", weights_only=True)["model"]
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     shutil.rmtree(tmp_path)  # checkpoints of every recipe would fill a small disk
@@ -215,14 +215,14 @@ def test_semantic_recipe_trains_a_step_and_evaluates(
             config_file=str(path), opts=opts, output=str(tmp_path), **semantic_data(shapes)
         )
     )
-    metrics = results["validation_val"]["sem_seg"]
+    metrics = results["validation"]["sem_seg"]
     assert 0 <= metrics["mIoU"] <= 100
     assert {"IoU-circle", "ACC-water", "BIoU-star", "pACC"} < set(metrics)
     trained, scored = (json.loads(line) for line in (tmp_path / "metrics.json").open())
     # Ten equally probable classes have 2.3; Detectron2's head starts further from that, and how far
     # depends on the draw of its weights.
     assert 1 < trained["total_loss"] < 100
-    assert scored["validation_val/sem_seg/mIoU"] == metrics["mIoU"]
+    assert scored["validation/sem_seg/mIoU"] == metrics["mIoU"]
     shutil.rmtree(tmp_path)
 
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from focalnet_det.data.build import TrainLoader
 from focalnet_det.engine import train as train_module
-from focalnet_det.engine.experiment import Experiment, TrainOptions
 from focalnet_det.engine.run_folder import RunFolder
-from focalnet_det.engine.solver import Schedule
+from focalnet_det.experiment import Experiment, TrainOptions
+from focalnet_det.experiment.solver import Schedule
 
 DATA = "toy"
 
@@ -80,6 +80,8 @@ def experiment(
         test_loaders={DATA: list} if tested else {},
         options=TrainOptions(**(defaults | options)),
         config_text=config,
+        settings=None,
+        given=None,
     )
 
 

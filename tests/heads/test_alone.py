@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from focalnet_det.analysis.padding import extra_padding, feature_shifts
 from focalnet_det.backbones import create_backbone
 from focalnet_det.compat import image_sizes_of
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.experiment import load_config, read_experiment
 from focalnet_det.heads.alone import see_images_alone
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

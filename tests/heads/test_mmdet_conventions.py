@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.experiment import load_config, read_experiment
 from focalnet_det.heads.mmdet_conventions import (
     MmdetBox2BoxTransform,
     MmdetMatcher,

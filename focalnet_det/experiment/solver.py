@@ -125,6 +125,7 @@ class Schedule:
     warmup_factor: float = 0.001
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
         if (self.epochs is None) == (self.iterations is None):
             raise ValueError(
                 "A schedule needs either epochs or iterations (set the other to None)."

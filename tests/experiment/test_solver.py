@@ -11,7 +11,7 @@ from torch import nn
 
 from focalnet_det import create_backbone
 from focalnet_det.backbones.d2 import focalnet_backbone
-from focalnet_det.engine.solver import Schedule, adamw, parameter_groups
+from focalnet_det.experiment.solver import Schedule, adamw, parameter_groups
 from focalnet_det.necks.fpn import build_fpn
 
 

@@ -15,15 +15,14 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focalnet_det.data.labels import LabelRule
-from focalnet_det.engine.experiment import load_config, read_experiment
 from focalnet_det.engine.main import RunArguments, run
-from focalnet_det.engine.own_labels import FolderPairs, folder_pairs, use_label_folders
+from focalnet_det.experiment import Experiment, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 ADE = ROOT / "configs/ADE20K-SemanticSegmentation"
 PUBLISHED = ADE / "upernet_focalnet_tiny_srf_160k.py"
 NANO = ADE / "upernet_focalnet_nano_small.py"
-YACS = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml"
+YACS = PUBLISHED.with_suffix(".yaml")
 # Thin and small; one iteration.
 THIN = [
     *("model.backbone.embed_dim=8", "model.backbone.depths=[1,1,1,1]", "model.channels=16"),
@@ -48,75 +47,92 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pair(folder: Path) -> FolderPairs:
-    return FolderPairs(images=[str(folder / "images")], labels=[str(folder / "labels")])
+def described(config: Path, folder: Path, *opts: str, **changes: Any) -> Experiment:
+    images, labels = [str(folder / "images")], [str(folder / "labels")]
+    fields = {"sem_images": images, "sem_labels": labels, "first_label": 1}
+    fields |= {"val_sem_images": images, "val_sem_labels": labels}
+    fields |= {"classes": str(folder / "classes.txt"), "output": str(folder / "run")}
+    return describe(RunArguments(config_file=str(config), opts=list(opts), **(fields | changes)))
 
 
-def use(cfg: Any, folder: Path, **changes: Any) -> None:
-    fields = {"train": pair(folder), "val": pair(folder), "classes": str(folder / "classes.txt")}
-    use_label_folders(cfg, **(fields | {"first_label": 1, "overrides": []} | changes))
-
-
-def test_lazy_config_is_pointed_at_folders(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = load_config(PUBLISHED, [])
+def test_published_recipe_on_folders(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        use(cfg, folders)
-    assert (cfg.model.num_classes, list(cfg.dataloader.train.datasets)) == (3, ["labels_train"])
-    experiment = read_experiment(cfg)
+        experiment = described(PUBLISHED, folders)
+    settings = experiment.settings
+    assert (settings.model.classes, settings.train_sets) == (3, ("labels_train",))
     assert list(experiment.test_loaders) == ["labels_val"]
     records = DatasetCatalog.get("labels_train")
     assert [Path(r["file_name"]).name for r in records] == ["a.png", "b.png", "c.png", "d.png"]
     assert records[0]["label_rule"] == LabelRule(num_classes=3, first_label=1)
     assert MetadataCatalog.get("labels_val").stuff_classes == ["road", "sky", "car"]
     # 4 images: a batch of 4 for 16, a quarter of the rate, and the least number of iterations.
-    assert (cfg.dataloader.train.batch_size, cfg.optimizer.lr) == (4, 1.5e-5)
+    assert (settings.batch_size, settings.learning_rate) == (4, 1.5e-5)
     assert experiment.schedule.max_iter(1) == 1000
     assert "4 training images in batches of 4" in caplog.text
 
 
-def test_few_images_balance_the_classes(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("config", "key", "none"),
+    [
+        (NANO, "model.loss.class_weights", "null"),
+        (YACS, "MODEL.UPERNET.CLASS_WEIGHTS", "()"),
+    ],
+)
+def test_few_images_balance_the_classes(
+    config: Path, key: str, none: str, folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of the four images two are sky, one is road and one car."""
     with caplog.at_level("INFO"):
-        use(cfg := load_config(NANO, []), folders)
-    assert list(cfg.model.loss.class_weights) == [1.0, 0.71, 1.0]
+        experiment = described(config, folders)
+    assert experiment.settings.model.class_weights == (1.0, 0.71, 1.0)
+    loss = experiment.model().sem_seg_head.loss
+    assert loss.class_weights.tolist() == pytest.approx([1.0, 0.71, 1.0])
     assert "from 0.71 (sky) to 1 (road)" in caplog.text
-    chosen = "model.loss.class_weights=null"
-    use(cfg := load_config(NANO, [chosen]), folders, overrides=[chosen])
-    assert cfg.model.loss.class_weights is None
-    own = "model.loss.class_weights=[1,2,3]"
-    use(cfg := load_config(NANO, [own]), folders)
-    assert list(cfg.model.loss.class_weights) == [1, 2, 3]
-    use(cfg := load_config(ADE / "semantic_fpn_focalnet_tiny_srf_160k.py", []), folders)
-    assert "loss" not in cfg.model
-    use(cfg := load_config(NANO, []), folders, train=FolderPairs())
-    assert cfg.model.loss.class_weights is None
+    assert f"For equal weights: {key}" in caplog.text
+    model = described(config, folders, f"{key}={none}").settings.model
+    assert model.class_weights is None
+    model = described(config, folders, f"{key}=[1,2,3]").settings.model
+    assert model.class_weights == (1, 2, 3)
+
+
+def test_what_has_no_weights_gets_none(folders: Path) -> None:
+    leaf = ADE / "semantic_fpn_focalnet_tiny_srf_160k.py"
+    assert described(leaf, folders).settings.model.class_weights is None
+    nothing: dict[str, Any] = {"sem_images": [], "sem_labels": [], "eval_only": True}
+    assert described(NANO, folders, **nothing).settings.model.class_weights is None
 
 
 def test_yacs_config_is_pointed_at_folders(folders: Path) -> None:
-    cfg = load_config(YACS, [])
-    use(cfg, folders)
-    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) == (3, 255)
-    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("labels_train",), ("labels_val",))
+    experiment = described(YACS, folders)
+    assert experiment.model().sem_seg_head.num_classes == 3
+    assert experiment.settings.train_sets == ("labels_train",)
+    assert list(experiment.test_loaders) == ["labels_val"]
 
 
 def test_several_pairs_and_evaluation_alone(folders: Path) -> None:
-    cfg = load_config(NANO, [])
-    both = FolderPairs(images=pair(folders).images * 2, labels=pair(folders).labels * 2)
-    use(cfg, folders, train=both, val=FolderPairs())
-    assert list(cfg.dataloader.train.datasets) == ["labels_train", "labels_train_2"]
-    assert read_experiment(cfg).test_loaders == {}
-    use(cfg := load_config(NANO, []), folders, train=FolderPairs())
-    assert list(read_experiment(cfg).test_loaders) == ["labels_val"]
+    twice = {"sem_images": [str(folders / "images")] * 2}
+    twice |= {"sem_labels": [str(folders / "labels")] * 2}
+    twice |= {"val_sem_images": [], "val_sem_labels": []}
+    experiment = described(NANO, folders, **twice)
+    assert experiment.settings.train_sets == ("labels_train", "labels_train_2")
+    assert experiment.test_loaders == {}
+    nothing: dict[str, Any] = {"sem_images": [], "sem_labels": []}
+    experiment = described(NANO, folders, eval_only=True, **nothing)
+    assert list(experiment.test_loaders) == ["labels_val"]
+    with pytest.raises(ValueError, match="nothing to train on"):
+        described(NANO, folders, **nothing)
 
 
 def test_bad_folders(folders: Path) -> None:
     with pytest.raises(ValueError, match="--sem-images DIR needs --sem-labels.*1 image.*0 label"):
-        folder_pairs("sem", ["a"], [])
-    cfg = load_config(NANO, [])
+        described(NANO, folders, sem_labels=[])
     with pytest.raises(ValueError, match="need --classes FILE"):
-        use(cfg, folders, classes=None)
+        described(NANO, folders, classes=None, first_label=None)
     with pytest.raises(FileNotFoundError, match="No such folder.*absent"):
-        use(cfg, folders, train=FolderPairs(images=["absent"], labels=["absent"]))
+        described(NANO, folders, sem_images=["absent"])
+    detector = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
+    with pytest.raises(ValueError, match="need a semantic segmentor"):
+        described(detector, folders)
 
 
 @pytest.mark.slow
@@ -157,7 +173,7 @@ def test_150_classes_on_real_images(name: str, shared_data: Path, tmp_path: Path
         "classes": str(shared_data / "ade20k_mini/objectInfo150.txt"),
     }
     args = RunArguments(config_file=str(PUBLISHED), opts=THIN, output=str(tmp_path), **fields)
-    metrics = run(args)["validation_val"]["sem_seg"]
+    metrics = run(args)["validation"]["sem_seg"]
     ious = [value for key, value in metrics.items() if key.startswith("IoU-")]
     assert len(ious) == 150
     # The classes of the data sheet that occur in the validation images.

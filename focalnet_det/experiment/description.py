@@ -1,0 +1,152 @@
+"""One typed description of a run, the same for both kinds of config."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..data.build import TrainLoader
+from ..data.datasets import register_shapes
+from ..data.panoptic_sets import (
+    register_ade20k_panoptic,
+    register_coco_panoptic,
+    register_shapes_panoptic,
+)
+from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
+from ..heads.alone import see_images_alone
+from ..heads.poolers import pool_fast
+from . import lazy, yacs
+from .arguments import RunArguments, own_data_of
+from .data_settings import raise_detections, scale_learning_rate, with_own_data
+from .options import TrainOptions
+from .own_data import register
+from .settings import Given, Settings
+from .solver import Schedule
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """The parts of a training, not yet built: each callable builds one.
+
+    Attributes:
+        model: with random weights, on the CPU.
+        optimizer: for a model.
+        train_loader: of all training sets.
+        test_loaders: by name of the test set.
+        config_text: yaml that ``--config-file`` takes, data of one's own included.
+        settings: batch, data sets, class counts and what else data decides.
+        given: what the command line overrides.
+    """
+
+    model: Callable[[], nn.Module]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Schedule
+    train_loader: Callable[[], TrainLoader]
+    test_loaders: Mapping[str, Callable[[], Any]]
+    options: TrainOptions
+    config_text: str
+    settings: Settings
+    given: Given
+
+
+def register_all() -> None:
+    """Register every data set that configs name."""
+    register_shapes()
+    register_shapes_sem_seg()
+    register_ade20k_sem_seg()
+    register_shapes_panoptic()
+    register_coco_panoptic()
+    register_ade20k_panoptic()
+
+
+def load_config(path: str | Path, overrides: list[str]) -> Any:
+    """Return a config of either kind with its overrides.
+
+    Args:
+        path: ``.py`` (LazyConfig), ``.yaml`` (yacs), or the ``config.yaml`` that a run of either
+            kind has saved.
+        overrides: ``key=value`` for LazyConfig; ``KEY VALUE`` or ``KEY=VALUE`` for yacs.
+    Raises: ValueError if there is no such file or it is of neither kind, KeyError for an override
+        of a key that the config does not have.
+    """
+    path = Path(path)
+    if not PathManager.isfile(str(path)):
+        raise ValueError(f"No such config file: {path}.")
+    if path.suffix == ".py":
+        return lazy.load_code(path, overrides)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{path} is neither a .py (LazyConfig) nor a .yaml (yacs) config.")
+    content = yacs.read_yaml(path)
+    if "model" in content:
+        return lazy.load_saved(content, path, overrides)
+    return yacs.load(content, path, overrides)
+
+
+def language(cfg: Any) -> Any:
+    """Return the module that reads a config: ``lazy`` or ``yacs``."""
+    return yacs if isinstance(cfg, CfgNode) else lazy
+
+
+def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
+    """Return the parts of a training from a config of either kind."""
+    reader = language(cfg)
+    settings: Settings = reader.read_settings(cfg)
+    return Experiment(
+        model=lambda: _prepared(reader.build_model(cfg)),
+        optimizer=partial(reader.build_optimizer, cfg),
+        schedule=settings.schedule,
+        train_loader=partial(reader.build_train_loader, cfg),
+        test_loaders={
+            name: partial(reader.build_test_loader, cfg, name) for name in settings.test_sets
+        },
+        options=settings.options,
+        config_text=reader.config_text(cfg),
+        settings=settings,
+        given=reader.given(overrides or []),
+    )
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    """Parts of Detectron2 give way to ours; parameters and their names stay."""
+    return see_images_alone(pool_fast(model))
+
+
+def describe(args: RunArguments) -> Experiment:
+    """Return the description of the run that a command line asks for, checked.
+
+    Raises: ValueError, KeyError, TypeError or OSError that says what to do.
+    """
+    own_data = own_data_of(args)
+    register_all()
+    cfg = load_config(args.config_file, args.opts)
+    reader = language(cfg)
+    given = reader.given(args.opts)
+    settings = settle(reader.read_settings(cfg), own_data, given)
+    changes: dict[str, Any] = {}
+    if args.output:
+        changes["output_dir"] = args.output
+    if args.report:
+        changes["report"] = True
+    if args.deterministic:
+        changes["deterministic"] = True
+    settings = replace(settings, options=replace(settings.options, **changes))
+    return read_experiment(reader.write_settings(cfg, settings), args.opts)
+
+
+def settle(settings: Settings, own_data: Any, given: Given) -> Settings:
+    """Return settings with all that follows from batch and data.
+
+    A saved config names its own data: it is registered, and everything stays as it was saved.
+    """
+    settings = scale_learning_rate(settings, given)
+    if own_data is not None:
+        settings = with_own_data(settings, own_data, given)
+    elif settings.own_data is not None:
+        register(settings.own_data)
+    return raise_detections(settings, given)

@@ -1,0 +1,377 @@
+"""LazyConfig (``.py``, and the yaml text that a run saves of it): into settings, and back."""
+
+import copy
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import _convert_target_to_string, locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from .length import Length, follow_override
+from .options import TrainOptions, default_options
+from .own_data import from_record
+from .settings import Given, ModelSettings, Settings
+from .solver import Schedule
+
+# Setting -> key. The names of options are keys below ``train``.
+KEYS = {
+    "epochs": "schedule.epochs",
+    "iterations": "schedule.iterations",
+    "milestones": "schedule.milestones",
+    "warmup": "schedule.warmup_iterations",
+    "learning_rate": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "lr_factors": "optimizer.lr_factors",
+    "no_decay_names": "optimizer.no_decay_names",
+    "batch_size": "dataloader.train.batch_size",
+    "train_sets": "dataloader.train.datasets",
+    "class_weights": "model.loss.class_weights",
+    "own_data": "own_data",
+    **{name: f"train.{name}" for name in default_options()},
+}
+# Arguments of Detectron2's and our heads.
+DETECTIONS = ("test_topk_per_image", "max_detections_per_image")
+SECTIONS = ("model", "optimizer", "schedule", "dataloader", "train")
+# What a saved config may call. A .py config may call anything: it is code.
+TRUSTED = ("focalnet_det.", "detectron2.", "torch.nn.", "torchvision.", "torch.optim.")
+
+
+def load_code(path: Path, overrides: list[str]) -> DictConfig:
+    """Return a ``.py`` config with its overrides.
+
+    Raises: ValueError if it lacks a section or an override is not understood, KeyError for an
+        override of a key that it does not have.
+    """
+    cfg = LazyConfig.load(str(path))
+    missing = [name for name in SECTIONS if name not in cfg]
+    if missing:
+        raise ValueError(f"{path} does not define {', '.join(missing)}.")
+    return apply_overrides(cfg, overrides)
+
+
+def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> DictConfig:
+    """Return the config of a run, from the yaml that it saved; errors as above.
+
+    Raises: ValueError if it calls what is not of this package, Detectron2, PyTorch or torchvision.
+    """
+    cfg = OmegaConf.create(content, flags={"allow_objects": True})
+    missing = [name for name in SECTIONS if name not in cfg]
+    if missing:
+        raise ValueError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
+    for key, node in calls(cfg):
+        target = node["_target_"]
+        if not isinstance(target, str) or not target.startswith(TRUSTED):
+            raise ValueError(
+                f"{path}: {key or 'it'} calls {target}. A saved config may call focalnet_det, "
+                "detectron2, torch.nn, torch.optim and torchvision alone: give the .py config that "
+                "it was made from."
+            )
+    return apply_overrides(cfg, overrides)
+
+
+def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """Return a config with overrides; a key that it lacks is an error, not news.
+
+    Raises: KeyError for an unknown key, ValueError for an override that is not understood.
+    """
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        key = key.lstrip("+~")
+        if not equals:
+            raise ValueError(f"Overrides of a .py config read key=value, got {item!r}.")
+        parent, _, leaf = key.rpartition(".")
+        node = _select(cfg, parent)
+        if not takes(node, leaf) and not item.startswith("+"):
+            raise KeyError(f"The config has no key {key!r}.{_similar(node, leaf)}")
+    from hydra.errors import HydraException
+
+    before = _length(cfg)
+    try:
+        cfg = LazyConfig.apply_overrides(cfg, [item.lstrip("+") for item in overrides])
+    except HydraException as error:
+        raise ValueError(
+            f"Override not understood (a value with = or brackets needs quotes of its own): {error}"
+        ) from error
+    names = Given(given(overrides).names)
+    if before is not None and "length" in names:
+        _set_length(cfg, follow_override(before, _length(cfg) or before, names, KEYS))
+    return cfg
+
+
+def takes(node: Any, leaf: str) -> bool:
+    """Return whether a mapping has a key, or a call takes an argument of that name."""
+    if not OmegaConf.is_config(node) or leaf in node:
+        return OmegaConf.is_config(node)
+    return "_target_" in node and (leaf in arguments_of(node) or _takes_anything(node))
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key) if key else cfg
+    except Exception:  # OmegaConf has many kinds of error for a path that leads nowhere.
+        return None
+
+
+def _similar(node: Any, leaf: str) -> str:
+    if not isinstance(node, DictConfig):
+        return ""
+    known = [*map(str, node), *arguments_of(node)]
+    close = difflib.get_close_matches(leaf, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def arguments_of(node: Any) -> list[str]:
+    """Return the names of the arguments that a call takes; [] for what is no call."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None:
+        return []
+    found = inspect.signature(_callable(target)).parameters
+    return [name for name, p in found.items() if p.kind != p.VAR_KEYWORD and name != "self"]
+
+
+def _callable(target: Any) -> Callable[..., Any]:
+    found = locate(target) if isinstance(target, str) else target
+    # Detectron2 wraps constructors that read yacs configs.
+    init = getattr(found, "__init__", None) if inspect.isclass(found) else None
+    return getattr(init, "__wrapped__", None) or found
+
+
+def calls(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Yield (key, node) of every call in a config."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield key, node
+        names: list[Any] = [n for n in node if n != "_target_"]
+    elif isinstance(node, ListConfig):
+        names = list(range(len(node)))
+    else:
+        return
+    for name in names:
+        if not OmegaConf.is_interpolation(node, name) and not OmegaConf.is_missing(node, name):
+            yield from calls(node[name], f"{key}.{name}".lstrip("."))
+
+
+def call_problems(cfg: DictConfig) -> list[str]:
+    """Return what calls are given that they do not take, one sentence each."""
+    problems = []
+    for key, node in calls(cfg):
+        if _takes_anything(node):
+            continue
+        known = arguments_of(node)
+        for name in node:
+            if name != "_target_" and name not in known:
+                path = f"{key}.{name!s}".lstrip(".")
+                problems.append(f"{path} is unknown to {_name(node)}.{_close(str(name), known)}")
+    return problems
+
+
+def _takes_anything(node: DictConfig) -> bool:
+    found = inspect.signature(_callable(node._target_)).parameters.values()
+    return any(p.kind == p.VAR_KEYWORD for p in found)
+
+
+def _name(node: DictConfig) -> str:
+    target = node["_target_"]
+    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
+
+
+def _close(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" It takes {', '.join(known)}."
+
+
+def given(overrides: list[str]) -> Given:
+    """Return what overrides set."""
+    keys = {item.partition("=")[0].lstrip("+~") for item in overrides}
+    names = {n for n, k in KEYS.items() if any(key == k or key.startswith(f"{k}.") for key in keys)}
+    if names & {"epochs", "iterations"}:
+        names.add("length")
+    if any(key.rpartition(".")[2] in DETECTIONS for key in keys):
+        names.add("detections")
+    return Given(frozenset(names), KEYS, "{key}={value}", "null")
+
+
+def _length(cfg: DictConfig) -> Length | None:
+    node = cfg.get("schedule")
+    if not isinstance(node, DictConfig) or not {"epochs", "iterations"} <= set(node):
+        return None
+    milestones = tuple(node.get("milestones") or ())
+    return Length(epochs=node.epochs, iterations=node.iterations, milestones=milestones)
+
+
+def _set_length(cfg: DictConfig, length: Length) -> None:
+    cfg.schedule.epochs, cfg.schedule.iterations = length.epochs, length.iterations
+    if "milestones" in cfg.schedule:
+        cfg.schedule.milestones = list(length.milestones)
+
+
+def read_settings(cfg: DictConfig) -> Settings:
+    """Return the settings of a config.
+
+    Raises: ConfigError or ValueError for values that cannot be used.
+    """
+    train = cfg.dataloader.train
+    datasets = train.get("datasets") or ()
+    tests = cfg.dataloader.get("test", None) or []
+    options: Any = OmegaConf.to_container(cfg.train, resolve=True)
+    unknown = sorted(set(options) - set(default_options()))
+    if unknown:
+        raise ValueError(f"Unknown run options: {', '.join(f'train.{name}' for name in unknown)}.")
+    return Settings(
+        model=read_model(cfg.model),
+        train_sets=(datasets,) if isinstance(datasets, str) else tuple(datasets),
+        test_sets=tuple(node.dataset for node in tests),
+        batch_size=train.batch_size,
+        learning_rate=cfg.optimizer.lr,
+        schedule=instantiate(cfg.schedule),
+        options=TrainOptions(**options),
+        own_data=from_record(_plain(cfg.get("own_data") or {})),
+    )
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def read_model(model: DictConfig) -> ModelSettings:
+    """Return the numbers of a model that follow from data."""
+    panoptic = "sem_seg_head" in model and "roi_heads" in model
+    loss = model.get("loss")
+    weighted = isinstance(loss, DictConfig) and "class_weights" in loss
+    weights = loss.class_weights if weighted else None
+    return ModelSettings(
+        classes=_first(model.roi_heads if panoptic else model, "num_classes"),
+        stuff=model.sem_seg_head.num_classes if panoptic else None,
+        keypoints=_first(model, "num_keypoints"),
+        detections=min((n for name in DETECTIONS for n in values(model, name)), default=None),
+        weighted=weighted,
+        class_weights=None if weights is None else tuple(weights),
+    )
+
+
+def values(node: Any, name: str) -> Iterator[Any]:
+    """Yield every value of a name that is not a reference to another."""
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            if not OmegaConf.is_interpolation(node, key):
+                if key == name:
+                    yield node[key]
+                else:
+                    yield from values(node[key], name)
+    elif isinstance(node, ListConfig):
+        for item in node:
+            yield from values(item, name)
+
+
+def _first(node: Any, name: str) -> Any:
+    return next(values(node, name), None)
+
+
+def write_settings(cfg: DictConfig, settings: Settings) -> DictConfig:
+    """Return a copy of a config in which what differs from it is as the settings say."""
+    before, cfg = read_settings(cfg), copy.deepcopy(cfg)
+    write_model(cfg.model, before.model, settings.model)
+    train = cfg.dataloader.train
+    if settings.train_sets != before.train_sets:
+        train.datasets = list(settings.train_sets)
+    if settings.test_sets != before.test_sets:
+        # Every set is evaluated as the config's first one would be.
+        loaders = cfg.dataloader.test[:1]
+        tests = [{**node, "dataset": name} for node in loaders for name in settings.test_sets]
+        cfg.dataloader.test = tests
+    if settings.batch_size != before.batch_size:
+        train.batch_size = settings.batch_size
+    if settings.learning_rate != before.learning_rate:
+        cfg.optimizer.lr = settings.learning_rate
+    for field in fields(Schedule):
+        value = getattr(settings.schedule, field.name)
+        if value != getattr(before.schedule, field.name):
+            cfg.schedule[field.name] = list(value) if isinstance(value, tuple) else value
+    for name, value in vars(settings.options).items():
+        if value != getattr(before.options, name):
+            cfg.train[name] = value
+    if settings.own_data is not None:
+        cfg.own_data = settings.own_data.record()
+    return cfg
+
+
+def write_model(model: DictConfig, before: ModelSettings, after: ModelSettings) -> None:
+    """Write class counts, limits and weights into the config of a model."""
+    if after.stuff != before.stuff:
+        model.sem_seg_head.num_classes = after.stuff
+    if after.classes != before.classes:
+        set_everywhere(
+            model if after.stuff is None else model.roi_heads, "num_classes", after.classes
+        )
+    if after.keypoints != before.keypoints:
+        set_everywhere(model, "num_keypoints", after.keypoints)
+    if after.detections != before.detections:
+        for name in DETECTIONS:
+            set_everywhere(model, name, after.detections)
+    if after.class_weights != before.class_weights:
+        model.loss.class_weights = (
+            None if after.class_weights is None else list(after.class_weights)
+        )
+
+
+def set_everywhere(node: Any, name: str, value: Any) -> None:
+    """Set every field of that name in a LazyConfig that is not a reference to another."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key == name:
+                if not OmegaConf.is_interpolation(node, key):
+                    node[key] = value
+            else:
+                set_everywhere(node[key], name, value)
+    elif isinstance(node, ListConfig):
+        for item in node:
+            set_everywhere(item, name, value)
+
+
+def config_text(cfg: DictConfig) -> str:
+    """Return a config as yaml, with callables by name, that :func:`load_saved` reads."""
+    content = _named(OmegaConf.to_container(cfg, resolve=False))
+    return yaml.safe_dump(content, default_flow_style=None, allow_unicode=True, width=100)
+
+
+def _named(value: Any) -> Any:
+    """Return plain values: callables by name."""
+    if isinstance(value, dict):
+        return {
+            k: _convert_target_to_string(v) if k == "_target_" and callable(v) else _named(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_named(item) for item in value]
+    if callable(value):
+        name = _convert_target_to_string(value)
+        return {"_target_": "detectron2.utils.registry.locate", "name": name}
+    return value
+
+
+def build_model(cfg: DictConfig) -> Any:
+    """Return the model of a config."""
+    return instantiate(cfg.model)
+
+
+def build_optimizer(cfg: DictConfig, model: Any) -> Any:
+    """Return the optimizer of a config for a model."""
+    node = cfg.optimizer.copy()
+    node.model = model
+    return instantiate(node)
+
+
+def build_train_loader(cfg: DictConfig) -> Any:
+    """Return the loader of a config's training sets."""
+    return instantiate(cfg.dataloader.train)
+
+
+def build_test_loader(cfg: DictConfig, name: str) -> Any:
+    """Return the loader of one of a config's test sets."""
+    return instantiate(next(node for node in cfg.dataloader.test if node.dataset == name))
