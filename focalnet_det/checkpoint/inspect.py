@@ -51,6 +51,7 @@ class Inspection:
         parameters: numbers in the backbone.
         precision: dtypes of the backbone's tensors.
         progress: such as {"epoch": 299}.
+        ignored: classes and functions that the file names beside its weights; they were left out.
         unknowns: what no shape reveals, with the default taken and why.
         candidates: nearest layouts or variants and the first difference, for unknown files.
     """
@@ -69,6 +70,7 @@ class Inspection:
     parameters: int = 0
     precision: list[str] = field(default_factory=list)
     progress: dict[str, int] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
     unknowns: list[str] = field(default_factory=list)
     candidates: list[str] = field(default_factory=list)
 
@@ -85,7 +87,9 @@ def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
     else:
         checkpoint = read_checkpoint(resolve_weights(weights))
     translation = translate(checkpoint.tensors)
-    result = Inspection(checkpoint.origin, progress=checkpoint.progress)
+    result = Inspection(
+        checkpoint.origin, progress=checkpoint.progress, ignored=list(checkpoint.ignored)
+    )
     try:
         result.shapes = visible_shapes(translation.backbone)
     except (ValueError, KeyError):
