@@ -30,6 +30,7 @@ def print_lines(found: "Inspection") -> None:
 
     lines = {
         "file": found.origin,
+        "this is": found.architecture,
         "layout": LAYOUTS[found.layout].title if found.layout else "unknown",
         "family": found.family,
         "method": found.method,

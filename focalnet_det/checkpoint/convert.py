@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from ..backbones.variants import VARIANTS
-from .detectors import METHODS, find_method, find_own_method, to_detectron2, to_public
+from .architecture import infer_architecture
+from .detectors import METHODS, find_own_method, find_public_method, to_detectron2, to_public
 from .files import read_checkpoint, unwrap, write_state_dict
-from .inspect import match_variant, visible_shapes
 from .layouts import LAYOUTS
+from .peers import find_family
+from .shapes import match_variant, visible_shapes
 from .translate import is_post_norm, translate, write
 from .zoo import resolve_weights
 
@@ -56,9 +58,14 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
     """
     if to in DETECTOR_LAYOUTS:
         return Conversion("detectron2", _to_public(tensors, to))
-    if to == "detectron2" and find_method(tensors) is not None:
+    if to == "detectron2" and find_public_method(tensors) is not None:
         converted, layout = to_detectron2(tensors)
         return Conversion(layout, converted)
+    if find_family(tensors) is not None:
+        raise ValueError(
+            f"This is {infer_architecture(tensors)}: FocalNets are converted here, and models of "
+            "mmdet's layout to detectron2. Its file loads as it is."
+        )
     translation = translate(tensors)
     if translation.unknown:
         more = len(translation.unknown) - 1

@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalModulation, FocalNet
+from .architecture import infer_architecture, name_mismatch
 from .detectors import BACKBONE, to_detectron2
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone
 from .growth import grow
 from .inspect import describe_backbone, nearest_layouts, unknowns
 from .measure import shrinking_error
+from .peers import CONSTANT, find_family, other_constants, peer_notes, translate_peer
 from .translate import Translation, translate
 from .zoo import resolve_weights
 
@@ -97,8 +99,9 @@ def load_pretrained(
         shapes or values that the network cannot take.
     """
     checkpoint = open_checkpoint(weights)
-    translation = translate(checkpoint.tensors)
     target = net.state_dict()
+    peer = translate_peer(checkpoint.tensors) if find_family(target) else None
+    translation = peer or translate(checkpoint.tensors)
     fit = fit_backbone(
         translation.backbone,
         target,
@@ -107,9 +110,11 @@ def load_pretrained(
         normalized=_normalizes(net),
     )
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
+    fit.problems += other_constants(translation.backbone, target)
     # Grown levels that keep their initial kernels, as in the official code.
     initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
     new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    new = [name for name in new if not CONSTANT.search(name)]
     missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
     if not allow_missing:
         fit.problems += [f"{name} is not in the file" for name in missing]
@@ -119,13 +124,15 @@ def load_pretrained(
             f"only {100 * share:.1f} % of the backbone is in the file, less than "
             f"{100 * min_loaded:g} %"
         )
-    raise_problems(fit.problems, checkpoint.origin, translation, net)
+    if fit.problems:
+        explanation = explain_misfit(checkpoint.tensors, translation, net)
+        raise_problems(fit.problems, checkpoint.origin, explanation)
     report = _report(translation, fit)
     report.missing, report.share = new, share
     if levels == "shrink" and isinstance(net, FocalNet):
         report.notes.append(shrinking_error(net, translation.backbone, fit.tensors))
     _apply(net, fit)
-    report.notes += unknowns(translation.backbone, net)
+    report.notes += unknowns(translation.backbone, net) + peer_notes(translation.layout, net)
     return report
 
 
@@ -202,11 +209,20 @@ def load_initial_weights(
     """
     checkpoint = open_checkpoint(path)
     target = model.state_dict()
+    mismatch = name_mismatch(checkpoint.tensors, target)
+    if mismatch is not None:
+        raise ValueError(
+            f"{checkpoint.origin} does not fit, nothing was loaded: {mismatch}. (A FocalNet's "
+            "backbone alone is written by tools/convert_checkpoint.py --to official.)"
+        )
     tensors, layout = to_detectron2(checkpoint.tensors)
     prefix = backbone_prefix(target)
     if not any(name in target for name in tensors if not name.startswith(prefix)):
         if not new_classes:
-            raise ValueError(f"{path} holds no weights of this detector; is it a backbone's file?")
+            raise ValueError(
+                f"{checkpoint.origin} holds no weights of this detector: it is "
+                f"{infer_architecture(checkpoint.tensors)}."
+            )
         backbone = model.get_submodule("backbone")
         return load_pretrained(
             getattr(backbone, "bottom_up", backbone), checkpoint.tensors, levels=levels
@@ -269,22 +285,28 @@ def _load_detector(
     return report
 
 
-def raise_problems(
-    problems: Iterable[str],
-    origin: str,
-    translation: Translation | None = None,
-    net: nn.Module | None = None,
-) -> None:
-    """Raises: ValueError that names the first problem and counts the others, if there are any."""
+def raise_problems(problems: Iterable[str], origin: str, explanation: str = "") -> None:
+    """Name the first problem and count the others.
+
+    Args:
+        explanation: a sentence for several problems, "" for none.
+    Raises: ValueError if there are any.
+    """
     problems = list(problems)
     if not problems:
         return
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     text = f"{origin} does not fit this network, nothing was loaded: {problems[0]}{more}."
-    if translation is not None and net is not None and len(problems) > 1:
-        if len(translation.unknown) > len(translation.backbone):
-            nearest = nearest_layouts([*translation.backbone, *translation.unknown])
-            text += f" It is in no known layout; nearest: {'; '.join(nearest)}."
-        else:
-            text += f" {describe_backbone(translation.backbone, net)}"
-    raise ValueError(text.rstrip())
+    raise ValueError(f"{text} {explanation if more else ''}".rstrip())
+
+
+def explain_misfit(tensors: Mapping[str, Tensor], translation: Translation, net: nn.Module) -> str:
+    """Return a sentence that sets a file against a network, "" if nothing is known of it."""
+    file, own = infer_architecture(tensors), infer_architecture(net.state_dict())
+    if file.backbone and own.backbone and file.backbone != own.backbone:
+        title = f"The file is {file}, the network {own.backbone}."
+        return f"{title} {describe_backbone(translation.backbone, net)}".rstrip()
+    if len(translation.unknown) > len(translation.backbone):
+        nearest = nearest_layouts([*translation.backbone, *translation.unknown])
+        return f"It is in no known layout; nearest: {'; '.join(nearest)}."
+    return describe_backbone(translation.backbone, net)
