@@ -1,5 +1,6 @@
 """Strict loading: every key of a file is used, resized, dropped by name, or an error."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from ..backbones.focalnet import FocalModulation, FocalNet
 from .architecture import infer_architecture, name_mismatch
 from .detectors import BACKBONE, to_detectron2
 from .files import Checkpoint, read_checkpoint, unwrap
-from .fit import OUTPUT_NORM, Fit, fit_backbone
+from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
 from .growth import grow
 from .inspect import describe_backbone, nearest_layouts, unknowns
 from .measure import shrinking_error
@@ -22,6 +23,8 @@ from .zoo import resolve_weights
 
 # Layers of Detectron2's heads whose size is a number of classes.
 CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor|conv_seg)\.")
+logger = logging.getLogger("focalnet_det")
+
 OUTSIDE = "outside the backbone"
 
 
@@ -39,6 +42,7 @@ class LoadReport:
         layout: key of the file's layout in ``focalnet_det.checkpoint.layouts.LAYOUTS``.
         share: of the backbone's numbers that came from the file, 0..1, output norms apart.
         notes: defaults that were taken, and what a resizing changes.
+        warnings: what was lost; logged as well.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -50,6 +54,7 @@ class LoadReport:
     layout: str = "official"
     share: float = 0.0
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = (
@@ -60,7 +65,8 @@ class LoadReport:
         for rule in dict.fromkeys(self.rules.values()):
             text += _listed(f"Dropped, {rule}", [n for n, r in self.rules.items() if r == rule])
         text += _listed("Resized", self.resized) + _listed("New", self.missing)
-        return text + "".join(f"\n  Note: {note}" for note in self.notes)
+        text += "".join(f"\n  Note: {note}" for note in self.notes)
+        return text + "".join(f"\n  Warning: {warning}" for warning in self.warnings)
 
 
 def _listed(title: str, names: list[str]) -> str:
@@ -132,6 +138,7 @@ def load_pretrained(
     if levels == "shrink" and isinstance(net, FocalNet):
         report.notes.append(shrinking_error(net, translation.backbone, fit.tensors))
     _apply(net, fit)
+    _warn_of_cropping(fit, report)
     report.notes += unknowns(translation.backbone, net) + peer_notes(translation.layout, net)
     return report
 
@@ -190,6 +197,17 @@ def _apply(net: nn.Module, fit: Fit) -> None:
         if isinstance(modulation, FocalModulation):
             grow(modulation, level)
     net.load_state_dict(fit.tensors, strict=False)
+
+
+def _warn_of_cropping(fit: Fit, report: LoadReport) -> None:
+    if fit.cropped:
+        first = fit.cropped[0]
+        report.warnings.append(
+            f"{len(fit.cropped)} kernels are larger in the file and lost their borders, which "
+            f"changes the features: first {first}, {fit.resized[first]}. Set focal_windows to the "
+            "file's, which tools/inspect_checkpoint.py shows, to keep them."
+        )
+        logger.warning("%s", report.warnings[-1])
 
 
 def load_initial_weights(
@@ -256,6 +274,7 @@ def _load_detector(
     fit.tensors = {prefix + n: t for n, t in fit.tensors.items()}
     fit.resized = {prefix + n: t for n, t in fit.resized.items()}
     fit.dropped = {prefix + n: t for n, t in fit.dropped.items()}
+    fit.cropped = [prefix + n for n in fit.cropped]
     fit.global_levels = {prefix + n: t for n, t in fit.global_levels.items()}
     report = LoadReport(layout="detectron2", rules=dict(fit.dropped))
     for name, tensor in tensors.items():
@@ -264,8 +283,8 @@ def _load_detector(
         if name not in target:
             fit.problems.append(f"{name} is not in the model")
         elif target[name].shape == tensor.shape:
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                fit.problems.append(f"{name} has NaN or infinite values in the file")
+            problem = value_problem(name, tensor, target[name].dtype)
+            fit.problems += [] if problem is None else [problem]
             fit.tensors[name] = tensor
         elif new_classes and CLASS_LAYERS.search(name):
             report.rules[name] = "another number of classes"
@@ -282,6 +301,7 @@ def _load_detector(
     report.dropped = list(report.rules)
     report.share = loaded_share(own, inside)
     _apply(model, fit)
+    _warn_of_cropping(fit, report)
     return report
 
 
