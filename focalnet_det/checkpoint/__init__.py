@@ -1,12 +1,11 @@
 """Reading, inspecting, converting and loading of published and own weights."""
 
 from .convert import Conversion, convert_checkpoint, convert_state_dict
-from .files import Checkpoint, read_checkpoint, read_state_dict, write_state_dict
+from .files import Checkpoint, check_file, read_checkpoint, read_state_dict, write_state_dict
 from .growth import advance_growth
 from .inspect import Inspection, inspect_checkpoint
 from .layouts import LAYOUTS
 from .load import LoadReport, load_initial_weights, load_pretrained
-from .whole import check_file
 from .zoo import WEIGHTS, list_weights
 
 __all__ = [

@@ -1,18 +1,22 @@
 """From one layout to another: state dicts and files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..atomic import write_text
 from ..backbones.variants import VARIANTS
-from .detectors import METHODS, find_method, find_own_method, to_detectron2, to_public
+from .architecture import infer_architecture
+from .detectors import METHODS, find_own_method, find_public_method, to_detectron2, to_public
 from .files import read_checkpoint, unwrap, write_state_dict
-from .inspect import match_variant, visible_shapes
+from .fit import value_problem
 from .layouts import LAYOUTS
+from .peers import find_family
+from .shapes import match_variant, visible_shapes
 from .translate import is_post_norm, translate, write
 from .zoo import resolve_weights
 
@@ -52,13 +56,21 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
     Args:
         tensors: in any layout of ``LAYOUTS``.
         to: "official", "timm", "huggingface", "detectron2", or "mmdet" or "mmseg" for whole models.
-    Raises: ValueError if a name is in no row, or the layout cannot be written.
+    Raises: ValueError if a name is in no row, the layout cannot be written, or a weight is not
+        finite or no floating-point number.
     """
     if to in DETECTOR_LAYOUTS:
+        _check_values(tensors.items())
         return Conversion("detectron2", _to_public(tensors, to))
-    if to == "detectron2" and find_method(tensors) is not None:
+    if to == "detectron2" and find_public_method(tensors) is not None:
+        _check_values(tensors.items())
         converted, layout = to_detectron2(tensors)
         return Conversion(layout, converted)
+    if find_family(tensors) is not None:
+        raise ValueError(
+            f"This is {infer_architecture(tensors)}: FocalNets are converted here, and models of "
+            "mmdet's layout to detectron2. Its file loads as it is."
+        )
     translation = translate(tensors)
     if translation.unknown:
         more = len(translation.unknown) - 1
@@ -66,10 +78,20 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
             f"{translation.unknown[0]} is in no row of {LAYOUTS[translation.layout].title} names"
             + (f" (and {more} more)." if more else ".")
         )
+    renamed, backbone = translation.renamed, translation.backbone
+    _check_values((renamed.get(name, name), tensor) for name, tensor in backbone.items())
     written, homeless = write(translation.backbone, to)
     dropped = {translation.renamed.get(name, name): rule for name, rule in homeless.items()}
     outside = dict.fromkeys(translation.others, "outside the backbone")
     return Conversion(translation.layout, written, translation.dropped | dropped | outside)
+
+
+def _check_values(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises: ValueError for the first tensor that is no weight, and the number of the others."""
+    problems = [p for p in (value_problem(name, tensor) for name, tensor in tensors) if p]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"Nothing was converted: {problems[0]}{more}.")
 
 
 def _to_public(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -110,7 +132,7 @@ def convert_checkpoint(
         config = huggingface_config(translate(conversion.tensors).backbone)
     write_state_dict(output, conversion.tensors, container)
     if config is not None:
-        output.with_name("config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_text(output.with_name("config.json"), json.dumps(config, indent=2) + "\n")
     return conversion
 
 

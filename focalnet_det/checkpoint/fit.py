@@ -13,6 +13,8 @@ from .resize import identity_kernel, resize_gates, resize_image_channels, resize
 State = Mapping[str, Tensor]
 LEVEL_MODES = ("official", "by_kernel", "preserving", "shrink")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Counters and indices, which are no weights.
+INTEGER = re.compile(r"(num_batches_tracked|relative_position_index)$")
 
 # Names that a file may hold and a network lack, each by a named rule.
 CLASSIFIER = re.compile(r"^(head|norm)\.(weight|bias)$")
@@ -31,6 +33,7 @@ class Fit:
         resized: name -> what was done to it.
         dropped: name -> rule.
         problems: why nothing can be loaded, empty if all is well.
+        cropped: kernels that are larger in the file, whose borders were cut off.
         global_levels: modulation -> level that its global context goes on reading.
     """
 
@@ -39,6 +42,7 @@ class Fit:
     dropped: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     global_levels: dict[str, float] = field(default_factory=dict)
+    cropped: list[str] = field(default_factory=list)
 
 
 def fit_backbone(
@@ -79,14 +83,31 @@ def fit_backbone(
     return fit
 
 
-def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) -> None:
-    if tensor.is_floating_point() != target.is_floating_point() or (
+def value_problem(name: str, tensor: Tensor, expected: torch.dtype | None = None) -> str | None:
+    """Say why a tensor of a file cannot be what its name says, None if it can.
+
+    Args:
+        expected: dtype in the network; None for a weight, or a counter or index by its name.
+    """
+    if expected is None:
+        expected = torch.int64 if INTEGER.search(name) else torch.float32
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype.startswith("float8"):
+        return f"{name} is {dtype}: without its scales it is no weight; save it as bfloat16"
+    if tensor.is_floating_point() != expected.is_floating_point or (
         tensor.is_floating_point() and tensor.dtype not in FLOATS
     ):
-        fit.problems.append(f"{name} is {tensor.dtype} in the file, {target.dtype} in the network")
-        return
+        wanted = str(expected).removeprefix("torch.")
+        return f"{name} is {dtype} in the file, where {wanted} is expected"
     if not tensor.is_meta and not torch.isfinite(tensor).all():
-        fit.problems.append(f"{name} has NaN or infinite values in the file")
+        return f"{name} has NaN or infinite values in the file"
+    return None
+
+
+def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) -> None:
+    problem = value_problem(name, tensor, target.dtype)
+    if problem is not None:
+        fit.problems.append(problem)
         return
     if tensor.shape != target.shape:
         try:
@@ -102,6 +123,9 @@ def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) 
             )
             return
         fit.resized[name] = f"{tuple(tensor.shape)} -> {tuple(target.shape)}"
+        # A border of zeros, as padding leaves it, is no loss.
+        if KERNEL.match(name) and resized.count_nonzero() < tensor.count_nonzero():
+            fit.cropped.append(name)
         tensor = resized
     fit.tensors[name] = tensor
 

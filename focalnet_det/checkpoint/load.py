@@ -1,5 +1,6 @@
 """Strict loading: every key of a file is used, resized, dropped by name, or an error."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,17 +10,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalModulation, FocalNet
+from .architecture import infer_architecture, name_mismatch
 from .detectors import BACKBONE, to_detectron2
 from .files import Checkpoint, read_checkpoint, unwrap
-from .fit import OUTPUT_NORM, Fit, fit_backbone
+from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
 from .growth import grow
 from .inspect import describe_backbone, nearest_layouts, unknowns
 from .measure import shrinking_error
+from .peers import CONSTANT, find_family, other_constants, peer_notes, translate_peer
 from .translate import Translation, translate
 from .zoo import resolve_weights
 
 # Layers of Detectron2's heads whose size is a number of classes.
 CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor|conv_seg)\.")
+logger = logging.getLogger("focalnet_det")
+
 OUTSIDE = "outside the backbone"
 
 
@@ -37,6 +42,7 @@ class LoadReport:
         layout: key of the file's layout in ``focalnet_det.checkpoint.layouts.LAYOUTS``.
         share: of the backbone's numbers that came from the file, 0..1, output norms apart.
         notes: defaults that were taken, and what a resizing changes.
+        warnings: what was lost; logged as well.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -48,6 +54,7 @@ class LoadReport:
     layout: str = "official"
     share: float = 0.0
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = (
@@ -58,7 +65,8 @@ class LoadReport:
         for rule in dict.fromkeys(self.rules.values()):
             text += _listed(f"Dropped, {rule}", [n for n, r in self.rules.items() if r == rule])
         text += _listed("Resized", self.resized) + _listed("New", self.missing)
-        return text + "".join(f"\n  Note: {note}" for note in self.notes)
+        text += "".join(f"\n  Note: {note}" for note in self.notes)
+        return text + "".join(f"\n  Warning: {warning}" for warning in self.warnings)
 
 
 def _listed(title: str, names: list[str]) -> str:
@@ -97,8 +105,9 @@ def load_pretrained(
         shapes or values that the network cannot take.
     """
     checkpoint = open_checkpoint(weights)
-    translation = translate(checkpoint.tensors)
     target = net.state_dict()
+    peer = translate_peer(checkpoint.tensors) if find_family(target) else None
+    translation = peer or translate(checkpoint.tensors)
     fit = fit_backbone(
         translation.backbone,
         target,
@@ -107,9 +116,11 @@ def load_pretrained(
         normalized=_normalizes(net),
     )
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
+    fit.problems += other_constants(translation.backbone, target)
     # Grown levels that keep their initial kernels, as in the official code.
     initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
     new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    new = [name for name in new if not CONSTANT.search(name)]
     missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
     if not allow_missing:
         fit.problems += [f"{name} is not in the file" for name in missing]
@@ -119,13 +130,16 @@ def load_pretrained(
             f"only {100 * share:.1f} % of the backbone is in the file, less than "
             f"{100 * min_loaded:g} %"
         )
-    raise_problems(fit.problems, checkpoint.origin, translation, net)
+    if fit.problems:
+        explanation = explain_misfit(checkpoint.tensors, translation, net)
+        raise_problems(fit.problems, checkpoint.origin, explanation)
     report = _report(translation, fit)
     report.missing, report.share = new, share
     if levels == "shrink" and isinstance(net, FocalNet):
         report.notes.append(shrinking_error(net, translation.backbone, fit.tensors))
     _apply(net, fit)
-    report.notes += unknowns(translation.backbone, net)
+    _warn_of_cropping(fit, report)
+    report.notes += unknowns(translation.backbone, net) + peer_notes(translation.layout, net)
     return report
 
 
@@ -185,6 +199,17 @@ def _apply(net: nn.Module, fit: Fit) -> None:
     net.load_state_dict(fit.tensors, strict=False)
 
 
+def _warn_of_cropping(fit: Fit, report: LoadReport) -> None:
+    if fit.cropped:
+        first = fit.cropped[0]
+        report.warnings.append(
+            f"{len(fit.cropped)} kernels are larger in the file and lost their borders, which "
+            f"changes the features: first {first}, {fit.resized[first]}. Set focal_windows to the "
+            "file's, which tools/inspect_checkpoint.py shows, to keep them."
+        )
+        logger.warning("%s", report.warnings[-1])
+
+
 def load_initial_weights(
     model: nn.Module, path: str | Path, *, new_classes: bool = True, levels: str | None = None
 ) -> LoadReport:
@@ -202,11 +227,20 @@ def load_initial_weights(
     """
     checkpoint = open_checkpoint(path)
     target = model.state_dict()
+    mismatch = name_mismatch(checkpoint.tensors, target)
+    if mismatch is not None:
+        raise ValueError(
+            f"{checkpoint.origin} does not fit, nothing was loaded: {mismatch}. (A FocalNet's "
+            "backbone alone is written by tools/convert_checkpoint.py --to official.)"
+        )
     tensors, layout = to_detectron2(checkpoint.tensors)
     prefix = backbone_prefix(target)
     if not any(name in target for name in tensors if not name.startswith(prefix)):
         if not new_classes:
-            raise ValueError(f"{path} holds no weights of this detector; is it a backbone's file?")
+            raise ValueError(
+                f"{checkpoint.origin} holds no weights of this detector: it is "
+                f"{infer_architecture(checkpoint.tensors)}."
+            )
         backbone = model.get_submodule("backbone")
         return load_pretrained(
             getattr(backbone, "bottom_up", backbone), checkpoint.tensors, levels=levels
@@ -240,6 +274,7 @@ def _load_detector(
     fit.tensors = {prefix + n: t for n, t in fit.tensors.items()}
     fit.resized = {prefix + n: t for n, t in fit.resized.items()}
     fit.dropped = {prefix + n: t for n, t in fit.dropped.items()}
+    fit.cropped = [prefix + n for n in fit.cropped]
     fit.global_levels = {prefix + n: t for n, t in fit.global_levels.items()}
     report = LoadReport(layout="detectron2", rules=dict(fit.dropped))
     for name, tensor in tensors.items():
@@ -248,8 +283,8 @@ def _load_detector(
         if name not in target:
             fit.problems.append(f"{name} is not in the model")
         elif target[name].shape == tensor.shape:
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                fit.problems.append(f"{name} has NaN or infinite values in the file")
+            problem = value_problem(name, tensor, target[name].dtype)
+            fit.problems += [] if problem is None else [problem]
             fit.tensors[name] = tensor
         elif new_classes and CLASS_LAYERS.search(name):
             report.rules[name] = "another number of classes"
@@ -266,25 +301,32 @@ def _load_detector(
     report.dropped = list(report.rules)
     report.share = loaded_share(own, inside)
     _apply(model, fit)
+    _warn_of_cropping(fit, report)
     return report
 
 
-def raise_problems(
-    problems: Iterable[str],
-    origin: str,
-    translation: Translation | None = None,
-    net: nn.Module | None = None,
-) -> None:
-    """Raises: ValueError that names the first problem and counts the others, if there are any."""
+def raise_problems(problems: Iterable[str], origin: str, explanation: str = "") -> None:
+    """Name the first problem and count the others.
+
+    Args:
+        explanation: a sentence for several problems, "" for none.
+    Raises: ValueError if there are any.
+    """
     problems = list(problems)
     if not problems:
         return
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     text = f"{origin} does not fit this network, nothing was loaded: {problems[0]}{more}."
-    if translation is not None and net is not None and len(problems) > 1:
-        if len(translation.unknown) > len(translation.backbone):
-            nearest = nearest_layouts([*translation.backbone, *translation.unknown])
-            text += f" It is in no known layout; nearest: {'; '.join(nearest)}."
-        else:
-            text += f" {describe_backbone(translation.backbone, net)}"
-    raise ValueError(text.rstrip())
+    raise ValueError(f"{text} {explanation if more else ''}".rstrip())
+
+
+def explain_misfit(tensors: Mapping[str, Tensor], translation: Translation, net: nn.Module) -> str:
+    """Return a sentence that sets a file against a network, "" if nothing is known of it."""
+    file, own = infer_architecture(tensors), infer_architecture(net.state_dict())
+    if file.backbone and own.backbone and file.backbone != own.backbone:
+        title = f"The file is {file}, the network {own.backbone}."
+        return f"{title} {describe_backbone(translation.backbone, net)}".rstrip()
+    if len(translation.unknown) > len(translation.backbone):
+        nearest = nearest_layouts([*translation.backbone, *translation.unknown])
+        return f"It is in no known layout; nearest: {'; '.join(nearest)}."
+    return describe_backbone(translation.backbone, net)

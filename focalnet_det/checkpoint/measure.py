@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.focalnet import FocalModulation, FocalNet
-from .inspect import visible_shapes
+from .shapes import visible_shapes
 
 
 def shrinking_error(

@@ -120,8 +120,6 @@ class UPerNetHead(nn.Module):
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
         widths = [input_shape[name].channels for name in self.in_features]
         self.num_classes = num_classes
-        # One value per channel has no variance.
-        self.needs_batch = 1 in pool_scales and norm in ("BN", "SyncBN")
         self.loss = loss or PixelCrossEntropy()
         weights = self.loss.class_weights
         if weights is not None and len(weights) != num_classes:
@@ -202,12 +200,26 @@ class UPerNetHead(nn.Module):
         logits: Tensor = self.conv_seg(self.dropout(x))
         return logits
 
+    def _learns_statistics_of_a_pixel(self) -> bool:
+        """Tell whether a batch norm on one pixel an image would take its variance, which is none.
+
+        Frozen ones, in eval mode or without statistics of the batch, only use what they have.
+        """
+        return any(
+            norm.training
+            for level in self.psp_modules
+            if level[0].output_size == 1
+            for norm in level.modules()
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        )
+
     def pool(self, x: Tensor) -> Tensor:
         """Pyramid pooling, (N, C, H, W) -> (N, channels, H, W)."""
-        if self.training and self.needs_batch and len(x) == 1 and comm.get_world_size() == 1:
+        if len(x) == 1 and comm.get_world_size() == 1 and self._learns_statistics_of_a_pixel():
             raise ValueError(
                 "UPerNet with batch norm cannot train on one image at a time: its coarsest level "
-                'is a single pixel. Use a batch of 2 or more, less accumulation, or norm="GN".'
+                "is a single pixel. Use a batch of 2 or more, less accumulation, frozen batch "
+                'norms, or norm="GN".'
             )
         pooled = [resized(module(x), x) for module in self.psp_modules]
         out: Tensor = self.bottleneck(torch.cat([x, *pooled], dim=1))
