@@ -19,10 +19,9 @@ from ..checkpoint.fit import LEVEL_MODES
 from ..data.augmentation import POLICIES, evaluation_resize
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
 from ..data.semantic_augmentation import semantic_crops
-from ..heads.alone import see_images_alone
 from ..heads.mmdet_conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet_rcnn import MmdetRCNN
-from ..heads.poolers import pool_fast
+from ..heads.prepare import prepare
 from .solver import Schedule, adamw
 
 # Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.
@@ -223,7 +222,7 @@ def from_lazy(cfg: DictConfig) -> Experiment:
 
     tests = cfg.dataloader.get("test", None) or []
     return Experiment(
-        model=lambda: _prepared(instantiate(cfg.model)),
+        model=lambda: prepare(instantiate(cfg.model)),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
         train_loader=lambda: instantiate(cfg.dataloader.train),
@@ -257,7 +256,7 @@ def from_yacs(cfg: CfgNode) -> Experiment:
         frozen = cfg.clone()
         frozen.MODEL.DEVICE = "cpu"  # the engine moves it
         apply_conventions(frozen)
-        return _prepared(build_model(frozen))
+        return prepare(build_model(frozen))
 
     def test_loader(name: str) -> Callable[[], Any]:
         def resize(short_side: int, max_long_side: int) -> list[Any]:
@@ -285,11 +284,6 @@ def from_yacs(cfg: CfgNode) -> Experiment:
         options=yacs_options(cfg),
         config_text=cfg.dump(),
     )
-
-
-def _prepared(model: nn.Module) -> nn.Module:
-    """Parts of Detectron2 give way to ours; parameters and their names stay."""
-    return see_images_alone(pool_fast(model))
 
 
 def apply_conventions(cfg: CfgNode) -> None:

@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..compat import with_image_sizes
+from ..layers.padded_batch import padded_batch
 
 Record = Mapping[str, Any]
 
@@ -81,8 +81,8 @@ class MmsegSegmentor(SemanticSegmentor):
         divisor = max(self.backbone.size_divisibility, 1)
         batch = padded(images, self.train_size, divisor, 0.0)
         targets = padded(labels, self.train_size, divisor, self.sem_seg_head.ignore_value)
-        with_image_sizes(batch, [tuple(image.shape[-2:]) for image in images])
-        _, losses = self.sem_seg_head(self.backbone(batch), targets)
+        with padded_batch([(image.shape[-2], image.shape[-1]) for image in images]):
+            _, losses = self.sem_seg_head(self.backbone(batch), targets)
         return dict(losses)
 
     def segment(self, record: Record) -> Tensor:
@@ -97,8 +97,8 @@ class MmsegSegmentor(SemanticSegmentor):
         divisor = max(self.backbone.size_divisibility, 1)
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % divisor, 0, -height % divisor))
-        with_image_sizes(images, [(height, width)] * len(images))
-        logits, _ = self.sem_seg_head(self.backbone(images))
+        with padded_batch([(height, width)] * len(images)):
+            logits, _ = self.sem_seg_head(self.backbone(images))
         return resized_to(logits.float(), images.shape[-2:])[..., :height, :width]
 
     def slide(self, image: Tensor, height: int, width: int) -> Tensor:
