@@ -22,7 +22,7 @@ from focalnet_det.layers.recast import recast
 
 Batch = list[dict[str, Any]]
 
-# Without fields is what a mapper gives for an image without objects, and with them, what crops leave.
+# Mappers leave out masks and keypoints of images without objects; crops leave them empty.
 NONE, NONE_LEFT = record(0, fields=False, label=IGNORE), record(0, seed=1, label=IGNORE)
 BATCHES: dict[str, Batch] = {
     "none in two images": [NONE, record(2), NONE_LEFT],
