@@ -89,7 +89,6 @@ def apply_shims() -> None:
     silence_import_warnings()
     fill_pillow_linear()
     import_model_zoo()
-    allow_ddp_on_cpu()
 
 
 def silence_import_warnings() -> None:
@@ -137,24 +136,20 @@ def resource_filename(package: str, name: str) -> str:
     return str(folder / name)
 
 
-def allow_ddp_on_cpu() -> None:
-    """Wrap Detectron2's `create_ddp_model`, which passes GPU numbers for models on the CPU too."""
-    engine: Any = importlib.import_module("detectron2.engine")
+def create_ddp_model(model: "nn.Module", **options: Any) -> "nn.Module":
+    """Wrap a model for data-parallel training, on a CPU too; one process gets the model itself.
+
+    Detectron2's function passes the number of a GPU for models on the CPU as well.
+
+    Args:
+        model: on the device that it is to be trained on.
+        options: of ``DistributedDataParallel``, and ``fp16_compression`` of Detectron2.
+    """
     defaults: Any = importlib.import_module("detectron2.engine.defaults")
-    original = defaults.create_ddp_model
-    if getattr(original, "allows_cpu", False):
-        return
-
-    @functools.wraps(original)
-    def create_ddp_model(model: "nn.Module", **kwargs: Any) -> "nn.Module":
-        if not any(parameter.is_cuda for parameter in model.parameters()):
-            kwargs.setdefault("device_ids", None)
-        wrapped: nn.Module = original(model, **kwargs)
-        return wrapped
-
-    create_ddp_model.allows_cpu = True  # type: ignore[attr-defined]
-    defaults.create_ddp_model = create_ddp_model
-    engine.create_ddp_model = create_ddp_model
+    if not any(parameter.is_cuda for parameter in model.parameters()):
+        options.setdefault("device_ids", None)
+    wrapped: nn.Module = defaults.create_ddp_model(model, **options)
+    return wrapped
 
 
 def create_local_process_group(processes_per_machine: int) -> None:

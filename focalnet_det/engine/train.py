@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from detectron2.engine import SimpleTrainer, hooks
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_initial_weights
 from ..checkpoint.growth import saved_growth, set_growth
+from ..compat import create_ddp_model
 from ..data.build import TrainLoader
 from ..data.mappers import DATA_ISSUES
 from ..data.tally import DataTally

@@ -26,12 +26,12 @@ class FiniteSemSegFPNHead(SemSegFPNHead):
 
 
 class EmptyImageFCOS(FCOS):
-    """FCOS that also trains on images without objects; Detectron2's stops with an IndexError."""
+    """FCOS that also trains on images without objects; that of v0.6 stops with an IndexError."""
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances]
-    ) -> tuple[list[Tensor], list[Boxes]]:
+        self, anchors: Any, gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Any]]:
         """Return the class and the box of each anchor's object, for each image.
 
         Where there is no object, the class is background, and the box is not read.

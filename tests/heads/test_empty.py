@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 import torch
-from detectron2.engine import create_ddp_model
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.utils.events import EventStorage
 from recipes import HEIGHT, IGNORE, KEYPOINTS, METHODS, STUFF, WIDTH, build, record
 from torch import distributed, multiprocessing, nn
 
+from focalnet_det.compat import create_ddp_model
 from focalnet_det.heads.empty import accept_empty_images
 from focalnet_det.layers.recast import recast
 
@@ -141,15 +141,17 @@ def test_other_losses_stay(method: str) -> None:
         assert torch.equal(mine.grad, other.grad)  # type: ignore[arg-type]
 
 
-def test_detectron2_needs_it() -> None:
-    """Else the classes are to go."""
-    fcos = recast(build("fcos"), FCOS).train()
-    with pytest.raises(IndexError):
-        step(fcos, BATCHES["none"])
-    assert type(accept_empty_images(fcos)) is not FCOS
+def test_detectron2s_own_models_are_prepared() -> None:
+    """As yaml configs build them."""
+    theirs = recast(build("fcos"), FCOS).train()
+    ours = accept_empty_images(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert step(ours, BATCHES["none"])["loss_fcos_loc"] == 0
     segmentor = build("semantic_fpn").train()
     segmentor.sem_seg_head = recast(segmentor.sem_seg_head, SemSegFPNHead)
+    # Else our class is to go.
     assert not step(segmentor, BATCHES["none"])["loss_sem_seg"] < float("inf")
+    assert step(accept_empty_images(segmentor), BATCHES["none"])["loss_sem_seg"] == 0
 
 
 def train_on_two_processes(rank: int, rendezvous: str) -> None:
