@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..layers.checks import check_integers
 from ..layers.padded_batch import padded_batch
 
 Record = Mapping[str, Any]
@@ -42,9 +43,12 @@ class MmsegSegmentor(SemanticSegmentor):
             window_stride: between two windows, pixels; None for two thirds of the window.
             input_format: channel order, for those that make the inputs.
             parts: of Detectron2's ``SemanticSegmentor``.
-        Raises: ValueError if the stride is larger than the window or not positive.
+        Raises: ValueError if a size is negative, or the stride is larger than the window or not
+            positive.
         """
         super().__init__(**parts)
+        for name, size in (("train_size", train_size), ("window", window)):
+            check_integers(name, size or (), 1 if name == "window" else 0, 100_000)
         self.train_size = tuple(train_size or (0, 0))
         self.input_format = input_format
         self.window = None if window is None else (window[0], window[1])

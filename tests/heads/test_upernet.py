@@ -164,3 +164,20 @@ def test_yacs_builds_the_same_model() -> None:
     assert {n: p.shape for n, p in model.sem_seg_head.state_dict().items()} == shapes
     assert isinstance(own.loss, PixelCrossEntropy)
     assert model.sem_seg_head.loss.average == own.loss.average == "all"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be 1 or more .* got 0"),
+        ({"channels": -8}, "channels must be 1 or more .* got -8"),
+        ({"pool_scales": (1, 0)}, r"pool_scales must be 1 or more .* got \(1, 0\)"),
+        ({"dropout": 1.0}, r"dropout must be 0 or more and below 1, got 1\.0"),
+        ({"auxiliary_channels": 0}, "auxiliary_channels must be 1 or more"),
+        ({"auxiliary_weight": -0.4}, r"auxiliary_weight must be 0 or more .* got -0\.4"),
+        ({"loss_weight": float("nan")}, "loss_weight must be 0 or more .* got nan"),
+    ],
+)
+def test_bad_values_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_head(**changes)
