@@ -20,7 +20,6 @@ from detectron2.modeling.proposal_generator import StandardRPNHead
 from torch import Tensor, nn
 
 from ..backbones.d2 import ComputedFeatures
-from ..backbones.focalnet import FocalNet
 from ..layers.padded_batch import Extents, begin_batch, current_batch, end_batch
 from ..layers.recast import replace_modules
 from ..ops.dispatch import traced
@@ -42,7 +41,7 @@ def ignore_batch_padding(model: nn.Module) -> nn.Module:
     Raises: ValueError if there is no FocalNet in it, or a subclass of one of these parts that has
         no entry in ``PADDING_INVARIANT``.
     """
-    backbones = [module for module in model.modules() if isinstance(module, FocalNet)]
+    backbones = _focal_backbones(model)
     if not backbones:
         raise ValueError(
             f"This {type(model).__name__} has no FocalNet: no other backbone can ignore padding."
@@ -65,7 +64,11 @@ def ignore_batch_padding(model: nn.Module) -> nn.Module:
 
 def has_valid_context(model: nn.Module) -> bool:
     """Return whether a config has asked for features that are independent of batch padding."""
-    return any(isinstance(m, FocalNet) and m.valid_context for m in model.modules())
+    return any(backbone.valid_context for backbone in _focal_backbones(model))
+
+
+def _focal_backbones(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "valid_context")]
 
 
 def _begin(_: nn.Module, arguments: tuple[Sequence[Mapping[str, Any]]]) -> None:

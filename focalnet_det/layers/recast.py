@@ -38,3 +38,9 @@ def replace_modules(
             if child in replaced:
                 parent._modules[name] = replaced[child]
     return replaced.get(model, model)
+
+
+def set_submodule(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another, as ``nn.Module.set_submodule`` of PyTorch 2.5 does."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, module)
