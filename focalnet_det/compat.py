@@ -15,14 +15,32 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from detectron2.layers import ShapeSpec
     from detectron2.structures import ImageList
     from torch import Tensor, nn
 
+Call = TypeVar("Call", bound=Callable[..., Any])
+
 INSTALL_HINT = "run `make install`, or `python tools/install_detectron2.py` from a checkout"
+
+
+def renamed(function: Call, old: str, new: str) -> Call:
+    """Return a function that warns of its new name at each call.
+
+    Args:
+        function: what the old name did.
+        old, new: with the names of their modules.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        warnings.warn(f"{old} is now {new}.", DeprecationWarning, stacklevel=2)
+        return function(*arguments, **options)
+
+    return cast(Call, call)
 
 
 def package_folder(name: str) -> Path | None:
@@ -71,8 +89,6 @@ def apply_shims() -> None:
     silence_import_warnings()
     fill_pillow_linear()
     import_model_zoo()
-    allow_ddp_on_cpu()
-    note_image_sizes()
 
 
 def silence_import_warnings() -> None:
@@ -120,58 +136,20 @@ def resource_filename(package: str, name: str) -> str:
     return str(folder / name)
 
 
-def allow_ddp_on_cpu() -> None:
-    """Wrap Detectron2's `create_ddp_model`, which passes GPU numbers for models on the CPU too."""
-    engine: Any = importlib.import_module("detectron2.engine")
-    defaults: Any = importlib.import_module("detectron2.engine.defaults")
-    original = defaults.create_ddp_model
-    if getattr(original, "allows_cpu", False):
-        return
+def create_ddp_model(model: "nn.Module", **options: Any) -> "nn.Module":
+    """Wrap a model for data-parallel training, on a CPU too; one process gets the model itself.
 
-    @functools.wraps(original)
-    def create_ddp_model(model: "nn.Module", **kwargs: Any) -> "nn.Module":
-        if not any(parameter.is_cuda for parameter in model.parameters()):
-            kwargs.setdefault("device_ids", None)
-        wrapped: nn.Module = original(model, **kwargs)
-        return wrapped
+    Detectron2's function passes the number of a GPU for models on the CPU as well.
 
-    create_ddp_model.allows_cpu = True  # type: ignore[attr-defined]
-    defaults.create_ddp_model = create_ddp_model
-    engine.create_ddp_model = create_ddp_model
-
-
-def note_image_sizes() -> None:
-    """Let every `ImageList` note the sizes of its images on its tensor, for `image_sizes_of`.
-
-    Every meta-architecture passes that tensor to its backbone, and nothing else; so a backbone can
-    tell images from padding under all of them.
+    Args:
+        model: on the device that it is to be trained on.
+        options: of ``DistributedDataParallel``, and ``fp16_compression`` of Detectron2.
     """
-    import torch
-
-    image_list: Any = importlib.import_module("detectron2.structures.image_list").ImageList
-    if getattr(image_list.__init__, "notes_sizes", False):
-        return
-
-    # TorchScript compiles this function, by this name and with these types.
-    def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]):  # type: ignore[no-untyped-def]
-        self.tensor = tensor
-        self.image_sizes = image_sizes
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            tensor.image_sizes = image_sizes  # type: ignore[attr-defined]
-
-    __init__.notes_sizes = True  # type: ignore[attr-defined]
-    image_list.__init__ = __init__
-
-
-def with_image_sizes(tensor: "Tensor", sizes: Any) -> "Tensor":
-    """Notes (height, width) of each image of a batch, pixels without padding, on its tensor."""
-    tensor.image_sizes = sizes  # type: ignore[attr-defined]
-    return tensor
-
-
-def image_sizes_of(tensor: "Tensor") -> Any:
-    """(height, width) of each image of a batch that comes from an `ImageList`; None otherwise."""
-    return getattr(tensor, "image_sizes", None)
+    defaults: Any = importlib.import_module("detectron2.engine.defaults")
+    if not any(parameter.is_cuda for parameter in model.parameters()):
+        options.setdefault("device_ids", None)
+    wrapped: nn.Module = defaults.create_ddp_model(model, **options)
+    return wrapped
 
 
 def create_local_process_group(processes_per_machine: int) -> None:

@@ -27,6 +27,7 @@ from ..ops import aggregate_contexts, dispatch, fused
 from ..ops.kernels.parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from ..ops.kernels.training import Residual
 from .freezing import freeze, keep_frozen_in_eval
+from .validation import check_arguments
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ class FocalNet(nn.Module):
         patch_size: stride of the stem.
         stem_padding: of the ``conv_embed`` stem; 2 as in the classification code that made the
             published weights, 3 as in the official detection file.
-    Raises: ValueError on inconsistent arguments.
+    Raises: ValueError for a value that is out of range or does not fit the others.
     Source: arXiv:2203.11926; microsoft/FocalNet:classification/focalnet.py, and
     FocalNet/FocalNet-DINO:models/dino/focal.py for the large models as detection backbones.
     """
@@ -329,8 +330,8 @@ class FocalNet(nn.Module):
         patch_size: int = 4,
         stem_padding: int = 2,
     ) -> None:
+        check_arguments(locals())  # by name, as they were given
         super().__init__()
-        _check_stages(depths, focal_levels, focal_windows)
         names = feature_names(len(depths), patch_size)
         self.out_features = _check_out_features(out_features, names)
         built = max(names.index(name) for name in self.out_features) + 1
@@ -455,20 +456,6 @@ def feature_names(stages: int, patch_size: int) -> tuple[str, ...]:
     if first < 1 or first != int(first):
         raise ValueError(f"patch_size must be a power of two, 4 or more, got {patch_size}.")
     return tuple(f"stage{int(first) + i}" for i in range(stages))
-
-
-def _check_stages(
-    depths: Sequence[int], focal_levels: Sequence[int], focal_windows: Sequence[int]
-) -> None:
-    if not len(depths) == len(focal_levels) == len(focal_windows):
-        raise ValueError(
-            "depths, focal_levels and focal_windows need one entry per stage, got "
-            f"{len(depths)}, {len(focal_levels)} and {len(focal_windows)} entries."
-        )
-    if any(depth < 1 for depth in depths) or any(level < 0 for level in focal_levels):
-        raise ValueError("depths must be 1 or more and focal_levels 0 or more in every stage.")
-    if any(window < 1 or window % 2 == 0 for window in focal_windows):
-        raise ValueError(f"focal_windows must be odd, got {tuple(focal_windows)}.")
 
 
 def _check_out_features(

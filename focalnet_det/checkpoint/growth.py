@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalModulation
 from ..layers import channels_first, channels_last
+from ..layers.recast import recast, set_submodule
 
 
 class GrownFocalModulation(FocalModulation):
@@ -61,18 +62,23 @@ def _mean(context: Tensor, mask: Tensor | None) -> Tensor:
     return context.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)
 
 
-def grow(modulation: FocalModulation, level: float) -> None:
-    """Lets the global context of a modulation read this level from now on.
+def grow(net: nn.Module, name: str, level: float) -> None:
+    """Let the global context of a modulation read this level from now on.
 
+    Args:
+        net: the network, in which the modulation is replaced by one with the same parameters.
+        name: of the modulation in it.
     Raises: ValueError if there is no such level.
     """
+    modulation = cast(FocalModulation, net.get_submodule(name))
     if not 1 <= level <= modulation.focal_level:
         raise ValueError(
             f"The global context can read levels 1..{modulation.focal_level}, not {level}."
         )
-    modulation.__class__ = GrownFocalModulation
+    grown = recast(modulation, GrownFocalModulation)
     device = modulation.f.weight.device
-    modulation.register_buffer("global_level", torch.tensor(float(level), device=device))
+    grown.register_buffer("global_level", torch.tensor(float(level), device=device))
+    set_submodule(net, name, grown)
 
 
 def growing(net: nn.Module) -> Iterator[GrownFocalModulation]:
@@ -95,15 +101,16 @@ def advance_growth(net: nn.Module, levels: float) -> None:
     """
     if not levels >= 0:
         raise ValueError(f"Growth moves forward only, got {levels} levels.")
-    for modulation in list(growing(net)):
-        modulation.global_level += levels
-        if modulation.global_level >= modulation.focal_level:
-            _finish(modulation)
+    for name, modulation in list(net.named_modules()):
+        if isinstance(modulation, GrownFocalModulation):
+            modulation.global_level += levels
+            if modulation.global_level >= modulation.focal_level:
+                _finish(net, name, modulation)
 
 
-def _finish(modulation: GrownFocalModulation) -> None:
+def _finish(net: nn.Module, name: str, modulation: GrownFocalModulation) -> None:
     del modulation.global_level
-    cast(nn.Module, modulation).__class__ = FocalModulation
+    set_submodule(net, name, recast(modulation, FocalModulation))
 
 
 def growth(net: nn.Module) -> dict[str, float]:
@@ -132,6 +139,6 @@ def set_growth(net: nn.Module, levels: Mapping[str, float]) -> None:
             raise ValueError(f"{name} grows in the checkpoint, but is no modulation here.")
     for name, modulation in modules.items():
         if name in levels:
-            grow(modulation, levels[name])
+            grow(net, name, levels[name])
         elif isinstance(modulation, GrownFocalModulation):
-            _finish(modulation)
+            _finish(net, name, modulation)

@@ -193,9 +193,8 @@ def _report(translation: Translation, fit: Fit) -> LoadReport:
 
 def _apply(net: nn.Module, fit: Fit) -> None:
     for module, level in fit.global_levels.items():
-        modulation = net.get_submodule(module)
-        if isinstance(modulation, FocalModulation):
-            grow(modulation, level)
+        if isinstance(net.get_submodule(module), FocalModulation):
+            grow(net, module, level)
     net.load_state_dict(fit.tensors, strict=False)
 
 

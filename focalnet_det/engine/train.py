@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.engine import hooks
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 
 from ..checkpoint import load_initial_weights
+from ..compat import create_ddp_model
 from ..experiment import Experiment, TrainOptions
 from .checkpoints import AVERAGED, FINAL, Checkpoints, RunFacts, write_checkpoint
 from .evaluate import evaluate, evaluation_folder, write_reports

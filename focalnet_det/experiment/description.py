@@ -19,8 +19,7 @@ from ..data.panoptic_sets import (
     register_shapes_panoptic,
 )
 from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
-from ..heads.alone import see_images_alone
-from ..heads.poolers import pool_fast
+from ..heads.prepare import prepare
 from . import lazy, yacs
 from .arguments import RunArguments, own_data_of
 from .data_settings import raise_detections, scale_learning_rate, with_own_data
@@ -98,7 +97,7 @@ def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
     reader = language(cfg)
     settings: Settings = reader.read_settings(cfg)
     return Experiment(
-        model=lambda: _prepared(reader.build_model(cfg)),
+        model=lambda: prepare(reader.build_model(cfg)),
         optimizer=partial(reader.build_optimizer, cfg),
         schedule=settings.schedule,
         train_loader=partial(reader.build_train_loader, cfg),
@@ -110,11 +109,6 @@ def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
         settings=settings,
         given=reader.given(overrides or []),
     )
-
-
-def _prepared(model: nn.Module) -> nn.Module:
-    """Parts of Detectron2 give way to ours; parameters and their names stay."""
-    return see_images_alone(pool_fast(model))
 
 
 def describe(args: RunArguments) -> Experiment:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.modeling import Backbone
-from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 
 from ..data.labels import IGNORE
+from .empty import FiniteSemSegFPNHead
 from .pixel_loss import PixelCrossEntropy
 from .segmentor import MmsegSegmentor
 from .upernet import UPerNetHead
@@ -70,7 +70,7 @@ def semantic_fpn(
     Source: arXiv:1901.02446, section 3 (semantic segmentation branch).
     """
     shapes = backbone.output_shape()
-    head = SemSegFPNHead(
+    head = FiniteSemSegFPNHead(
         {name: shapes[name] for name in in_features},
         num_classes=num_classes,
         conv_dims=channels,

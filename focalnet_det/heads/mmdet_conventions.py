@@ -21,9 +21,10 @@ from detectron2.modeling import (
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+
+from .empty import EmptyImageROIHeads
 
 
 class MmdetMatcher(Matcher):
@@ -121,7 +122,7 @@ class MmdetRPN(RPN):
 
 
 @ROI_HEADS_REGISTRY.register()
-class MmdetROIHeads(StandardROIHeads):
+class MmdetROIHeads(EmptyImageROIHeads):
     """Detectron2's heads with mmdet's box decoding."""
 
     @classmethod

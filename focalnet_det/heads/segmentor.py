@@ -9,7 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..compat import with_image_sizes
+from ..layers.checks import check_integers
+from ..layers.padded_batch import padded_batch
 
 Record = Mapping[str, Any]
 
@@ -42,9 +43,12 @@ class MmsegSegmentor(SemanticSegmentor):
             window_stride: between two windows, pixels; None for two thirds of the window.
             input_format: channel order, for those that make the inputs.
             parts: of Detectron2's ``SemanticSegmentor``.
-        Raises: ValueError if the stride is larger than the window or not positive.
+        Raises: ValueError if a size is negative, or the stride is larger than the window or not
+            positive.
         """
         super().__init__(**parts)
+        for name, size in (("train_size", train_size), ("window", window)):
+            check_integers(name, size or (), 1 if name == "window" else 0, 100_000)
         self.train_size = tuple(train_size or (0, 0))
         self.input_format = input_format
         self.window = None if window is None else (window[0], window[1])
@@ -81,8 +85,8 @@ class MmsegSegmentor(SemanticSegmentor):
         divisor = max(self.backbone.size_divisibility, 1)
         batch = padded(images, self.train_size, divisor, 0.0)
         targets = padded(labels, self.train_size, divisor, self.sem_seg_head.ignore_value)
-        with_image_sizes(batch, [tuple(image.shape[-2:]) for image in images])
-        _, losses = self.sem_seg_head(self.backbone(batch), targets)
+        with padded_batch([(image.shape[-2], image.shape[-1]) for image in images]):
+            _, losses = self.sem_seg_head(self.backbone(batch), targets)
         return dict(losses)
 
     def segment(self, record: Record) -> Tensor:
@@ -97,8 +101,8 @@ class MmsegSegmentor(SemanticSegmentor):
         divisor = max(self.backbone.size_divisibility, 1)
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % divisor, 0, -height % divisor))
-        with_image_sizes(images, [(height, width)] * len(images))
-        logits, _ = self.sem_seg_head(self.backbone(images))
+        with padded_batch([(height, width)] * len(images)):
+            logits, _ = self.sem_seg_head(self.backbone(images))
         return resized_to(logits.float(), images.shape[-2:])[..., :height, :width]
 
     def slide(self, image: Tensor, height: int, width: int) -> Tensor:

@@ -15,6 +15,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..layers.padded_batch import padded_batch
+
 VIEWS = "views"
 TRANSFORMS = "transforms"
 
@@ -159,8 +161,10 @@ class InstanceMerger:
             device = merged.scores.device
             given.pred_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32, device=device))
             given.pred_classes, given.scores = merged.pred_classes, merged.scores
-            features = self.model.backbone(self.model.preprocess_image([view]).tensor)
-            (found,) = self.model.roi_heads.forward_with_given_boxes(features, [given])
+            images = self.model.preprocess_image([view])
+            with padded_batch(images.image_sizes):
+                features = self.model.backbone(images.tensor)
+                (found,) = self.model.roi_heads.forward_with_given_boxes(features, [given])
             masks = found.pred_masks
             if mirrored(view[TRANSFORMS]):
                 masks = masks.flip(-1)

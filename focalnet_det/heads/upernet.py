@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.checks import check_integer, check_integers, check_number
 from ..layers.sync_batch_norm import sync_batch_norm
 from .pixel_loss import PixelCrossEntropy
 
@@ -111,10 +112,17 @@ class UPerNetHead(nn.Module):
             loss: None for the published one.
             loss_weight: of the main loss.
             auxiliary_weight: of the auxiliary loss; 0 builds no auxiliary head.
-        Raises: ValueError if there are fewer than two features, or not as many class weights in
-            the loss as classes.
+        Raises: ValueError if there are fewer than two features, not as many class weights in the
+            loss as classes, or a value is out of range.
         """
         super().__init__()
+        check_integer("num_classes", num_classes, 1, 65_536)
+        check_integer("channels", channels, 1, 8192)
+        check_integers("pool_scales", pool_scales, 1, 64)
+        check_number("dropout", dropout, 0, 1, below=True)
+        check_number("loss_weight", loss_weight, 0, 1e6)
+        check_integer("auxiliary_channels", auxiliary_channels, 1, 8192)
+        check_number("auxiliary_weight", auxiliary_weight, 0, 1e6)
         if len(input_shape) < 2:
             raise ValueError(f"UPerNet fuses two features or more, got {list(input_shape)}.")
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)

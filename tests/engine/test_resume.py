@@ -243,11 +243,10 @@ def test_reads_the_states_of_detectron2s_trainers(caplog: pytest.LogCaptureFixtu
     for kind in (SimpleTrainer, AMPTrainer):
         model = Loss()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-        arguments, options = (model, data, optimizer), {}
-        if kind is AMPTrainer:
-            scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-            options = {"grad_scaler": scaler}
-        theirs = kind(*arguments, **options)
+        options: dict[str, Any] = {}
+        if kind is AMPTrainer:  # by keyword: the position differs between v0.6 and main
+            options["grad_scaler"] = torch.amp.GradScaler("cpu", init_scale=64.0)
+        theirs = kind(model, data, optimizer, **options)
         model(data[0])["loss"].backward()
         optimizer.step()
         theirs.iter = 6

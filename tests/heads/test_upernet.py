@@ -188,3 +188,20 @@ def test_one_image_where_batch_norms_are_frozen(norm: str) -> None:
         torch.testing.assert_close(loss, expected[name])
     # Larger grids have more than one pixel.
     assert small_head(norm=norm, pool_scales=(2, 3)).decode(one).shape == (1, 5, 27, 21)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be 1 or more .* got 0"),
+        ({"channels": -8}, "channels must be 1 or more .* got -8"),
+        ({"pool_scales": (1, 0)}, r"pool_scales must be 1 or more .* got \(1, 0\)"),
+        ({"dropout": 1.0}, r"dropout must be 0 or more and below 1, got 1\.0"),
+        ({"auxiliary_channels": 0}, "auxiliary_channels must be 1 or more"),
+        ({"auxiliary_weight": -0.4}, r"auxiliary_weight must be 0 or more .* got -0\.4"),
+        ({"loss_weight": float("nan")}, "loss_weight must be 0 or more .* got nan"),
+    ],
+)
+def test_bad_values_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_head(**changes)

@@ -11,15 +11,17 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import copy
 
 import torch
-from detectron2.modeling import SemanticSegmentor, build_model
+from detectron2.modeling import FPN, SemanticSegmentor, build_model
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from focalnet_det.analysis.padding import extra_padding, feature_shifts
 from focalnet_det.backbones import create_backbone
-from focalnet_det.compat import image_sizes_of
 from focalnet_det.experiment import load_config, read_experiment
-from focalnet_det.heads.alone import see_images_alone
+from focalnet_det.heads.batch_padding import ignore_batch_padding
+from focalnet_det.layers.padded_batch import PaddedBatch, current_batch, padded_batch
+from focalnet_det.layers.recast import recast
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROIS = ["model.proposal_generator.post_nms_topk=[40,40]"]
@@ -142,7 +144,7 @@ def test_names_and_copies_stay() -> None:
     model = model_of("retinanet")
     plain = model_of("retinanet", valid=False)
     assert list(model.state_dict()) == list(plain.state_dict())
-    twice = copy.deepcopy(see_images_alone(model))
+    twice = copy.deepcopy(ignore_batch_padding(model))
     assert [type(m).__name__ for m in twice.modules()] == [
         type(m).__name__ for m in model.modules()
     ]
@@ -158,7 +160,7 @@ def test_detectron2_segmentor_and_yaml() -> None:
          "MODEL.BACKBONE.NAME=build_focalnet_fpn_backbone",
          "MODEL.FPN.IN_FEATURES=('stage1','stage2','stage3','stage4')"],
     )  # fmt: skip
-    model = see_images_alone(build_model(cfg)).eval()
+    model = ignore_batch_padding(build_model(cfg)).eval()
     assert type(model) is SemanticSegmentor
     alone = [found(model, [image])[0] for image in IMAGES]
     for batch in (found(model, IMAGES), found(model, IMAGES, padding=200)):
@@ -181,10 +183,24 @@ def test_training_gets_the_sizes() -> None:
         model.backbone(torch.zeros(1, 3, 64, 64))
 
 
-def test_image_lists_note_sizes_and_stay_scriptable() -> None:
+def test_nothing_of_detectron2_is_patched() -> None:
+    """Batches carry nothing but pixels, stay scriptable, and sizes end with the forward pass."""
+    assert ImageList.__init__.__module__ == "detectron2.structures.image_list"
     images = ImageList.from_tensors([torch.ones(3, 5, 7), torch.ones(3, 9, 4)], 4)
-    assert image_sizes_of(images.tensor) == [(5, 7), (9, 4)]
-    assert image_sizes_of(torch.ones(1)) is None
+    assert vars(images.tensor) == {}
+    model = model_of("retinanet")
+    batches: list[PaddedBatch | None] = []
+    maps: list[Tensor] = []
+    model.backbone.register_forward_pre_hook(lambda *_: batches.append(current_batch()))
+    model.backbone.register_forward_hook(lambda *hook: maps.extend(hook[2].values()))
+    found(model, IMAGES[:2])
+    (batch,) = batches
+    assert batch is not None
+    assert batch.image_sizes == [(70, 97), (128, 64)]
+    # Of padded images of 96 x 128 and 128 x 64 pixels, at stride 8.
+    assert batch.extents[16, 16] == [(12, 16), (16, 8)]
+    assert [vars(x) for x in maps] == [{}] * 5
+    assert current_batch() is None
 
     def area(x: Tensor) -> Tensor:
         batch = ImageList.from_tensors([x], 4)
@@ -192,6 +208,53 @@ def test_image_lists_note_sizes_and_stay_scriptable() -> None:
 
     script: Callable[[Callable[[Tensor], Tensor]], Any] = torch.jit.script
     assert script(area)(torch.ones(3, 5, 7)) == 3 * 5 * 7 + 5
+
+
+def test_sizes_end_where_a_forward_pass_fails() -> None:
+    model = model_of("retinanet")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken head")
+
+    model.head.register_forward_pre_hook(fail)
+    with padded_batch([(1, 2)]) as outer:
+        with pytest.raises(RuntimeError, match="broken head"):
+            found(model, IMAGES)
+        assert current_batch() is outer
+    assert current_batch() is None
+
+
+def test_it_is_asked_for_by_a_function_too() -> None:
+    model = model_of("retinanet", valid=False)
+    twin = model_of("retinanet")
+    twin.load_state_dict(model.state_dict())
+    assert ignore_batch_padding(ignore_batch_padding(model)) is model
+    assert model.backbone.bottom_up.valid_context
+    assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
+    for one, batched in zip(found(twin, IMAGES), found(model, IMAGES), strict=True):
+        assert_same(one, batched)
+
+
+def test_what_cannot_ignore_padding_is_named() -> None:
+    class MyHead(RetinaNetHead):
+        pass
+
+    model = model_of("retinanet", valid=False)
+    model.head = recast(model.head, MyHead)
+    with pytest.raises(ValueError, match="MyHead is not known to ignore batch padding"):
+        ignore_batch_padding(model)
+    assert not model.backbone.bottom_up.valid_context
+    with pytest.raises(ValueError, match="This ReLU has no FocalNet"):
+        ignore_batch_padding(nn.ReLU())
+
+
+def test_the_earlier_name_warns() -> None:
+    from focalnet_det.heads.alone import see_images_alone
+
+    model = model_of("retinanet", valid=False)
+    with pytest.warns(DeprecationWarning, match=r"see_images_alone is now .*ignore_batch_padding"):
+        assert see_images_alone(model) is model
+    assert type(model.backbone) is FPN  # no valid_context, so nothing to do
 
 
 def test_traced_masks_follow_the_image() -> None:
@@ -202,7 +265,7 @@ def test_traced_masks_follow_the_image() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             images = ImageList.from_tensors([x], 32)
-            return self.inner(images.tensor)["stage4"]  # type: ignore[no-any-return]
+            return self.inner(images.tensor, images.image_sizes)["stage4"]  # type: ignore[no-any-return]
 
     net = Net().eval()
     images = [r["image"] / 100 for r in IMAGES]
