@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from .kernels import native
+from .kernels import capabilities, native
 
 VARIABLE = "FOCALNET_DET_OPS"
 # Fastest first.
@@ -163,17 +163,7 @@ def emulates(x: Tensor) -> bool:
 
 @_constant
 def _fast(dtype: torch.dtype) -> bool:
-    return _has_instructions(dtype)
-
-
-@functools.cache
-def _has_instructions(dtype: torch.dtype) -> bool:
-    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    names = {
-        torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
-        torch.float16: ("amx_fp16", "avx512_fp16"),
-    }
-    return any(cpu.get(name) for name in names.get(dtype, ()))
+    return capabilities.cpu().computes(dtype)
 
 
 @_constant
