@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from random_blocks import block
-from small_library import SMALL, Warnings, again, assert_blocks_run_without, needs_compiler
+from small_library import (
+    SMALL,
+    Warnings,
+    again,
+    assert_blocks_run_without,
+    assert_loaded,
+    needs_compiler,
+)
 
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.kernels import capabilities, native, native_build
@@ -154,6 +162,51 @@ def test_a_library_that_hangs(warnings: Warnings, monkeypatch: pytest.MonkeyPatc
 def test_a_library_without_a_function_that_python_asks_for(warnings: Warnings) -> None:
     native_build.SOURCE.write_text(SMALL.replace("focalnet_has_tiles", "focalnet_other"))
     assert_blocks_run_without("undefined symbol: focalnet_has_tiles", warnings)
+
+
+@needs_compiler
+@pytest.mark.parametrize("python", ["", "no-such-python", "false"])
+def test_without_a_python_to_try_a_library_it_is_loaded_untried(
+    python: str, warnings: Warnings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", python and (shutil.which(python) or python))
+    assert_loaded(warnings)
+
+
+def test_an_interrupt_ends_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def interrupt(self: subprocess.Popen, timeout: float) -> None:
+        seen.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        native_build.run(["sleep", "600"], 600)
+    assert seen[0].returncode == -signal.SIGKILL
+
+
+@needs_compiler
+def test_a_full_disk_for_all_files(tmp_path: Path) -> None:
+    """Also for what the compiler writes, which the system ends for it."""
+    code = (
+        "import logging, resource, torch, focalnet_det; logging.basicConfig(); "
+        "from pathlib import Path; from focalnet_det.ops.kernels import native_build; "
+        f"native_build.SOURCE = Path({str(native_build.SOURCE)!r}); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+        "net = focalnet_det.create_backbone('focalnet_nano').eval(); "
+        "print(net(torch.zeros(1, 3, 32, 32))['stage1'].shape)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"FOCALNET_DET_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, " in done.stdout
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("WARNING") == 1
+    assert "Blocks run without native kernels" in done.stderr
 
 
 def test_any_other_fault(warnings: Warnings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def _instructions() -> set[str]:
     if hasattr(torch.cpu, "get_capabilities"):
         names = {name for name, value in torch.cpu.get_capabilities().items() if value is True}
     else:
-        # Before PyTorch 2.10.
+        # Older PyTorch has no such function.
         lines = (line for line in _cpuinfo() if line.startswith(("flags", "Features")))
         names = set(next(lines, "").partition(":")[2].split())
     return {name.replace("_", "") for name in names}

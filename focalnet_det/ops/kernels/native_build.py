@@ -60,6 +60,10 @@ class BuildError(RuntimeError):
         self.advice = advice
 
 
+class HangingError(BuildError):
+    """A command has not ended in time."""
+
+
 def find_compiler() -> list[str]:
     """Return the command of the compiler: that of ``CXX``, else the first of :data:`COMPILERS`.
 
@@ -136,10 +140,6 @@ def compile_library(file: Path, compiler: list[str]) -> None:
         _probe(file, compiler[0])
         return
     raise errors[0]
-
-
-class HangingError(BuildError):
-    """A command has not ended in time."""
 
 
 def run(command: list[str], seconds: float) -> str:
