@@ -51,6 +51,10 @@ COMPILERS = {
 }
 SCRIPTS = {
     "an error": ('echo note; echo "x.cpp:1: error: no such CPU" >&2; exit 1', "x.cpp:1: error: no"),
+    "another language": (
+        '[ "$LC_ALL" = C ] && echo "an error in English"; exit 1',
+        "an error in En",
+    ),
     "no word": ("exit 3", "compiler fails with code 3"),
     "other words": ("echo Auweh; exit 1", "compiler fails: Auweh"),
     "Latin-1": (

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import capabilities, native_build, native_cache
-from .native_build import BuildError
+from .native_build import BuildError as BuildError
 from .parameters import Affine, BlockWeights
 
 DTYPES = (torch.float32, torch.bfloat16)
