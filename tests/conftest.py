@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from focalnet_det.ops.kernels import capabilities
+
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     # Triton's kernels then run in NumPy; it reads this when it is imported.
@@ -17,6 +19,14 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=capabilities.LEVELS)
+def every_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Types are chosen as on a CPU with one set of instructions after the other; its name."""
+    chosen = capabilities.LEVELS[request.param].capabilities
+    monkeypatch.setattr(capabilities, "cpu", lambda: chosen)
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

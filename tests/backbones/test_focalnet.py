@@ -341,6 +341,19 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
     assert 1e-5 < max(errors) <= tolerance
 
 
+def test_autocast_on_every_cpu(every_cpu: str) -> None:
+    net = shrunk("focalnet_tiny_lrf")
+    x = torch.randn(2, 3, 49, 65)
+    with torch.no_grad():
+        expected = net(x)
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype):
+                features = net(x)
+            for key, feature in features.items():
+                error = relative_error(feature.float(), expected[key])
+                assert 1e-5 < error <= 32 * torch.finfo(dtype).eps, (dtype, key)
+
+
 @every_variant
 def test_autocast_trains(name: str) -> None:
     net = shrunk(name, drop_path_rate=0.2, valid_context=True).train()
