@@ -92,6 +92,14 @@ class COCODetectionEvaluator(DatasetEvaluator):
         # pycocotools sorts the limits and reports the largest, so 10 must go when max_dets is 5.
         self._limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
         self._distributed = distributed
+        if self._truth.most_objects > max_dets:
+            logger.warning(
+                "%s has up to %d objects of one class in an image, and only %d detections count: "
+                "raise train.max_dets and the model's own limit.",
+                json_file,
+                self._truth.most_objects,
+                max_dets,
+            )
         self.reset()
 
     @property
@@ -343,6 +351,7 @@ class _GroundTruth:
     has_annotations: bool
     without_mask: int | None  # id of one annotation without segmentation
     num_keypoints: int  # of an annotation
+    most_objects: int  # of one class in an image
 
     def known_image(self, image_id: Any) -> int:
         if image_id in self.images:
@@ -391,6 +400,12 @@ def _load_ground_truth(path: Path, image_root: Path | None) -> _GroundTruth:
         has_annotations=file.has_annotations,
         without_mask=next((a["id"] for a in file.annotations if not a.get("segmentation")), None),
         num_keypoints=max((len(a.get("keypoints", ())) // 3 for a in file.annotations), default=0),
+        most_objects=max(
+            Counter(
+                (a["image_id"], a["category_id"]) for a in file.annotations if not a.get("iscrowd")
+            ).values(),
+            default=0,
+        ),
     )
 
 
