@@ -18,7 +18,7 @@ from ..tally import (
 from .coco_objects import DROPPED, OBJECT_REMEDIES, check_object, is_box, mend_area
 from .coco_suspicions import SUSPICION_REMEDIES, check_boxes_together
 from .faults import Faults, shown
-from .json_files import Record, is_id, read_json_lists, row_name, whole
+from .json_files import Place, Record, is_id, read_json_lists, whole
 from .pictures import MOST_PIXELS, upright_size
 
 # Beyond, the masks of one image alone take gigabytes.
@@ -104,13 +104,12 @@ def read_coco(
     """
     path = Path(path)
     needed = ["images", "categories"] if evaluation else ["images", "annotations", "categories"]
-    content = read_json_lists(path, needed, "COCO")
-    content.setdefault("annotations", None)
+    content = read_json_lists(path, needed, "COCO", optional=["annotations"])
     faults = Faults(path, REMEDIES)
     issues: Counter[str] = Counter()
     categories = _check_categories(content["categories"], faults)
     images = _check_images(content["images"], image_root, faults, issues)
-    rows = content["annotations"] if isinstance(content["annotations"], list) else []
+    rows = content.get("annotations", [])
     points = next((len(c["keypoints"]) for c in categories.values() if c.get("keypoints")), 0)
     checker = _Rows(images, categories, points, faults, issues)
     annotations = checker.check(rows)
@@ -123,7 +122,7 @@ def read_coco(
         images=images,
         annotations=annotations,
         categories=[categories[k] for k in sorted(categories)],
-        has_annotations=content["annotations"] is not None,
+        has_annotations="annotations" in content,
         issues=issues,
         settled=Counter({k: n for k, n in issues.items() if k not in (CROWD, *DROPPED)}),
     )
@@ -132,12 +131,12 @@ def read_coco(
 def _check_categories(rows: list[Record], faults: Faults) -> dict[int, Record]:
     """Return the categories by id."""
     found: dict[int, Record] = {}
-    names: dict[str, str] = {}
+    names: dict[str, Place] = {}
     points: list[Any] = []
     if not rows:
         faults.add("categories missing")
     for index, row in enumerate(rows):
-        where = row_name("categories", index, row)
+        where = Place("categories", index, row)
         name, key = row.get("name"), row.get("id")
         if not isinstance(name, str) or not name.strip():
             faults.add("categories without name", where)
@@ -173,11 +172,11 @@ def _check_images(
 ) -> dict[int, Record]:
     """Return the images by id, with the size where it is known."""
     found: dict[int, Record] = {}
-    places: dict[int, str] = {}
+    places: dict[int, Place] = {}
     if not rows:
         faults.add("images missing")
     for index, row in enumerate(rows):
-        where = row_name("images", index, row)
+        where = Place("images", index, row)
         key, name = row.get("id"), row.get("file_name")
         # Results can be scored without images.
         if name is None and root is None:
@@ -199,27 +198,30 @@ def _check_images(
 
 
 def _with_size(
-    row: Record, where: str, root: str | Path | None, faults: Faults, issues: Counter[str]
+    row: Record, where: object, root: str | Path | None, faults: Faults, issues: Counter[str]
 ) -> Record:
     sides = [row.get("height"), row.get("width")]
+    unsized = {k: v for k, v in row.items() if k not in ("height", "width")}
     if None not in sides:
         height, width = map(whole, sides)
         if height is None or width is None:
             faults.add("images with a malformed width or height", f"{where}: {shown(sides)}")
-        elif height * width > MOST_PIXELS:
+            return unsized
+        if height * width > MOST_PIXELS:
             faults.add("images of too many pixels", f"{where}: {width} x {height}")
-        elif (height, width) != tuple(sides) or float in map(type, sides):
+            return unsized
+        if (height, width) != tuple(sides) or float in map(type, sides):
             return {**row, "height": height, "width": width}
         return row
     if root is None:
-        return {k: v for k, v in row.items() if k not in ("height", "width")}
+        return unsized
     try:
         height, width = upright_size(Path(root) / row["file_name"])
     # Pillow meets damaged headers with many kinds of error.
     except Exception as error:
         kind = "images without width or height that cannot be opened"
         faults.add(kind, f"{where}: {row['file_name']}: {error}")
-        return row
+        return unsized
     issues[NO_SIZE] += 1
     return {**row, "height": height, "width": width}
 
@@ -244,10 +246,11 @@ class _Rows:
         self.images, self.categories, self.points = images, categories, points
         self.faults, self.issues = faults, issues
         # Row names of annotations that a training drops, by problem.
-        self.dropped: dict[str, list[str]] = defaultdict(list)
+        self.dropped: dict[str, list[Place]] = defaultdict(list)
 
     def check(self, rows: list[Record]) -> list[Record]:
         """Return the annotations that belong to a listed image, repaired where need be."""
+        self._check_numbers(rows)
         kept = list(self._checked(rows))
         # Ids are names: nothing else refers to them.
         ids = [row.get("id") for row in kept]
@@ -257,9 +260,20 @@ class _Rows:
         self.issues[NO_ID] += len(ids) - len(known)
         return [{**row, "id": number} for number, row in enumerate(kept, start=1)]
 
+    def _check_numbers(self, rows: list[Record]) -> None:
+        """Stop at images with too many annotations, before each of them is looked at."""
+        by_image = Counter(row["image_id"] for row in rows if is_id(row.get("image_id")))
+        for image_id, count in by_image.items():
+            if count > MOST_OBJECTS and image_id in self.images:
+                name = self.images[image_id]["file_name"]
+                self.faults.add(
+                    "images with too many annotations", f"{name} (id {image_id}) has {count:,}"
+                )
+                self.faults.stop()
+
     def _checked(self, rows: list[Record]) -> Iterator[Record]:
         for index, row in enumerate(rows):
-            where = row_name("annotations", index, row)
+            where = Place("annotations", index, row)
             image_id = row.get("image_id")
             if not is_id(image_id):
                 self.faults.add(
@@ -279,7 +293,7 @@ class _Rows:
                 continue
             yield self._mended(row, where)
 
-    def _check_flags(self, row: Record, where: str) -> bool:
+    def _check_flags(self, row: Record, where: object) -> bool:
         crowd = row.get("iscrowd", 0)
         if not isinstance(crowd, int) or crowd not in (0, 1):
             self.faults.add("annotations with a malformed iscrowd", f"{where}: {shown(crowd)}")
@@ -289,7 +303,7 @@ class _Rows:
             return False
         return True
 
-    def _mended(self, row: Record, where: str) -> Record:
+    def _mended(self, row: Record, where: Place) -> Record:
         image = self.images[row["image_id"]]
         size = (image["height"], image["width"]) if "height" in image else None
         row, problems = check_object(row, size, self.points, where, self.faults)
@@ -304,13 +318,6 @@ class _Rows:
 
     def check_counts(self, annotations: list[Record], *, evaluation: bool) -> None:
         """Check what no single row shows."""
-        by_image = Counter(row["image_id"] for row in annotations)
-        for image_id, count in by_image.items():
-            if count > MOST_OBJECTS:
-                self.faults.add(
-                    "images with too many annotations",
-                    f"{self.images[image_id]['file_name']} (id {image_id}) has {count:,}",
-                )
         objects = sum(not row.get("iscrowd") for row in annotations)
         for problem, places in self.dropped.items():
             # A few are left out of a training; a file full of them is another format.
@@ -335,9 +342,14 @@ class _Rows:
         alike: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
         for row in annotations:
             if not row.get("iscrowd"):
-                alike[row["image_id"], row["category_id"], repr(row.get("bbox"))].append(row)
+                alike[row["image_id"], row["category_id"], _key(row.get("bbox"))].append(row)
         for rows in alike.values():
             if len(rows) > 1:
                 shapes = [repr((r.get("segmentation"), r.get("keypoints"))) for r in rows]
                 self.issues[OBJECT_TWICE] += len(shapes) - len(set(shapes))
         self.issues += Counter()  # drops zeros
+
+
+def _key(box: Any) -> Any:
+    """Return a box in a form that can be compared; most are lists of numbers."""
+    return tuple(box) if is_box(box) else repr(box)

@@ -34,7 +34,7 @@ def is_box(values: Any) -> bool:
 
 
 def check_object(
-    row: Record, size: tuple[int, int] | None, points: int, where: str, faults: Faults
+    row: Record, size: tuple[int, int] | None, points: int, where: object, faults: Faults
 ) -> tuple[Record, list[str]]:
     """Check box, mask and keypoints of an annotation; take the box from the mask if need be.
 
@@ -80,7 +80,7 @@ def mend_area(row: Record, size: tuple[int, int] | None) -> tuple[Record, list[s
     return {**row, "area": found[0] if found else box_area}, [AREA_REPLACED]
 
 
-def _check_keypoints(row: Record, points: int, where: str, faults: Faults) -> None:
+def _check_keypoints(row: Record, points: int, where: object, faults: Faults) -> None:
     values = row.get("keypoints")
     if values is None or values == []:
         return

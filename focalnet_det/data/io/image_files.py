@@ -8,7 +8,7 @@ from typing import Any
 
 from ..reading import UnreadableImageError, read_rgb
 from ..tally import POLICIES, SIZE_DIFFERS, UNREADABLE_IMAGE
-from .faults import Faults
+from .faults import SHOWN, Faults
 from .pictures import upright_size
 
 MISSING = "missing files"
@@ -62,9 +62,10 @@ def check_image_files(
         evaluation: any image that cannot be used is a fault.
     Returns: {problem of ``POLICIES``: count} of the sample.
     """
-    missing = set(missing_files(str(record["file_name"]) for record in records))
-    for path in sorted(missing):
-        faults.add(MISSING, hint(path))
+    absent = missing_files(str(record["file_name"]) for record in records)
+    for number, path in enumerate(absent):
+        faults.add(MISSING, hint(path) if number < SHOWN else path)
+    missing = set(absent)
     there = [record for record in records if str(record["file_name"]) not in missing]
     found: dict[str, list[str]] = {UNREADABLE: [], SIZES: []}
     decoded = set(evenly(len(there), PICTURES))

@@ -4,6 +4,7 @@ import json
 import math
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -34,11 +35,14 @@ def check_regular(path: str | Path, what: str) -> None:
         raise DataError(f"{what} {path} is a device or a pipe, not a file.")
 
 
-def read_json_lists(path: str | Path, lists: Sequence[str], what: str) -> dict[str, Any]:
+def read_json_lists(
+    path: str | Path, lists: Sequence[str], what: str, optional: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read a JSON object and check that it has some lists of objects.
 
     Args:
         lists: keys that must be there.
+        optional: keys that are lists of objects too if they are there.
         what: name of the format for messages.
     Raises: FileNotFoundError if there is no such file, DataError if it is no JSON or not as above.
     """
@@ -58,7 +62,7 @@ def read_json_lists(path: str | Path, lists: Sequence[str], what: str) -> dict[s
     missing = [name for name in lists if name not in content]
     if missing:
         raise DataError(f"{path} is not in {what} format: it lacks {', '.join(missing)}.")
-    for name in lists:
+    for name in (*lists, *(other for other in optional if other in content)):
         rows = content[name]
         if not isinstance(rows, list):
             raise DataError(f"{path} is not in {what} format: {name} is {shown(rows)}, no list.")
@@ -98,6 +102,14 @@ def numbers(values: object, count: int) -> list[float] | None:
     return [float(value) for value in values]
 
 
-def row_name(rows: str, index: int, record: Record) -> str:
-    """Return the place of a row for messages, such as ``annotations[3] (id 7)``."""
-    return f"{rows}[{index}] (id {shown(record['id'])})" if "id" in record else f"{rows}[{index}]"
+@dataclass(frozen=True)
+class Place:
+    """The place of a row, such as ``annotations[3] (id 7)``; its text is made when it is shown."""
+
+    rows: object
+    index: int
+    record: Record
+
+    def __str__(self) -> str:
+        name = f"{self.rows}[{self.index}]"
+        return f"{name} (id {shown(self.record['id'])})" if "id" in self.record else name

@@ -1,5 +1,6 @@
 """Instance masks of any kind: which are sound, and as what Detectron2's transforms take them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..tally import EMPTY_MASK, MALFORMED_MASK, MALFORMED_PART, NO_MASK
 LONGEST_OUTLINE = 2_000_000
 # Below this many numbers, a polygon inside the margin cannot have an outline that is too long.
 SHORT_POLYGON = 64
+PLAIN_NUMBERS = frozenset((int, float))
 # Groups of five bits in a number of compressed RLE; runs of up to 2**50 pixels.
 MOST_GROUPS = 10
 
@@ -70,22 +72,28 @@ def outline_length(polygon: NDArray[np.float64]) -> float:
 
 def well_formed(part: Any, size: tuple[int, int]) -> NDArray[np.float64] | None:
     """Return a polygon as a new array (2 N,) of x, y, x, y, ...; None if it is malformed."""
-    if isinstance(part, list) and not all(kind in (int, float) for kind in set(map(type, part))):
-        # Text that looks like numbers, nested lists, bools.
-        return None
-    try:
-        # As floats: Detectron2 cuts off the decimals when it resizes polygons of integers.
-        polygon = np.array(part, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if not enough_coordinates(polygon):
-        return None
+    if isinstance(part, np.ndarray):
+        part = part.reshape(-1).tolist()
+    # As floats: Detectron2 cuts off the decimals when it resizes polygons of integers.
+    return np.array(part, dtype=np.float64) if is_polygon(part, size) else None
+
+
+def is_polygon(part: Any, size: tuple[int, int]) -> bool:
+    """Return whether a list holds x, y, x, y, ... of three points or more, not far from the image.
+
+    Written for speed: files hold millions of polygons.
+    """
+    if not isinstance(part, list | tuple) or not enough_coordinates(part):
+        return False
+    if not PLAIN_NUMBERS.issuperset(map(type, part)):
+        return False
     # The time and memory that pycocotools takes grow with the outline, without limit.
     margin = max(size)
-    xy = polygon.reshape(-1, 2)
-    # Written so that NaN is out of range.
-    inside = (xy >= -margin) & (xy <= np.array(size[::-1]) + margin)
-    return polygon if inside.all() else None
+    xs, ys = part[::2], part[1::2]
+    inside = min(xs) >= -margin and max(xs) <= size[1] + margin
+    inside = inside and min(ys) >= -margin and max(ys) <= size[0] + margin
+    # NaN compares with nothing, and is in the sum.
+    return inside and not math.isnan(sum(part))
 
 
 def enough_coordinates(polygon: Any) -> bool:
@@ -176,8 +184,10 @@ def sound_mask(segmentation: Any, size: tuple[int, int] | None) -> Any:
     if not isinstance(segmentation, list):
         return None
     bounds = size or (LONGEST_OUTLINE, LONGEST_OUTLINE)
-    kept = [part for part in segmentation if well_formed(part, bounds) is not None]
-    if len(sound_polygons(kept, bounds)) < max(1, len(kept)):
+    kept = [part for part in segmentation if is_polygon(part, bounds)]
+    if not kept:
+        return None
+    if sum(map(len, kept)) > SHORT_POLYGON and not sound_polygons(kept, bounds):
         return None
     return segmentation if len(kept) == len(segmentation) else kept
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..labels import UnreadableLabelsError
 from ..panoptic import read_segment_ids, segment_pixels
 from ..tally import LABEL_SIZE_DIFFERS, UNREADABLE_LABELS, VOID_SEGMENT, report_issues
-from .faults import Faults
+from .faults import SHOWN, Faults
 from .image_files import MISSING, evenly, hint, missing_files
 from .pictures import upright_size
 
@@ -38,8 +38,8 @@ def check_segment_files(
     """
     faults = Faults(f"The PNGs of {subject}", PNG_REMEDIES)
     paths = [str(record["pan_seg_file_name"]) for record in records]
-    for path in missing_files(paths):
-        faults.add(MISSING, hint(path))
+    for number, path in enumerate(missing_files(paths)):
+        faults.add(MISSING, hint(path) if number < SHOWN else path)
     faults.stop()
     sample = evenly(len(records), EVALUATION_SAMPLE if evaluation else TRAINING_SAMPLE)
     found = [problem for index in sample for problem in _problems(records[index])]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .faults import Faults, shown
-from .json_files import Record, is_id, read_json_lists, row_name, whole
+from .json_files import Place, Record, is_id, read_json_lists, whole
 
 # R + 256 G + 65536 B of a PNG.
 LARGEST_SEGMENT = 256**3 - 1
@@ -65,7 +65,7 @@ def _categories(rows: list[Record], faults: Faults) -> dict[int, Record]:
     if not rows:
         faults.add("categories missing")
     for index, row in enumerate(rows):
-        where, key, name = row_name("categories", index, row), row.get("id"), row.get("name")
+        where, key, name = Place("categories", index, row), row.get("id"), row.get("name")
         kind = row.get("isthing")
         named = isinstance(name, str) and bool(name.strip())
         if not is_id(key) or not named or not isinstance(kind, int) or kind not in (0, 1):
@@ -86,7 +86,7 @@ def _images(rows: list[Record], faults: Faults) -> dict[int, Record]:
     if not rows:
         faults.add("images missing")
     for index, row in enumerate(rows):
-        where, key, name = row_name("images", index, row), row.get("id"), row.get("file_name")
+        where, key, name = Place("images", index, row), row.get("id"), row.get("file_name")
         if not is_id(key) or not _is_path(name):
             faults.add("images without id or file_name", where)
             continue
@@ -123,11 +123,11 @@ def _annotations(
 
 
 def _check_segments(
-    segments: list[Record], where: str, categories: Mapping[int, Record], faults: Faults
+    segments: list[Record], where: object, categories: Mapping[int, Record], faults: Faults
 ) -> None:
     seen: set[int] = set()
     for index, segment in enumerate(segments):
-        place = row_name(f"{where}.segments_info", index, segment)
+        place = Place(f"{where}.segments_info", index, segment)
         key, category = segment.get("id"), segment.get("category_id")
         if not is_id(key) or not is_id(category):
             faults.add("segments without id or category_id", place)
