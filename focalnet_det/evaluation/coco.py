@@ -399,7 +399,7 @@ def _load_ground_truth(path: Path, image_root: Path | None) -> _GroundTruth:
         instance_counts=Counter(a["category_id"] for a in file.annotations if not a.get("iscrowd")),
         has_annotations=file.has_annotations,
         without_mask=next((a["id"] for a in file.annotations if not a.get("segmentation")), None),
-        num_keypoints=max((len(a.get("keypoints") or ()) // 3 for a in file.annotations), default=0),
+        num_keypoints=len(file.keypoint_names),
         most_objects=max(
             Counter(
                 (a["image_id"], a["category_id"]) for a in file.annotations if not a.get("iscrowd")
