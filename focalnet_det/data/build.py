@@ -3,14 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
+from detectron2.data.build import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    print_instances_class_histogram,
+)
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.utils import comm
 
@@ -145,20 +147,69 @@ def dataset_records(
 ) -> list[dict[str, Any]]:
     """Records of registered data sets.
 
-    Raises: FileNotFoundError that says where the data should be; ValueError if no image has
-        keypoints and they are asked for.
+    Raises: FileNotFoundError that says where the data should be; ValueError if no image can be
+        used, or the data set names no keypoints and they are asked for.
     """
     if min_keypoints:
         check_keypoints(names)
     try:
-        return get_detection_dataset_dicts(
-            list(names), filter_empty=filter_empty, min_keypoints=min_keypoints
-        )
+        sets = [DatasetCatalog.get(name) for name in names]
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Data set {', '.join(names)}: {error.filename} does not exist. Put the data there, or "
             "set DETECTRON2_DATASETS to the folder that holds it; see datasets/README.md."
         ) from error
+    records = usable_records(
+        list(chain.from_iterable(sets)),
+        names,
+        filter_empty=filter_empty,
+        min_keypoints=min_keypoints,
+    )
+    classes = common_classes(names)
+    if classes and "annotations" in records[0]:
+        print_instances_class_histogram(records, classes)
+    return records
+
+
+def common_classes(names: Sequence[str]) -> list[str] | None:
+    """Return the class names of the things of data sets, None if they have none.
+
+    Raises: ValueError if they are not the same in all.
+    """
+    classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
+    for name, found in zip(names, classes, strict=True):
+        if found != classes[0]:
+            raise ValueError(f"Data sets {names[0]} and {name} do not have the same classes.")
+    return classes[0]
+
+
+def usable_records(
+    records: list[dict[str, Any]],
+    names: Sequence[str],
+    *,
+    filter_empty: bool,
+    min_keypoints: int = 0,
+) -> list[dict[str, Any]]:
+    """Leave out records without objects, or without enough keypoints.
+
+    Raises: ValueError if there is no record, or none that can be used.
+    """
+    subject = f"Data set {', '.join(names)}"
+    if not records:
+        raise ValueError(f"{subject} has no image.")
+    if "annotations" not in records[0]:
+        return records
+    kept = filter_images_with_only_crowd_annotations(records) if filter_empty else records
+    if not kept:
+        raise ValueError(
+            f"{subject}: none of its {len(records)} images has an annotation that is not a crowd. "
+            "There is nothing to learn: check image_id and iscrowd of the annotations."
+        )
+    if min_keypoints:
+        kept = filter_images_with_few_keypoints(kept, min_keypoints)
+    if not kept:
+        raise ValueError(f"{subject}: no object of its {len(records)} images has a keypoint.")
+    return kept
 
 
 def check_keypoints(names: Sequence[str]) -> None:

@@ -24,7 +24,8 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from torch import Tensor
 
-from focalnet_det.data.writing import write_atomically
+from focalnet_det.atomic import write_text
+from focalnet_det.data.io.coco import read_coco
 from focalnet_det.evaluation.tables import overall_table, per_class_table
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
 
     Args:
         json_file: COCO annotations; without "annotations" (a test set), nothing is scored.
+        image_root: folder of the images, for sizes that the file lacks; None for none.
         tasks: of "bbox", "segm" and "keypoints"; None scores what the predictions hold.
         class_names: by contiguous id; default: the names in `json_file`.
         thing_dataset_id_to_contiguous_id: category id -> class that the model predicts; default:
@@ -68,6 +70,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
         self,
         *,
         json_file: str | os.PathLike[str],
+        image_root: str | os.PathLike[str] | None = None,
         tasks: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         thing_dataset_id_to_contiguous_id: Mapping[int, int] | None = None,
@@ -78,7 +81,9 @@ class COCODetectionEvaluator(DatasetEvaluator):
         if max_dets < 1:
             raise ValueError(f"max_dets must be at least 1, got {max_dets}.")
         self._tasks = None if tasks is None else _checked_tasks(tasks)
-        self._truth = _load_ground_truth(Path(json_file))
+        self._truth = _load_ground_truth(
+            Path(json_file), None if image_root is None else Path(image_root)
+        )
         if self._tasks and "segm" in self._tasks:
             self._truth.check_has_masks()
         self._classes = _classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
@@ -87,6 +92,14 @@ class COCODetectionEvaluator(DatasetEvaluator):
         # pycocotools sorts the limits and reports the largest, so 10 must go when max_dets is 5.
         self._limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
         self._distributed = distributed
+        if self._truth.most_objects > max_dets:
+            logger.warning(
+                "%s has up to %d objects of one class in an image, and only %d detections count: "
+                "raise train.max_dets and the model's own limit.",
+                json_file,
+                self._truth.most_objects,
+                max_dets,
+            )
         self.reset()
 
     @property
@@ -201,7 +214,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
                     yield from part[image_id]
 
         if self._is_main:
-            write_atomically(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
+            write_text(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
         else:
             deque(lines(), maxlen=0)
 
@@ -287,7 +300,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 for task, metrics in results.items()
             }
             text = json.dumps(finite, indent=2, allow_nan=False)
-            write_atomically(self._output_dir / "coco_metrics.json", [text, "\n"])
+            write_text(self._output_dir / "coco_metrics.json", [text, "\n"])
 
 
 class Spool(Sequence[dict[int, list[str]]]):
@@ -338,6 +351,7 @@ class _GroundTruth:
     has_annotations: bool
     without_mask: int | None  # id of one annotation without segmentation
     num_keypoints: int  # of an annotation
+    most_objects: int  # of one class in an image
 
     def known_image(self, image_id: Any) -> int:
         if image_id in self.images:
@@ -373,32 +387,25 @@ class _GroundTruth:
             )
 
 
-def _load_ground_truth(path: Path) -> _GroundTruth:
-    """Read COCO instance annotations; ValueError if they name unknown images or categories."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    images = {image["id"]: image for image in data["images"]}
-    categories = {c["id"]: c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])}
-    annotations = data.get("annotations", [])
-    for annotation in annotations:
-        at = f"Annotation {annotation['id']} in {path}"
-        if "area" not in annotation:
-            raise ValueError(f"{at} has no area: AP by size needs it.")
-        for key, known in (("image_id", images), ("category_id", categories)):
-            if annotation[key] not in known:
-                raise ValueError(f"{at} has an undefined {key}, {annotation[key]!r}.")
-    by_image: dict[int, list[Record]] = {image_id: [] for image_id in images}
-    for annotation in annotations:
-        by_image[annotation["image_id"]].append(annotation)
+def _load_ground_truth(path: Path, image_root: Path | None) -> _GroundTruth:
+    """Read COCO annotations as the training does; DataError with all faults of the file."""
+    file = read_coco(path, image_root, evaluation=True)
     return _GroundTruth(
         path=path,
-        images=images,
-        annotations=by_image,
-        category_records=data["categories"],
-        categories=categories,
-        instance_counts=Counter(a["category_id"] for a in annotations if not a.get("iscrowd")),
-        has_annotations="annotations" in data,
-        without_mask=next((a["id"] for a in annotations if not a.get("segmentation")), None),
-        num_keypoints=max((len(a.get("keypoints", ())) // 3 for a in annotations), default=0),
+        images=file.images,
+        annotations=file.by_image(),
+        category_records=file.categories,
+        categories={c["id"]: c["name"] for c in file.categories},
+        instance_counts=Counter(a["category_id"] for a in file.annotations if not a.get("iscrowd")),
+        has_annotations=file.has_annotations,
+        without_mask=next((a["id"] for a in file.annotations if not a.get("segmentation")), None),
+        num_keypoints=len(file.keypoint_names),
+        most_objects=max(
+            Counter(
+                (a["image_id"], a["category_id"]) for a in file.annotations if not a.get("iscrowd")
+            ).values(),
+            default=0,
+        ),
     )
 
 

@@ -22,6 +22,7 @@ from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..atomic import write_text
 from ..data.panoptic import (
     PanopticFile,
     Record,
@@ -31,7 +32,6 @@ from ..data.panoptic import (
     segment_pixels,
     segment_problems,
 )
-from ..data.writing import write_atomically
 from .tables import render_table, two_decimals
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 "annotations": [results[k] for k in sorted(results)],
                 "categories": list(self._truth.categories.values()),
             }
-            write_atomically(self._output_dir / "panoptic_results.json", [json.dumps(content)])
+            write_text(self._output_dir / "panoptic_results.json", [json.dumps(content)])
         return OrderedDict(panoptic_seg=metrics)
 
     def _to_category(self, image_id: int, segment: Mapping[str, Any]) -> Record:
@@ -250,7 +250,7 @@ class PanopticEvaluator(DatasetEvaluator):
             },
         }
         text = json.dumps(content, indent=2, allow_nan=False)
-        write_atomically(self._output_dir / "panoptic_metrics.json", [text, "\n"])
+        write_text(self._output_dir / "panoptic_metrics.json", [text, "\n"])
 
 
 def _by_class(
