@@ -20,6 +20,7 @@ from ..data.panoptic_sets import (
 from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
 from .evaluate import evaluate, write_reports
 from .experiment import Experiment, load_config, read_experiment
+from .logs import hold_records
 from .own_data import coco_files, use_coco_json
 from .own_labels import folder_pairs, use_label_folders
 from .own_panoptic import panoptic_sets, use_panoptic_sets
@@ -74,6 +75,7 @@ def register_all() -> None:
 
 def run(args: RunArguments) -> dict[str, Any]:
     """Trains, or evaluates the initial weights; returns the results of the last evaluation."""
+    hold_records()
     register_all()
     cfg = load_config(args.config_file, args.opts)
     scale_learning_rate(cfg, args.opts)
@@ -107,7 +109,7 @@ def run(args: RunArguments) -> dict[str, Any]:
     if args.report:
         ask_for_report(cfg)
     experiment = read_experiment(cfg)
-    start_run(experiment)
+    start_run(experiment, evaluation_only=args.eval_only)
     if args.eval_only:
         return run_evaluation(experiment)
     return train(experiment, resume=args.resume)
