@@ -20,6 +20,7 @@ from .augmentation import scaled
 from .copy_paste import CopyPaste
 from .mappers import InstanceMapper, ViewMapper
 from .stream import fingerprint, open_stream
+from .workers import protect_workers
 
 
 class TrainLoader:
@@ -250,6 +251,8 @@ def build_test_loader(
         resizes = resizes or [scaled(augmentations, scale) for scale in scales or (1.0,)]
         mirrored = [[*resize, T.RandomFlip(prob=1.0)] for resize in resizes] if flip else []
         mapper = ViewMapper(views=[*resizes, *mirrored], image_format=image_format)
-    return build_detection_test_loader(
-        dataset_records([dataset], filter_empty=False), mapper=mapper, num_workers=num_workers
+    return protect_workers(
+        build_detection_test_loader(
+            dataset_records([dataset], filter_empty=False), mapper=mapper, num_workers=num_workers
+        )
     )

@@ -18,6 +18,7 @@ from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .mappers import DATA_ISSUES, SkippedImage
+from .workers import protect_workers
 
 # The number of a draw in the stream, and the index of the record that was drawn.
 Draw = tuple[int, int]
@@ -183,7 +184,7 @@ def open_stream(
     sampler = DrawSampler(
         groups, batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size
     )
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         DrawnImages(records, mapper, seed, mix),
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -193,6 +194,7 @@ def open_stream(
         # Images then go to a GPU while it computes.
         pin_memory=torch.cuda.is_available(),
     )
+    return protect_workers(loader)
 
 
 def _as_list(examples: list[Any]) -> list[Any]:

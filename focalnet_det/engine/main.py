@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from ..checkpoint import load_initial_weights
 from ..experiment import Experiment, RunArguments, describe, register_all
 from .evaluate import evaluate, write_reports
+from .logs import hold_records
 from .pictures import save_predictions
 from .random_state import make_deterministic
 from .run import start_run
@@ -23,6 +24,7 @@ logger = logging.getLogger("focalnet_det")
 
 def run(args: RunArguments) -> dict[str, Any]:
     """Train, or evaluate the initial weights; return the results of the last evaluation."""
+    hold_records()
     experiment = describe(args)
     options = experiment.options
     if options.deterministic:
@@ -33,7 +35,7 @@ def run(args: RunArguments) -> dict[str, Any]:
         evaluate=args.eval_only,
         overwrite=args.overwrite,
     ) as folder:
-        start_run(experiment)
+        start_run(experiment, evaluation_only=args.eval_only)
         if args.eval_only:
             return run_evaluation(experiment)
         return train(experiment, folder, resume=args.resume)
