@@ -262,7 +262,7 @@ def newest_whole(folder: Path) -> Path | None:
     """
     numbered = [path for _, path in sorted(numbered_checkpoints(folder), reverse=True)]
     final = [folder / FINAL] if (folder / FINAL).is_file() else []
-    problems = []
+    problems: list[tuple[Path, str]] = []
     for path in [*final, *numbered]:
         problem = training_problem(path)
         if problem is None:

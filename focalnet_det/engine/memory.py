@@ -67,7 +67,7 @@ def checkpoint_activations(model: nn.Module) -> bool:
     """Switch activation checkpointing on wherever a model has it; return whether that is news."""
     changed = False
     for module in _switches(model):
-        module.activation_checkpointing = True
+        module.activation_checkpointing = True  # type: ignore[assignment]
         changed = True
     return changed
 

@@ -47,7 +47,8 @@ def config_changes(saved: Mapping[str, str], now: Mapping[str, str]) -> tuple[li
     Returns: the changes that are applied, and those that a resumed run must not make; each "key
         was A, is B now".
     """
-    applied, refused = [], []
+    applied: list[str] = []
+    refused: list[str] = []
     for key in sorted(saved.keys() | now.keys()):
         before, after = saved.get(key, "absent"), now.get(key, "absent")
         if before == after:

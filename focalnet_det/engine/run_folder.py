@@ -217,10 +217,10 @@ def in_first_process(work: Callable[[], Result]) -> Result:
             outcome = (work(), None)
         except Exception as error:
             outcome = (None, error)
-    result, error = comm.all_gather(outcome)[0]
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+    result, failure = comm.all_gather(outcome)[0]
+    if failure is not None:
+        raise failure
+    return result
 
 
 def set_aside(folder: Path, *, overwrite: bool) -> None:

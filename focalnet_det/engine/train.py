@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from ..checkpoint import load_initial_weights
 from ..compat import create_ddp_model
 from ..experiment import Experiment, TrainOptions
+from .agreement import check_agreement
 from .checkpoints import AVERAGED, FINAL, Checkpoints, RunFacts, write_checkpoint
 from .evaluate import evaluate, evaluation_folder, write_reports
 from .finish import Product, finish, read_results, write_results
@@ -74,6 +76,9 @@ class Training:
             folder=folder.path,
             config_text=experiment.config_text,
             stop=stop,
+        )
+        check_agreement(
+            {"the training data": loader.fingerprint, "the length": f"{self.max_iter} iterations"}
         )
         facts = RunFacts(folder.record.id, experiment.config_text, loader.fingerprint)
         self.checkpoints = Checkpoints(
@@ -278,7 +283,7 @@ class Training:
         for name in self.results if self.options.report else ():
             page = evaluation_folder(self.options, name) / "report.html"
             path = str(page.relative_to(Path(self.options.output_dir)))
-            products.append(Product(name=path, make=lambda name=name: report(name)))
+            products.append(Product(name=path, make=partial(report, name)))
         return products
 
     def _open_writers(self, start: int) -> None:

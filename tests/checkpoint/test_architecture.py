@@ -288,9 +288,9 @@ def test_a_file_of_another_method_is_named(number: int, tmp_path: Path) -> None:
     """Into a Mask R-CNN of Detectron2, by the loading of train.init_checkpoint."""
     pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
     from detectron2.config import instantiate
-    from focalnet_det.experiment import load_config
 
     from focalnet_det.checkpoint import load_initial_weights
+    from focalnet_det.experiment import load_config
 
     method, classes, _, shapes = MISFITS[number]
     leaf = ROOT / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"

@@ -12,7 +12,6 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 import torchvision
 from detectron2.modeling.backbone import BasicStem, ResNet
-from focalnet_det.experiment import load_config, read_experiment
 
 from focalnet_det import create_backbone
 from focalnet_det.backbones.peers import SwinBackbone, resnet_backbone
@@ -22,6 +21,7 @@ from focalnet_det.checkpoint import (
     load_initial_weights,
     load_pretrained,
 )
+from focalnet_det.experiment import load_config, read_experiment
 
 timm = pytest.importorskip("timm", reason="timm is a test dependency")
 State = dict[str, Tensor]
