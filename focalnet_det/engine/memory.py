@@ -37,9 +37,9 @@ def explain_memory(
     moments = _gib(
         t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)
     )
-    sizes = [tuple(e["image"].shape[-2:]) for e in data if isinstance(e.get("image"), Tensor)]
+    sizes = [tuple(e["image"].shape[-2:]) for e in data if e["image"].dim() == 3]
     objects = max((len(e["instances"]) for e in data if "instances" in e), default=0)
-    parts = len(sizes) // options.accumulation or 1
+    parts = len(data) // options.accumulation or 1
     text = (
         f"Out of memory: weights take {weights:.1f} GiB, gradients about as much, the optimizer "
         f"{moments:.1f} GiB; the rest is activations of {parts} image(s) at a time"
@@ -50,8 +50,8 @@ def explain_memory(
     if objects:
         text += f", up to {objects} objects in an image"
     remedies = []
-    if len(sizes) > options.accumulation:
-        remedies.append(f"train.accumulation={len(sizes)} (one image at a time)")
+    if len(data) > options.accumulation:
+        remedies.append(f"train.accumulation={len(data)} (one image at a time)")
     if any(_switches(model)):
         remedies.append(
             "activation checkpointing (activation_checkpointing=true on the backbone, or "

@@ -93,8 +93,13 @@ def describe_trouble(
     weights = first_not_finite(model.named_parameters())
     if weights is not None:
         bad.append(f"the parameter {weights} itself is not finite")
+    return f"{'; '.join(bad) or 'a gradient is not finite'}. {describe_images(data)}"
+
+
+def describe_images(data: Sequence[Mapping[str, Any]]) -> str:
+    """Name the images of examples."""
     names = [str(example.get("file_name", "?")) for example in data]
-    return f"{'; '.join(bad) or 'a gradient is not finite'}. Images: {', '.join(names) or 'none'}"
+    return f"Images: {', '.join(names) or 'none'}"
 
 
 def pack_example(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from .memory import OUT_OF_MEMORY, checkpoint_activations, explain_memory, is_ou
 from .numerics import (
     MOST_OVERFLOWS,
     NumericalTrouble,
+    describe_images,
     describe_trouble,
     gradient_norm,
     pack_example,
@@ -140,7 +141,12 @@ class Trainer(SimpleTrainer):
 
     def _update(self, data: list[dict[str, Any]], data_time: float, states: dict[str, Any]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.accumulate_gradients(data)
+        try:
+            losses = self.accumulate_gradients(data)
+        except FloatingPointError as error:
+            # Detectron2 looks at some predictions itself.
+            self._after_trouble({}, data, states, said=str(error))
+            return
         self.scaler.unscale_(self.optimizer)
         losses, norm, bad = self._checked(losses, gradient_norm(self.inner.parameters()))
         if bad:
@@ -181,13 +187,27 @@ class Trainer(SimpleTrainer):
         return dict(zip(losses, values, strict=True)), float(total_norm), bool(bad) or collapsed
 
     def _after_trouble(
-        self, losses: dict[str, Tensor], data: list[dict[str, Any]], states: dict[str, Any]
+        self,
+        losses: dict[str, Tensor],
+        data: list[dict[str, Any]],
+        states: dict[str, Any],
+        *,
+        said: str = "",
     ) -> None:
-        """Leave the update out, or raise. The same in all processes."""
-        trouble = self._describe(losses, data, states)
+        """Leave the update out, or raise.
+
+        Args:
+            losses, data, states: of the iteration.
+            said: by the model itself, in this process alone; the others are still computing, and
+                this one can only end.
+        """
+        trouble = self._describe(losses, data, states, said)
+        if said and comm.get_world_size() > 1:
+            raise trouble
         self.optimizer.zero_grad(set_to_none=True)
-        # Without an update the scaler would refuse the next iteration.
-        self.scaler.update()
+        if not said:
+            # Without an update the scaler would refuse the next iteration.
+            self.scaler.update()
         limit = self.options.nan_limit
         if self.options.on_nan == "skip" and self.skipped < limit:
             self.skipped += 1
@@ -200,10 +220,16 @@ class Trainer(SimpleTrainer):
         raise trouble
 
     def _describe(
-        self, losses: dict[str, Tensor], data: list[dict[str, Any]], states: dict[str, Any]
+        self,
+        losses: dict[str, Tensor],
+        data: list[dict[str, Any]],
+        states: dict[str, Any],
+        said: str,
     ) -> NumericalTrouble:
         """Say what happened, in words and as a file; the same in all processes."""
-        if self.scaler.is_enabled() and self.overflows > MOST_OVERFLOWS:
+        if said:
+            reason = f"{said.rstrip('.')}. {describe_images(data)}"
+        elif self.scaler.is_enabled() and self.overflows > MOST_OVERFLOWS:
             reason = (
                 f"{self.overflows} updates in a row overflowed in fp16; the loss scale has fallen "
                 f"to {self.scaler.get_scale():g}. Try train.precision=bf16 or a lower rate"
@@ -211,13 +237,14 @@ class Trainer(SimpleTrainer):
         else:
             reason = describe_trouble(losses, self.inner, data)
         guilty = not all(loss.isfinite() for loss in losses.values())
-        reasons = comm.all_gather((not guilty, reason))
-        packed = comm.gather({"random": states, "data": [pack_example(e) for e in data]})
+        mine = {"random": states, "data": [pack_example(e) for e in data]}
+        reasons = [(False, reason)] if said else comm.all_gather((not guilty, reason))
+        packed = [mine] if said else comm.gather(mine)
         replay = ""
         if self.folder is not None:
             path = self.folder / f"trouble_{self.iter:07d}.pth"
             replay = f" To look into it: tools/replay_step.py {path}."
-            if comm.is_main_process():
+            if said or comm.is_main_process():
                 content = {"iteration": self.iter, "config": self.config_text, "processes": packed}
                 write_trouble(path, {**content, "model": self.inner.state_dict()})
         advice = (
