@@ -44,7 +44,7 @@ def renamed(function: Call, old: str, new: str) -> Call:
 
 
 def package_folder(name: str) -> Path | None:
-    """Folder of an installed package, found without importing it; None if it is absent.
+    """Return the folder of an installed package, found without importing it; None if it is absent.
 
     A folder without `__init__.py`, such as a clone beside the script, is no package.
     """
@@ -71,7 +71,7 @@ def require_detectron2() -> None:
 
 
 def uses_removed_numpy_aliases(folder: Path) -> bool:
-    """Whether the Detectron2 in `folder` is the unedited v0.6 and numpy no longer has np.int."""
+    """Return whether a Detectron2 is the unedited v0.6 and numpy no longer has np.int."""
     source = folder / "data" / "build.py"
     if not source.is_file() or not re.search(r"\bnp\.int\b", source.read_text(encoding="utf-8")):
         return False
@@ -98,7 +98,7 @@ def silence_import_warnings() -> None:
 
 
 def fill_pillow_linear() -> None:
-    """Pillow 10 removed LINEAR, the old name of BILINEAR; v0.6 reads it while it is imported."""
+    """Give Pillow the name LINEAR of BILINEAR, which v0.6 reads and Pillow 10 removed."""
     from PIL import Image
 
     if not hasattr(Image, "LINEAR"):
@@ -129,7 +129,7 @@ def stand_in_pkg_resources() -> Iterator[None]:
 
 
 def resource_filename(package: str, name: str) -> str:
-    """Path of a file inside an installed package."""
+    """Return the path of a file inside an installed package."""
     folder = package_folder(package)
     if folder is None:
         raise ModuleNotFoundError(f"No package named {package!r}.")
@@ -155,7 +155,7 @@ def create_ddp_model(model: "nn.Module", **options: Any) -> "nn.Module":
 def create_local_process_group(processes_per_machine: int) -> None:
     """Tell Detectron2 which processes share a machine, where it did not launch them itself.
 
-    To be called once in every process, after `torch.distributed` is initialised; ranks must be
+    To be called once in every process, after `torch.distributed` is initialized; ranks must be
     consecutive on each machine, as torchrun numbers them.
 
     Args:
@@ -175,14 +175,14 @@ def create_local_process_group(processes_per_machine: int) -> None:
 
 
 def feature_shape(channels: int, stride: int) -> "ShapeSpec":
-    """Shape of a feature map: a named tuple in v0.6, a dataclass in main."""
+    """Return the shape of a feature map: a named tuple in v0.6, a dataclass in main."""
     from detectron2.layers import ShapeSpec
 
     return ShapeSpec(channels=channels, stride=stride)
 
 
 def dense_head_norm(name: str) -> Callable[[int], "nn.Module"]:
-    """A norm by Detectron2's name, for its dense heads.
+    """Return a norm by Detectron2's name, for its dense heads.
 
     v0.6 tries the norm of a dense head with one channel, which GroupNorm refuses today.
     """
@@ -197,7 +197,7 @@ def dense_head_norm(name: str) -> Callable[[int], "nn.Module"]:
 
 
 def has_padding_constraints() -> bool:
-    """Whether this Detectron2 knows padding constraints (main does, v0.6 does not)."""
+    """Return whether this Detectron2 knows padding constraints (main does, v0.6 does not)."""
     from detectron2.structures import ImageList
 
     return "padding_constraints" in inspect.signature(ImageList.from_tensors).parameters

@@ -29,7 +29,7 @@ def upernet(
     pixel_std: Sequence[float] = PIXEL_STD,
     **inference: Any,
 ) -> MmsegSegmentor:
-    """UPerNet on all features of a backbone.
+    """Build UPerNet on all features of a backbone.
 
     Args:
         channels, auxiliary_channels, norm, dropout, loss: of :class:`UPerNetHead`.
@@ -65,7 +65,7 @@ def semantic_fpn(
     pixel_std: Sequence[float] = PIXEL_STD,
     **inference: Any,
 ) -> MmsegSegmentor:
-    """Semantic FPN: Detectron2's head on a backbone with FPN; arguments as in :func:`upernet`.
+    """Build semantic FPN, Detectron2's head on an FPN; arguments as in :func:`upernet`.
 
     Source: arXiv:1901.02446, section 3 (semantic segmentation branch).
     """

@@ -59,11 +59,11 @@ class PixelCrossEntropy(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """
+        """Return the loss, a scalar.
+
         Args:
             logits: (N, K, h, w), any size.
             labels: int64 (N, H, W), 0..K-1 or ``ignore_value``.
-        Returns: a scalar.
         """
         logits = F.interpolate(
             logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False
@@ -83,7 +83,7 @@ class PixelCrossEntropy(nn.Module):
         return total / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _hard(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """Of the valid pixels, those that are to count."""
+        """Return which of the valid pixels count."""
         assert self.ohem_threshold is not None
         own = logits.softmax(dim=1).gather(1, labels.where(valid, 0).unsqueeze(1)).squeeze(1)
         ranked = own[valid].sort().values

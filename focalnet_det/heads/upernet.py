@@ -44,7 +44,7 @@ class ConvModule(nn.Module):
             self.bn = get_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H, W)."""
+        """Convolve, normalize and rectify a map, (N, C, H, W) -> (N, C', H, W)."""
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -65,13 +65,13 @@ class FCNHead(nn.Module):
         self.conv_seg = classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> logits (N, K, H, W)."""
+        """Return the logits (N, K, H, W) of a feature (N, C, H, W)."""
         logits: Tensor = self.conv_seg(self.dropout(self.convs(x)))
         return logits
 
 
 def classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    """A 1x1 convolution that starts with nearly equal probabilities."""
+    """Return a 1x1 convolution that starts with nearly equal probabilities."""
     conv = nn.Conv2d(channels, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
@@ -101,7 +101,8 @@ class UPerNetHead(nn.Module):
         auxiliary_channels: int = 256,
         auxiliary_weight: float = 0.4,
     ) -> None:
-        """
+        """Build the decoder.
+
         Args:
             input_shape: of the features to use, at least two; the order is that of their strides.
             num_classes: K.
@@ -155,7 +156,7 @@ class UPerNetHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads ``MODEL.SEM_SEG_HEAD`` and ``MODEL.UPERNET``."""
+        """Read ``MODEL.SEM_SEG_HEAD`` and ``MODEL.UPERNET``."""
         head, own = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.UPERNET
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
@@ -178,7 +179,8 @@ class UPerNetHead(nn.Module):
     def forward(
         self, features: Features, targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """
+        """Return logits, or losses in training.
+
         Args:
             features: of the backbone, (N, C, H, W) each.
             targets: labels (N, H, W), in training.
@@ -196,7 +198,7 @@ class UPerNetHead(nn.Module):
         return None, losses
 
     def decode(self, features: Features) -> Tensor:
-        """Features -> logits (N, K, H, W) at the resolution of the finest one."""
+        """Return the logits (N, K, H, W) at the resolution of the finest feature."""
         *finer, last = (features[name] for name in self.in_features)
         levels = [conv(x) for conv, x in zip(self.lateral_convs, finer, strict=True)]
         levels.append(self.pool(last))
@@ -235,7 +237,7 @@ class UPerNetHead(nn.Module):
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, to the height and width of another map."""
+    """Resize a map bilinearly to the height and width of another."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -11,7 +11,7 @@ def check_integer(name: str, value: Any, low: int, high: int) -> None:
 
     Raises: ValueError that names the argument, its value and the range.
     """
-    if not isinstance(value, Integral) or not low <= value <= high:
+    if not isinstance(value, Integral) or not low <= int(value) <= high:
         raise ValueError(f"{name} must be {low} or more and at most {high} (whole), got {value!r}.")
 
 
@@ -22,7 +22,7 @@ def check_number(name: str, value: Any, low: float, high: float, *, below: bool 
         below: whether the upper end is outside the range.
     Raises: ValueError that names the argument, its value and the range.
     """
-    number = isinstance(value, Real) and math.isfinite(value) and low <= value <= high
+    number = isinstance(value, Real) and math.isfinite(value) and low <= float(value) <= high
     if not number or (below and value == high):
         end = "below" if below else "at most"
         raise ValueError(f"{name} must be {low:g} or more and {end} {high:g}, got {value!r}.")
@@ -33,7 +33,7 @@ def check_integers(name: str, values: Sequence[Any], low: int, high: int) -> Non
 
     Raises: ValueError that names the argument, its value and the range.
     """
-    if not all(isinstance(value, Integral) and low <= value <= high for value in values):
+    if not all(isinstance(value, Integral) and low <= int(value) <= high for value in values):
         raise ValueError(
             f"{name} must be {low} or more and at most {high} (whole) in every entry, "
             f"got {tuple(values)}."

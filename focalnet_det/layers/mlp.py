@@ -24,5 +24,5 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
+        """Transform each position on its own, (..., dim) -> (..., dim)."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
