@@ -39,7 +39,9 @@ class Capabilities:
 
         Emulation in oneDNN takes ten times as long as float32.
         """
-        return {torch.bfloat16: self.bfloat16, torch.float16: self.float16}.get(dtype, True)
+        if dtype == torch.bfloat16:
+            return self.bfloat16
+        return dtype != torch.float16 or self.float16
 
 
 class Level(NamedTuple):
