@@ -62,6 +62,7 @@ class Training:
         self.stop = stop
         self.options = options = experiment.options
         self.results: dict[str, Any] = {}
+        self.is_evaluated = False
         self.done = 0
         self.loader = loader = experiment.train_loader()
         loader.seed = options.seed if options.seed >= 0 else comm.shared_random_seed()
@@ -222,6 +223,8 @@ class Training:
         with autocast(self.options):
             self.results = evaluate(self.experiment, model, between=stop_if_asked)
 
+        self.is_evaluated = True
+
         def keep() -> None:
             if self.experiment.test_loaders:
                 write_results(self.folder.path, iteration, self.results)
@@ -247,7 +250,8 @@ class Training:
     def _finish(self) -> None:
         """Make what a finished run leaves."""
         iteration = self.done - 1
-        if self.experiment.test_loaders and not self.results:
+        # Processes other than the first have no results.
+        if self.experiment.test_loaders and not self.is_evaluated:
             saved = in_first_process(lambda: read_results(self.folder.path, iteration))
             if saved is None:
                 self._evaluate(iteration)
