@@ -59,18 +59,19 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
     Raises: ValueError if a name is in no row, the layout cannot be written, or a weight is not
         finite or no floating-point number.
     """
-    if to in DETECTOR_LAYOUTS:
-        _check_values(tensors.items())
-        return Conversion("detectron2", _to_public(tensors, to))
-    if to == "detectron2" and find_public_method(tensors) is not None:
-        _check_values(tensors.items())
-        converted, layout = to_detectron2(tensors)
-        return Conversion(layout, converted)
-    if find_family(tensors) is not None:
+    public = to == "detectron2" and find_public_method(tensors) is not None
+    if find_family(tensors) is not None and not public:
         raise ValueError(
             f"This is {infer_architecture(tensors)}: FocalNets are converted here, and models of "
             "mmdet's layout to detectron2. Its file loads as it is."
         )
+    if to in DETECTOR_LAYOUTS:
+        _check_values(tensors.items())
+        return Conversion("detectron2", _to_public(tensors, to))
+    if public:
+        _check_values(tensors.items())
+        converted, layout = to_detectron2(tensors)
+        return Conversion(layout, converted)
     translation = translate(tensors)
     if translation.unknown:
         more = len(translation.unknown) - 1

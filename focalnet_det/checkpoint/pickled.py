@@ -164,7 +164,7 @@ class _ZipReader:
 
 def _swapped(flat: Tensor) -> Tensor:
     storage = flat.clone().untyped_storage()
-    storage.byteswap(flat.dtype)  # type: ignore[no-untyped-call]
+    storage.byteswap(flat.dtype)
     return torch.empty(0, dtype=flat.dtype).set_(storage)
 
 
