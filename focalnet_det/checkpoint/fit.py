@@ -44,6 +44,17 @@ class Fit:
     global_levels: dict[str, float] = field(default_factory=dict)
     cropped: list[str] = field(default_factory=list)
 
+    def prefixed(self, prefix: str) -> "Fit":
+        """Return the same with the names that a backbone's parameters have in a detector."""
+        return Fit(
+            tensors={prefix + name: tensor for name, tensor in self.tensors.items()},
+            resized={prefix + name: text for name, text in self.resized.items()},
+            dropped={prefix + name: rule for name, rule in self.dropped.items()},
+            problems=self.problems,
+            global_levels={prefix + name: level for name, level in self.global_levels.items()},
+            cropped=[prefix + name for name in self.cropped],
+        )
+
 
 def fit_backbone(
     tensors: State,

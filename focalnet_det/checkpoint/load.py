@@ -117,19 +117,7 @@ def load_pretrained(
     )
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
     fit.problems += other_constants(translation.backbone, target)
-    # Grown levels that keep their initial kernels, as in the official code.
-    initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
-    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
-    new = [name for name in new if not CONSTANT.search(name)]
-    missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
-    if not allow_missing:
-        fit.problems += [f"{name} is not in the file" for name in missing]
-    share = loaded_share({n: t for n, t in target.items() if n not in initial}, fit.tensors)
-    if not fit.problems and share < min_loaded:
-        fit.problems.append(
-            f"only {100 * share:.1f} % of the backbone is in the file, less than "
-            f"{100 * min_loaded:g} %"
-        )
+    new, share = _compare(fit, target, levels, allow_missing, min_loaded)
     if fit.problems:
         explanation = explain_misfit(checkpoint.tensors, translation, net)
         raise_problems(fit.problems, checkpoint.origin, explanation)
@@ -141,6 +129,25 @@ def load_pretrained(
     _warn_of_cropping(fit, report)
     report.notes += unknowns(translation.backbone, net) + peer_notes(translation.layout, net)
     return report
+
+
+def _compare(
+    fit: Fit, target: Mapping[str, Tensor], levels: str | None, allow_missing: bool, enough: float
+) -> tuple[list[str], float]:
+    """Note what a backbone's file lacks; return the names that are new, and the share loaded."""
+    # Grown levels that keep their initial kernels, as in the official code.
+    initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
+    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    new = [name for name in new if not CONSTANT.search(name)]
+    missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
+    if not allow_missing:
+        fit.problems += [f"{name} is not in the file" for name in missing]
+    share = loaded_share({n: t for n, t in target.items() if n not in initial}, fit.tensors)
+    if not fit.problems and share < enough:
+        fit.problems.append(
+            f"only {100 * share:.1f} % of the backbone is in the file, less than {100 * enough:g} %"
+        )
+    return new, share
 
 
 def _normalizes(net: nn.Module) -> bool:
@@ -271,31 +278,19 @@ def _load_detector(
         inside, own, resize=new_classes, levels=levels, normalized=_normalizes(model)
     )
     initial = {prefix + name for name in _initial_kernels(own, fit)} if levels else set()
-    fit.tensors = {prefix + n: t for n, t in fit.tensors.items()}
-    fit.resized = {prefix + n: t for n, t in fit.resized.items()}
-    fit.dropped = {prefix + n: t for n, t in fit.dropped.items()}
-    fit.cropped = [prefix + n for n in fit.cropped]
-    fit.global_levels = {prefix + n: t for n, t in fit.global_levels.items()}
-    report = LoadReport(layout="detectron2", rules=dict(fit.dropped))
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            continue
-        if name not in target:
-            fit.problems.append(f"{name} is not in the model")
-        elif target[name].shape == tensor.shape:
-            problem = value_problem(name, tensor, target[name].dtype)
-            fit.problems += [] if problem is None else [problem]
-            fit.tensors[name] = tensor
-        elif new_classes and CLASS_LAYERS.search(name):
-            report.rules[name] = "another number of classes"
-        else:
-            fit.problems.append(
-                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
-            )
-    report.missing = [n for n in target if n not in fit.tensors and not _grows(n, fit)]
-    accepted = initial | set(report.rules)
+    fit = fit.prefixed(prefix)
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    rules = fit.dropped | _fit_head(outside, target, new_classes, fit)
+    report = LoadReport(layout="detectron2", rules=rules)
+    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    report.missing = [name for name in new if not CONSTANT.search(name)]
+    accepted = initial | set(rules)
     fit.problems += [f"{n} is not in the file" for n in report.missing if n not in accepted]
-    raise_problems(fit.problems, origin)
+    if fit.problems:
+        file, here = infer_architecture(tensors), infer_architecture(target)
+        differ = file != here and file.is_detector
+        explanation = f"The file is {file}; the config builds {here}." if differ else ""
+        raise_problems(fit.problems, origin, explanation)
     report.loaded = [name for name in fit.tensors if name not in fit.resized]
     report.resized = [name for name in fit.tensors if name in fit.resized]
     report.dropped = list(report.rules)
@@ -303,6 +298,27 @@ def _load_detector(
     _apply(model, fit)
     _warn_of_cropping(fit, report)
     return report
+
+
+def _fit_head(
+    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], new_classes: bool, fit: Fit
+) -> dict[str, str]:
+    """Fit what stands outside the backbone; return the rules by which tensors are dropped."""
+    rules = {}
+    for name, tensor in tensors.items():
+        if name not in target:
+            fit.problems.append(f"{name} is not in the model")
+        elif target[name].shape == tensor.shape:
+            problem = value_problem(name, tensor, target[name].dtype)
+            fit.problems += [] if problem is None else [problem]
+            fit.tensors[name] = tensor
+        elif new_classes and CLASS_LAYERS.search(name):
+            rules[name] = "another number of classes"
+        else:
+            fit.problems.append(
+                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
+            )
+    return rules
 
 
 def raise_problems(problems: Iterable[str], origin: str, explanation: str = "") -> None:
