@@ -212,7 +212,7 @@ class Architecture:
 
     @property
     def is_detector(self) -> bool:
-        """Whether it is a whole model with a head, of any task but classification."""
+        """Tell whether it is a whole model with a head, of any task but classification."""
         return self.method not in (None, "classifier")
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Strict loading: every key of a file is used, resized, dropped by name, or an error."""
+"""Load strictly: every key of a file is used, resized, dropped by name, or an error."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from .detectors import BACKBONE, to_detectron2
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
 from .growth import grow
-from .inspect import describe_backbone, nearest_layouts, unknowns
+from .inspect import describe_backbone, nearest_layouts, normalizes_modulators, unknowns
 from .measure import shrinking_error
 from .peers import CONSTANT, find_family, other_constants, peer_notes, translate_peer
 from .translate import Translation, translate
@@ -84,7 +84,7 @@ def load_pretrained(
     allow_missing: bool = False,
     min_loaded: float = 0.95,
 ) -> LoadReport:
-    """Loads a backbone from a file of any public layout: a classifier's, or a detector's.
+    """Load a backbone from a file of any public layout: a classifier's, or a detector's.
 
     Nothing is loaded unless everything fits.
 
@@ -113,7 +113,7 @@ def load_pretrained(
         target,
         resize=allow_inflation,
         levels=levels,
-        normalized=_normalizes(net),
+        normalized=normalizes_modulators(net),
     )
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
     fit.problems += other_constants(translation.backbone, target)
@@ -150,12 +150,8 @@ def _compare(
     return new, share
 
 
-def _normalizes(net: nn.Module) -> bool:
-    return any(getattr(module, "normalize_modulator", False) for module in net.modules())
-
-
 def open_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
-    """The tensors of a file, URL, registered name or state dict.
+    """Return the tensors of a file, URL, registered name or state dict.
 
     Raises: ValueError as :func:`load_pretrained`.
     """
@@ -173,14 +169,14 @@ def _initial_kernels(target: Mapping[str, Tensor], fit: Fit) -> list[str]:
 
 
 def _grows(name: str, fit: Fit) -> bool:
-    """Whether a name is the state of a growth that the file sets."""
+    """Tell whether a name is the state of a growth that the file sets."""
     return name.endswith(".global_level") and name.removesuffix(".global_level") in (
         fit.global_levels
     )
 
 
 def loaded_share(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> float:
-    """Share of a backbone's numbers that are among the tensors, output norms apart."""
+    """Return the share of a backbone's numbers that are among the tensors, output norms apart."""
     counts = {n: t.numel() for n, t in target.items() if not OUTPUT_NORM.match(n)}
     return sum(c for n, c in counts.items() if n in tensors) / max(sum(counts.values()), 1)
 
@@ -220,7 +216,7 @@ def _warn_of_cropping(fit: Fit, report: LoadReport) -> None:
 def load_initial_weights(
     model: nn.Module, path: str | Path, *, new_classes: bool = True, levels: str | None = None
 ) -> LoadReport:
-    """Starts a detector from a file: a whole detector, or a backbone alone.
+    """Start a detector from a file: a whole detector, or a backbone alone.
 
     Args:
         model: a Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
@@ -258,7 +254,7 @@ def load_initial_weights(
 
 
 def backbone_prefix(names: Iterable[str]) -> str:
-    """Of the backbone in a Detectron2 model, which may be the ``bottom_up`` of an FPN."""
+    """Return the prefix of a Detectron2 model's backbone, which may be ``bottom_up`` of an FPN."""
     return BACKBONE if any(name.startswith(BACKBONE) for name in names) else "backbone."
 
 
@@ -270,12 +266,12 @@ def _load_detector(
     prefix: str,
     levels: str | None,
 ) -> LoadReport:
-    """Loads a whole detector in our own names."""
+    """Load a whole detector in our own names."""
     target = model.state_dict()
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     own = {n.removeprefix(prefix): t for n, t in target.items() if n.startswith(prefix)}
     fit = fit_backbone(
-        inside, own, resize=new_classes, levels=levels, normalized=_normalizes(model)
+        inside, own, resize=new_classes, levels=levels, normalized=normalizes_modulators(model)
     )
     initial = {prefix + name for name in _initial_kernels(own, fit)} if levels else set()
     fit = fit.prefixed(prefix)

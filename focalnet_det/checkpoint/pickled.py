@@ -96,7 +96,10 @@ def read_zip(path: Path) -> Content:
 
 
 def _check_entry(content: mmap.mmap, entry: zipfile.ZipInfo) -> None:
-    """Raises: ValueError if the data of a zip entry are not those that were written."""
+    """Check a zip entry.
+
+    Raises: ValueError if its data are not those that were written.
+    """
     start = entry_start(content, entry)
     with memoryview(content)[start : start + entry.compress_size] as data:
         if entry.compress_type == zipfile.ZIP_STORED:
@@ -163,7 +166,10 @@ class _ZipReader:
 
 
 def _same(storage: _Storage, dtype: torch.dtype, count: int) -> _Storage:
-    """Raises: ValueError if a storage is now something else; torch.save never writes that."""
+    """Return a storage that is referred to again.
+
+    Raises: ValueError if it is now something else; torch.save never writes that.
+    """
     if storage.flat.dtype != dtype or len(storage.flat) != count:
         raise ValueError("it is damaged (one storage of two sizes)")
     return storage

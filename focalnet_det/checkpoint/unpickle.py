@@ -156,7 +156,10 @@ class Unpickler(pickle._Unpickler):
         return Placeholder(getattr(function, "name", "an object"))
 
     def _spend(self, built: Any) -> None:
-        """Raises: ValueError if the program has built far more than it holds."""
+        """Count what the program builds.
+
+        Raises: ValueError if it is far more than the program holds.
+        """
         if isinstance(built, np.ndarray):
             self._budget -= built.nbytes
         elif isinstance(built, (str, bytes, *SEQUENCES)):
