@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says what a checkpoint is: layout, variant, levels, windows, head, precision, training step."""
+"""Say what a checkpoint is: layout, variant, levels, windows, head, precision, training step."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Reading, inspecting, converting and loading of published and own weights."""
+"""Read, inspect, convert and load published and own weights."""
 
 from .convert import Conversion, convert_checkpoint, convert_state_dict
 from .files import Checkpoint, check_file, read_checkpoint, read_state_dict, write_state_dict

@@ -178,14 +178,18 @@ METHODS: dict[str, Method] = {
 }
 _FOCALNET = re.compile(r"focalnet_(\w+?)_(srf|lrf|fl3|fl4|iso|deeper)")
 _SIZES = {"tiny": "T", "small": "S", "base": "B", "large": "L", "xlarge": "XL", "huge": "H"}
-_SWINS = {
+_SWINS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "Swin-T",
     (96, (2, 2, 18, 2)): "Swin-S",
     (128, (2, 2, 18, 2)): "Swin-B",
     (192, (2, 2, 18, 2)): "Swin-L",
 }
-_RESNETS = {
+# Depths with blocks of two convolutions, and of three.
+_BASIC_RESNETS: dict[tuple[int, ...], str] = {
     (2, 2, 2, 2): "ResNet-18",
+    (3, 4, 6, 3): "ResNet-34",
+}
+_RESNETS: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "ResNet-50",
     (3, 4, 23, 3): "ResNet-101",
     (3, 8, 36, 3): "ResNet-152",
@@ -208,7 +212,7 @@ class Architecture:
 
     @property
     def is_detector(self) -> bool:
-        """Whether it is a whole model with a head, of any task but classification."""
+        """Tell whether it is a whole model with a head, of any task but classification."""
         return self.method not in (None, "classifier")
 
     def __str__(self) -> str:
@@ -296,9 +300,9 @@ def _name_swin(backbone: Mapping[str, Tensor]) -> str:
 
 def _name_resnet(backbone: Mapping[str, Tensor]) -> str:
     depths = tuple(_count(r"res(\d)\.(\d+)\.conv1\.", backbone).values())
-    if not any(".conv3." in name for name in backbone):
-        return {(3, 4, 6, 3): "ResNet-34"}.get(depths, _RESNETS.get(depths, "ResNet"))
-    return "ResNet" if depths == (2, 2, 2, 2) else _RESNETS.get(depths, "ResNet")
+    if any(".conv3." in name for name in backbone):
+        return _RESNETS.get(depths, "ResNet")
+    return _BASIC_RESNETS.get(depths, "ResNet")
 
 
 def name_mismatch(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> str | None:

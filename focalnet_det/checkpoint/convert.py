@@ -1,4 +1,4 @@
-"""From one layout to another: state dicts and files."""
+"""Convert state dicts and files from one layout to another."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -48,7 +48,7 @@ class Conversion:
 
 
 def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
-    """Translates a state dict; values are never changed.
+    """Translate a state dict; values are never changed.
 
     Methods with a table in ``detectors.py`` go to Detectron2 and back as a whole; of other models,
     and to other layouts, the backbone alone.
@@ -59,18 +59,19 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
     Raises: ValueError if a name is in no row, the layout cannot be written, or a weight is not
         finite or no floating-point number.
     """
-    if to in DETECTOR_LAYOUTS:
-        _check_values(tensors.items())
-        return Conversion("detectron2", _to_public(tensors, to))
-    if to == "detectron2" and find_public_method(tensors) is not None:
-        _check_values(tensors.items())
-        converted, layout = to_detectron2(tensors)
-        return Conversion(layout, converted)
-    if find_family(tensors) is not None:
+    public = to == "detectron2" and find_public_method(tensors) is not None
+    if find_family(tensors) is not None and not public:
         raise ValueError(
             f"This is {infer_architecture(tensors)}: FocalNets are converted here, and models of "
             "mmdet's layout to detectron2. Its file loads as it is."
         )
+    if to in DETECTOR_LAYOUTS:
+        _check_values(tensors.items())
+        return Conversion("detectron2", _to_public(tensors, to))
+    if public:
+        _check_values(tensors.items())
+        converted, layout = to_detectron2(tensors)
+        return Conversion(layout, converted)
     translation = translate(tensors)
     if translation.unknown:
         more = len(translation.unknown) - 1
@@ -87,7 +88,10 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
 
 
 def _check_values(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raises: ValueError for the first tensor that is no weight, and the number of the others."""
+    """Check that tensors are weights.
+
+    Raises: ValueError that names the first that is none and counts the others.
+    """
     problems = [p for p in (value_problem(name, tensor) for name, tensor in tensors) if p]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -109,7 +113,7 @@ def _to_public(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 def convert_checkpoint(
     source: str | Path | Mapping[str, Any], output: str | Path, to: str
 ) -> Conversion:
-    """Converts a file; see :func:`convert_state_dict`.
+    """Convert a file; see :func:`convert_state_dict`.
 
     Args:
         source: path, URL, registered name or state dict.
@@ -137,7 +141,7 @@ def convert_checkpoint(
 
 
 def huggingface_config(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of transformers' FocalNetConfig for official names and shapes.
+    """Return the fields of transformers' FocalNetConfig for official names and shapes.
 
     Raises: ValueError if transformers cannot express the network.
     """

@@ -1,4 +1,4 @@
-"""Whole models of mmdet's and mmseg's layouts to Detectron2's names and back.
+"""Rename whole models of mmdet's and mmseg's layouts to Detectron2's names and back.
 
 One table of rows per method; which one a file belongs to is told by ``architecture.py``.
 
@@ -52,7 +52,7 @@ class DetectorRules:
 
 
 def _fpn(levels: int, first: int) -> dict[str, str]:
-    """FPN over stages; mmdet counts from the finest one, Detectron2 names levels by stride."""
+    """Name an FPN over stages: mmdet counts from the finest, Detectron2 names levels by stride."""
     rows = {}
     for i in range(levels):
         rows[f"neck.lateral_convs.{i}.conv"] = f"backbone.fpn_lateral{i + first}"
@@ -80,7 +80,7 @@ _RPN = {
 
 
 def _cascade_stage(k: int) -> dict[str, str]:
-    """Box and mask head of a stage of the published form."""
+    """Name the box and mask head of a stage of the published form."""
     theirs, ours = f"roi_head.bbox_head.{k}", f"roi_heads.box_head.{k}"
     masks, own_masks = f"roi_head.mask_head.{k}", f"roi_heads.mask_head.{k}"
     return {
@@ -95,7 +95,7 @@ def _cascade_stage(k: int) -> dict[str, str]:
 
 
 def _other_anchor_order(tensor: Tensor) -> Tensor:
-    """Swaps ratios and sizes, three of each, in the order of anchors; its own inverse.
+    """Swap ratios and sizes, three of each, in the order of anchors; its own inverse.
 
     mmdet has the sizes of one ratio next to each other, Detectron2 the ratios of one size.
     """
@@ -184,7 +184,7 @@ def find_public_method(names: Iterable[str]) -> str | None:
 
 
 def find_own_method(names: Iterable[str]) -> str | None:
-    """The method of a model in Detectron2's names: the one whose table has all of them."""
+    """Return the method of a model in Detectron2's names: the one whose table has all of them."""
     names = list(names)
     for method in METHODS:
         others = _outside(names, METHODS[method].backbone)
@@ -195,12 +195,12 @@ def find_own_method(names: Iterable[str]) -> str | None:
 
 
 def _outside(names: Iterable[str], backbone: str) -> list[str]:
-    """Names outside the backbone. The necks of Detectron2 are modules beside ``bottom_up``."""
+    """Return names outside the backbone; Detectron2's necks are modules beside ``bottom_up``."""
     return [n for n in names if not n.startswith((backbone, "pixel_"))]
 
 
 def to_detectron2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """A model in a public layout in Detectron2's names; anything else as it is.
+    """Return a model of a public layout in Detectron2's names; anything else as it is.
 
     Returns: the tensors, and the layout they were in ("mmdet", "mmseg" or "detectron2").
     Raises: ValueError if a name of the model is in no row.
@@ -216,7 +216,7 @@ def to_detectron2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str
 
 
 def to_public(tensors: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
-    """The inverse of :func:`to_detectron2`, to the layout of the method's public files.
+    """Undo :func:`to_detectron2`, to the layout of the method's public files.
 
     Raises: ValueError if a name is in no row of the method's table, KeyError if it has no table.
     """

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running what is in them; writing them whole or not at all."""
+"""Read checkpoint files without running what is in them; write them whole or not at all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,7 +92,10 @@ def check_file(path: str | Path) -> str | None:
 
 
 def _read_content(path: Path) -> Content:
-    """Raises: ValueError with a phrase that says what is wrong with the file."""
+    """Read a file of any known format.
+
+    Raises: ValueError with a phrase that says what is wrong with the file.
+    """
     foreign = describe_foreign(path)
     if foreign is not None:
         raise ValueError(foreign)
@@ -124,7 +127,7 @@ def _file_in(path: Path) -> Path:
 
 
 def unwrap(content: Any, origin: str) -> Checkpoint:
-    """The state dict inside what a file holds, without its containers and wrappers.
+    """Return the state dict inside what a file holds, without its containers and wrappers.
 
     Raises: ValueError if there is none, or if its tensors are not dense tensors in memory.
     """
@@ -174,7 +177,7 @@ def _progress(content: Mapping[str, Any]) -> dict[str, int]:
 
 def _check_dense(name: str, tensor: Tensor, origin: str) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise ValueError(f"{origin}: {name} is sparse or quantised, weights are dense.")
+        raise ValueError(f"{origin}: {name} is sparse or quantized, weights are dense.")
     # An expanded tensor has fewer numbers than it says. (A caller's dict may be on meta.)
     held = tensor.untyped_storage().nbytes()
     if not tensor.is_meta and held < tensor.numel() * tensor.element_size():
@@ -190,7 +193,7 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint file, by name; see :func:`read_checkpoint`."""
+    """Read the tensors of a checkpoint file, by name; see :func:`read_checkpoint`."""
     return read_checkpoint(path).tensors
 
 

@@ -1,4 +1,4 @@
-"""Fitting a backbone's tensors, in official names, to a network of other sizes."""
+"""Fit a backbone's tensors, in official names, to a network of other sizes."""
 
 import re
 from collections.abc import Mapping
@@ -44,6 +44,17 @@ class Fit:
     global_levels: dict[str, float] = field(default_factory=dict)
     cropped: list[str] = field(default_factory=list)
 
+    def prefixed(self, prefix: str) -> "Fit":
+        """Return the same with the names that a backbone's parameters have in a detector."""
+        return Fit(
+            tensors={prefix + name: tensor for name, tensor in self.tensors.items()},
+            resized={prefix + name: text for name, text in self.resized.items()},
+            dropped={prefix + name: rule for name, rule in self.dropped.items()},
+            problems=self.problems,
+            global_levels={prefix + name: level for name, level in self.global_levels.items()},
+            cropped=[prefix + name for name in self.cropped],
+        )
+
 
 def fit_backbone(
     tensors: State,
@@ -53,7 +64,7 @@ def fit_backbone(
     levels: str | None = None,
     normalized: bool = False,
 ) -> Fit:
-    """Fits tensors to a network, without changing either.
+    """Fit tensors to a network, without changing either.
 
     Args:
         tensors: of the file.
@@ -131,7 +142,7 @@ def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) 
 
 
 def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor | None:
-    """The tensor at the size of the target; None if only an error can be right."""
+    """Return the tensor at the size of the target; None if only an error can be right."""
     if tensor.ndim != 4 or target.ndim != 4:
         return None
     if KERNEL.match(name) and tensor.shape[:2] == target.shape[:2]:
@@ -143,7 +154,7 @@ def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor | None:
 
 
 def unneeded(name: str, target: State) -> str | None:
-    """The rule by which a file may hold a name that the network lacks, None if there is none.
+    """Return the rule by which a file may hold a name that the network lacks, or None.
 
     A backbone has no classifier, and none of the stages, downsamplings and output norms that its
     ``out_features`` do not need.
@@ -165,7 +176,7 @@ def unneeded(name: str, target: State) -> str | None:
 def _fit_levels(
     tensors: dict[str, Tensor], target: State, mode: str | None, normalized: bool, fit: Fit
 ) -> dict[str, Tensor]:
-    """Brings every modulation that both sides have to the target's number of levels."""
+    """Bring every modulation that both sides have to the target's number of levels."""
     for name in [n for n in target if GATES.match(n) and n.endswith("weight")]:
         module = name.removesuffix("f.weight")
         if name not in tensors or tensors[name].ndim != 2:
@@ -216,7 +227,7 @@ def _regroup(
     mode: str,
     fit: Fit,
 ) -> None:
-    """Writes gates and kernels of one modulation for ``len(sizes)`` levels."""
+    """Write gates and kernels of one modulation for ``len(sizes)`` levels."""
     dim, old, new = kernels[0].shape[0], len(kernels), len(sizes)
     sources = _sources([kernel.shape[-1] for kernel in kernels], sizes, mode)
     for part in ("weight", "bias"):
@@ -244,7 +255,7 @@ def _regroup(
 
 
 def _sources(old: list[int], new: list[int], mode: str) -> list[int | None]:
-    """Which old level each new one takes its weights from, by index or by kernel size."""
+    """Return which old level each new one takes its weights from, by index or by kernel size."""
     if mode == "by_kernel":
         return [old.index(size) if size in old else None for size in new]
     return [k if k < len(old) else None for k in range(len(new))]

@@ -30,7 +30,7 @@ class GrownFocalModulation(FocalModulation):
     global_level: Tensor
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C); as in :class:`FocalModulation` but for the global term."""
+        """Modulate (N, H, W, C) as :class:`FocalModulation` does, but for the global term."""
         parts = (self.dim, self.dim, self.focal_level + 1)
         query, context, gates = (channels_first(t) for t in self.f(x).split(parts, dim=-1))
         mask = None if valid is None else valid.to(context.dtype)
@@ -82,14 +82,14 @@ def grow(net: nn.Module, name: str, level: float) -> None:
 
 
 def growing(net: nn.Module) -> Iterator[GrownFocalModulation]:
-    """The modulations of a network that have not moved on to their new levels."""
+    """Yield the modulations of a network that have not moved on to their new levels."""
     for module in net.modules():
         if isinstance(module, GrownFocalModulation):
             yield module
 
 
 def advance_growth(net: nn.Module, levels: float) -> None:
-    """Moves the global contexts of a grown network towards its last level.
+    """Move the global contexts of a grown network towards its last level.
 
     To be called after every optimizer step, with a small number: 1e-4 takes 10,000 steps per new
     level. At the last level the network is an ordinary one, which any code loads.
@@ -114,7 +114,7 @@ def _finish(net: nn.Module, name: str, modulation: GrownFocalModulation) -> None
 
 
 def growth(net: nn.Module) -> dict[str, float]:
-    """The level that each growing modulation's global context reads, by the module's name."""
+    """Return the level that each growing modulation's global context reads, by module name."""
     return {
         name: float(module.global_level)
         for name, module in net.named_modules()
@@ -123,13 +123,13 @@ def growth(net: nn.Module) -> dict[str, float]:
 
 
 def saved_growth(state: Mapping[str, Tensor]) -> dict[str, float]:
-    """:func:`growth` of the network that a state dict was taken from."""
+    """Return the :func:`growth` of the network that a state dict was taken from."""
     suffix = ".global_level"
     return {n.removesuffix(suffix): float(t) for n, t in state.items() if n.endswith(suffix)}
 
 
 def set_growth(net: nn.Module, levels: Mapping[str, float]) -> None:
-    """Gives a network this :func:`growth`: modulations that are not named become ordinary ones.
+    """Give a network this :func:`growth`: modulations that are not named become ordinary ones.
 
     Raises: ValueError if a name is no modulation of the network, or it lacks the level.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its names and shapes alone."""
+"""Say what a checkpoint is, from its names and shapes alone."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -65,7 +65,7 @@ class Inspection:
 
 
 def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
-    """Says what a checkpoint is.
+    """Say what a checkpoint is.
 
     Args:
         weights: path, registered name or state dict.
@@ -124,7 +124,7 @@ def _describe_tensors(result: Inspection, translation: Translation) -> None:
 
 
 def nearest_layouts(names: Collection[str]) -> list[str]:
-    """The three layouts that fit most names, each with the first name that does not fit."""
+    """Return the three layouts that fit most names, each with the first name that does not fit."""
     scored = []
     for key, layout in LAYOUTS.items():
         for prefix in layout.prefixes:
@@ -138,7 +138,7 @@ def nearest_layouts(names: Collection[str]) -> list[str]:
 
 
 def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]:
-    """What no shape of a file reveals and matters for it, with the value taken and why.
+    """List what no shape of a file reveals and matters for it, with the value taken and why.
 
     Args:
         backbone: tensors in official names.
@@ -152,7 +152,11 @@ def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]
     spec = VARIANTS[match[0]] if match else None
     notes = []
     if max(shapes["focal_levels"]) >= 4 and not shapes["post_norm_in_modulation"]:
-        taken = _normalises(net) if net is not None else bool(spec and spec.normalize_modulator)
+        taken = (
+            normalizes_modulators(net)
+            if net is not None
+            else bool(spec and spec.normalize_modulator)
+        )
         why = f"the row of {match[0]} ({spec.source})" if match and spec else "the default"
         why = "the network" if net is not None else why
         notes.append(
@@ -169,12 +173,13 @@ def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]
     return notes
 
 
-def _normalises(net: nn.Module) -> bool:
+def normalizes_modulators(net: nn.Module) -> bool:
+    """Tell whether a network, or a part of it, divides its modulators."""
     return any(getattr(module, "normalize_modulator", False) for module in net.modules())
 
 
 def describe_backbone(backbone: Mapping[str, Tensor], net: nn.Module) -> str:
-    """One sentence that sets a file against a network, "" if the file is no FocalNet."""
+    """Return one sentence that sets a file against a network, "" if the file is no FocalNet."""
     try:
         shapes, own = visible_shapes(backbone), visible_shapes(net.state_dict())
     except (ValueError, KeyError):

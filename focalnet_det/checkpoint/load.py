@@ -1,4 +1,4 @@
-"""Strict loading: every key of a file is used, resized, dropped by name, or an error."""
+"""Load strictly: every key of a file is used, resized, dropped by name, or an error."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from .detectors import BACKBONE, to_detectron2
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
 from .growth import grow
-from .inspect import describe_backbone, nearest_layouts, unknowns
+from .inspect import describe_backbone, nearest_layouts, normalizes_modulators, unknowns
 from .measure import shrinking_error
 from .peers import CONSTANT, find_family, other_constants, peer_notes, translate_peer
 from .translate import Translation, translate
@@ -84,7 +84,7 @@ def load_pretrained(
     allow_missing: bool = False,
     min_loaded: float = 0.95,
 ) -> LoadReport:
-    """Loads a backbone from a file of any public layout: a classifier's, or a detector's.
+    """Load a backbone from a file of any public layout: a classifier's, or a detector's.
 
     Nothing is loaded unless everything fits.
 
@@ -113,23 +113,11 @@ def load_pretrained(
         target,
         resize=allow_inflation,
         levels=levels,
-        normalized=_normalizes(net),
+        normalized=normalizes_modulators(net),
     )
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
     fit.problems += other_constants(translation.backbone, target)
-    # Grown levels that keep their initial kernels, as in the official code.
-    initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
-    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
-    new = [name for name in new if not CONSTANT.search(name)]
-    missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
-    if not allow_missing:
-        fit.problems += [f"{name} is not in the file" for name in missing]
-    share = loaded_share({n: t for n, t in target.items() if n not in initial}, fit.tensors)
-    if not fit.problems and share < min_loaded:
-        fit.problems.append(
-            f"only {100 * share:.1f} % of the backbone is in the file, less than "
-            f"{100 * min_loaded:g} %"
-        )
+    new, share = _compare(fit, target, levels, allow_missing, min_loaded)
     if fit.problems:
         explanation = explain_misfit(checkpoint.tensors, translation, net)
         raise_problems(fit.problems, checkpoint.origin, explanation)
@@ -143,12 +131,27 @@ def load_pretrained(
     return report
 
 
-def _normalizes(net: nn.Module) -> bool:
-    return any(getattr(module, "normalize_modulator", False) for module in net.modules())
+def _compare(
+    fit: Fit, target: Mapping[str, Tensor], levels: str | None, allow_missing: bool, enough: float
+) -> tuple[list[str], float]:
+    """Note what a backbone's file lacks; return the names that are new, and the share loaded."""
+    # Grown levels that keep their initial kernels, as in the official code.
+    initial = _initial_kernels(target, fit) if levels in ("official", "by_kernel") else []
+    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    new = [name for name in new if not CONSTANT.search(name)]
+    missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
+    if not allow_missing:
+        fit.problems += [f"{name} is not in the file" for name in missing]
+    share = loaded_share({n: t for n, t in target.items() if n not in initial}, fit.tensors)
+    if not fit.problems and share < enough:
+        fit.problems.append(
+            f"only {100 * share:.1f} % of the backbone is in the file, less than {100 * enough:g} %"
+        )
+    return new, share
 
 
 def open_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
-    """The tensors of a file, URL, registered name or state dict.
+    """Return the tensors of a file, URL, registered name or state dict.
 
     Raises: ValueError as :func:`load_pretrained`.
     """
@@ -166,14 +169,14 @@ def _initial_kernels(target: Mapping[str, Tensor], fit: Fit) -> list[str]:
 
 
 def _grows(name: str, fit: Fit) -> bool:
-    """Whether a name is the state of a growth that the file sets."""
+    """Tell whether a name is the state of a growth that the file sets."""
     return name.endswith(".global_level") and name.removesuffix(".global_level") in (
         fit.global_levels
     )
 
 
 def loaded_share(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> float:
-    """Share of a backbone's numbers that are among the tensors, output norms apart."""
+    """Return the share of a backbone's numbers that are among the tensors, output norms apart."""
     counts = {n: t.numel() for n, t in target.items() if not OUTPUT_NORM.match(n)}
     return sum(c for n, c in counts.items() if n in tensors) / max(sum(counts.values()), 1)
 
@@ -212,7 +215,7 @@ def _warn_of_cropping(fit: Fit, report: LoadReport) -> None:
 def load_initial_weights(
     model: nn.Module, path: str | Path, *, new_classes: bool = True, levels: str | None = None
 ) -> LoadReport:
-    """Starts a detector from a file: a whole detector, or a backbone alone.
+    """Start a detector from a file: a whole detector, or a backbone alone.
 
     Args:
         model: a Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
@@ -250,7 +253,7 @@ def load_initial_weights(
 
 
 def backbone_prefix(names: Iterable[str]) -> str:
-    """Of the backbone in a Detectron2 model, which may be the ``bottom_up`` of an FPN."""
+    """Return the prefix of a Detectron2 model's backbone, which may be ``bottom_up`` of an FPN."""
     return BACKBONE if any(name.startswith(BACKBONE) for name in names) else "backbone."
 
 
@@ -262,39 +265,27 @@ def _load_detector(
     prefix: str,
     levels: str | None,
 ) -> LoadReport:
-    """Loads a whole detector in our own names."""
+    """Load a whole detector in our own names."""
     target = model.state_dict()
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     own = {n.removeprefix(prefix): t for n, t in target.items() if n.startswith(prefix)}
     fit = fit_backbone(
-        inside, own, resize=new_classes, levels=levels, normalized=_normalizes(model)
+        inside, own, resize=new_classes, levels=levels, normalized=normalizes_modulators(model)
     )
     initial = {prefix + name for name in _initial_kernels(own, fit)} if levels else set()
-    fit.tensors = {prefix + n: t for n, t in fit.tensors.items()}
-    fit.resized = {prefix + n: t for n, t in fit.resized.items()}
-    fit.dropped = {prefix + n: t for n, t in fit.dropped.items()}
-    fit.cropped = [prefix + n for n in fit.cropped]
-    fit.global_levels = {prefix + n: t for n, t in fit.global_levels.items()}
-    report = LoadReport(layout="detectron2", rules=dict(fit.dropped))
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            continue
-        if name not in target:
-            fit.problems.append(f"{name} is not in the model")
-        elif target[name].shape == tensor.shape:
-            problem = value_problem(name, tensor, target[name].dtype)
-            fit.problems += [] if problem is None else [problem]
-            fit.tensors[name] = tensor
-        elif new_classes and CLASS_LAYERS.search(name):
-            report.rules[name] = "another number of classes"
-        else:
-            fit.problems.append(
-                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
-            )
-    report.missing = [n for n in target if n not in fit.tensors and not _grows(n, fit)]
-    accepted = initial | set(report.rules)
+    fit = fit.prefixed(prefix)
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    rules = fit.dropped | _fit_head(outside, target, new_classes, fit)
+    report = LoadReport(layout="detectron2", rules=rules)
+    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    report.missing = [name for name in new if not CONSTANT.search(name)]
+    accepted = initial | set(rules)
     fit.problems += [f"{n} is not in the file" for n in report.missing if n not in accepted]
-    raise_problems(fit.problems, origin)
+    if fit.problems:
+        file, here = infer_architecture(tensors), infer_architecture(target)
+        differ = file != here and file.is_detector
+        explanation = f"The file is {file}; the config builds {here}." if differ else ""
+        raise_problems(fit.problems, origin, explanation)
     report.loaded = [name for name in fit.tensors if name not in fit.resized]
     report.resized = [name for name in fit.tensors if name in fit.resized]
     report.dropped = list(report.rules)
@@ -302,6 +293,27 @@ def _load_detector(
     _apply(model, fit)
     _warn_of_cropping(fit, report)
     return report
+
+
+def _fit_head(
+    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], new_classes: bool, fit: Fit
+) -> dict[str, str]:
+    """Fit what stands outside the backbone; return the rules by which tensors are dropped."""
+    rules = {}
+    for name, tensor in tensors.items():
+        if name not in target:
+            fit.problems.append(f"{name} is not in the model")
+        elif target[name].shape == tensor.shape:
+            problem = value_problem(name, tensor, target[name].dtype)
+            fit.problems += [] if problem is None else [problem]
+            fit.tensors[name] = tensor
+        elif new_classes and CLASS_LAYERS.search(name):
+            rules[name] = "another number of classes"
+        else:
+            fit.problems.append(
+                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
+            )
+    return rules
 
 
 def raise_problems(problems: Iterable[str], origin: str, explanation: str = "") -> None:

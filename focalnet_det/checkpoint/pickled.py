@@ -96,7 +96,10 @@ def read_zip(path: Path) -> Content:
 
 
 def _check_entry(content: mmap.mmap, entry: zipfile.ZipInfo) -> None:
-    """Raises: ValueError if the data of a zip entry are not those that were written."""
+    """Check a zip entry.
+
+    Raises: ValueError if its data are not those that were written.
+    """
     start = entry_start(content, entry)
     with memoryview(content)[start : start + entry.compress_size] as data:
         if entry.compress_type == zipfile.ZIP_STORED:
@@ -135,7 +138,7 @@ class _ZipReader:
         self.prefix = main.removesuffix("data.pkl")
         order = f"{self.prefix}byteorder"
         self.swapped = order in entries and archive.read(order) == b"big"
-        self.storages: dict[tuple[torch.dtype, str, int], _Storage] = {}
+        self.storages: dict[str, _Storage] = {}
 
     def read(self) -> Content:
         pickled = self.archive.read(f"{self.prefix}data.pkl")
@@ -143,10 +146,10 @@ class _ZipReader:
         return Content(unpickler.decode(), list(unpickler.ignored))
 
     def storage(self, pid: Any) -> _Storage:
-        dtype, key, count = row = _storage_id(pid)
-        if row not in self.storages:
-            self.storages[row] = _Storage(self._numbers(dtype, key, count))
-        return self.storages[row]
+        dtype, key, count = _storage_id(pid)
+        if key not in self.storages:
+            self.storages[key] = _Storage(self._numbers(dtype, key, count))
+        return _same(self.storages[key], dtype, count)
 
     def _numbers(self, dtype: torch.dtype, key: str, count: int) -> Tensor:
         entry = self.entries.get(f"{self.prefix}data/{key}")
@@ -162,9 +165,19 @@ class _ZipReader:
         return _swapped(flat) if self.swapped and dtype.itemsize > 1 else flat
 
 
+def _same(storage: _Storage, dtype: torch.dtype, count: int) -> _Storage:
+    """Return a storage that is referred to again.
+
+    Raises: ValueError if it is now something else; torch.save never writes that.
+    """
+    if storage.flat.dtype != dtype or len(storage.flat) != count:
+        raise ValueError("it is damaged (one storage of two sizes)")
+    return storage
+
+
 def _swapped(flat: Tensor) -> Tensor:
     storage = flat.clone().untyped_storage()
-    storage.byteswap(flat.dtype)  # type: ignore[no-untyped-call]
+    storage.byteswap(flat.dtype)
     return torch.empty(0, dtype=flat.dtype).set_(storage)
 
 
@@ -213,22 +226,24 @@ def read_pickles(path: Path) -> Content:
 def _read_legacy(content: mmap.mmap) -> Content:
     """Read the content, whose numbers follow it: once for their dtypes, once with them."""
     pickled = read_pickle(content)
-    found: dict[str, tuple[torch.dtype, int]] = {}
+    found: dict[str, _Storage] = {}
 
     def note(pid: Any) -> _Storage:
         dtype, key, count = _storage_id(pid)
         if count * dtype.itemsize > len(content):
             raise ValueError(f"it has {len(content):,} bytes and declares {count:,} elements")
-        found[key] = (dtype, count)
-        return _Storage(torch.empty(count, dtype=dtype, device="meta"))
+        row = found.setdefault(key, _Storage(torch.empty(count, dtype=dtype, device="meta")))
+        return _same(row, dtype, count)
 
     Unpickler(pickled, TENSOR_CONSTRUCTORS, note).decode()
     keys = Unpickler(read_pickle(content)).decode()
     storages: dict[str, _Storage] = {}
     at = content.tell()
     for key in map(str, keys if isinstance(keys, list) else []):
-        dtype, count = found.get(key, (UNTYPED, -1))
-        end = at + 8 + max(count, 0) * dtype.itemsize
+        if key not in found:
+            raise ValueError("it is damaged (numbers of no tensor)")
+        dtype, count = found[key].flat.dtype, len(found[key].flat)
+        end = at + 8 + count * dtype.itemsize
         if end > len(content):
             raise ValueError("it is cut off")
         if count != int.from_bytes(content[at : at + 8], "little"):

@@ -24,7 +24,7 @@ VISIBLE = (
 
 
 def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of the network that official names and shapes belong to.
+    """Return the constructor arguments of the network that official names and shapes belong to.
 
     Raises: ValueError or KeyError if they are those of no FocalNet.
     """
@@ -70,7 +70,7 @@ def _difference(shapes: Mapping[str, Any], spec: FocalNetSpec) -> list[str]:
 
 
 def match_variant(shapes: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The variant that shapes belong to, and the windows or channels in which it differs."""
+    """Return the variant that shapes belong to, and the windows or channels in which it differs."""
     channels = {} if shapes["in_channels"] == 3 else {"in_channels": shapes["in_channels"]}
     choices: tuple[list[str], ...] = ([], ["focal_windows"])
     for allowed in choices:
@@ -81,7 +81,7 @@ def match_variant(shapes: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | Non
 
 
 def nearest_variants(shapes: Mapping[str, Any]) -> list[str]:
-    """The three most similar rows, each with its first difference."""
+    """Return the three most similar rows, each with its first difference."""
     ranked = sorted(VARIANTS, key=lambda name: len(_difference(shapes, VARIANTS[name])))
     texts = []
     for name in ranked[:3]:

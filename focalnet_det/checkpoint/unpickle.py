@@ -30,6 +30,9 @@ HOSTILE_BUILTINS = (
     *("eval", "exec", "execfile", "compile", "open", "file", "__import__", "input", "breakpoint"),
 )
 BUILTINS = ("builtins", "__builtin__", "io", "_io")
+# What a program may build: this many bytes or items for each of its bytes, and some for short ones.
+MAX_GROWTH, MIN_BUDGET = 20, 1 << 20
+MAX_DIMENSIONS = 64
 # Numbers and text of fixed size; an object dtype would be unpickled in turn.
 DTYPE = re.compile(r"[<>|=]?([biufc?]\d{0,2}|[SU]\d{1,4})")
 SEQUENCES = (list, tuple, set, frozenset, dict)
@@ -106,6 +109,8 @@ class Unpickler(pickle._Unpickler):
         self._constructors = {**PLAIN_CONSTRUCTORS, **(constructors or {})}
         self._storage = storage
         self.ignored: dict[str, None] = {}
+        # A memo lets a small program copy something large again and again.
+        self._budget = MAX_GROWTH * len(data) + MIN_BUDGET
 
     def decode(self) -> Any:
         """Return the content: plain containers, arrays, what the constructors give, placeholders.
@@ -130,7 +135,7 @@ class Unpickler(pickle._Unpickler):
         """Return a constructor, a constant or a placeholder; never what the name stands for."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("it names a global by something else than text")
-        full = f"{module}.{name}"
+        full = "".join(c if c.isprintable() else "?" for c in f"{module}.{name}"[:200])
         known = self._constructors.get(full)
         if known is not None:
             return Constructor(full, known) if callable(known) else known
@@ -138,15 +143,29 @@ class Unpickler(pickle._Unpickler):
             module in BUILTINS and name in HOSTILE_BUILTINS
         ):
             raise ValueError(f"it asks for {full[:80]}, which no weights need: do not trust it")
-        self.ignored[full[:200]] = None
-        return Placeholder(full[:200])
+        self.ignored[full] = None
+        return Placeholder(full)
 
     def _construct(self, function: Any, arguments: Any) -> Any:
         if isinstance(function, Constructor):
             if type(arguments) is not tuple:
                 raise ValueError("it is damaged (a constructor without arguments)")
-            return function.build(*(_finished(argument) for argument in arguments))
+            built = function.build(*(_finished(argument) for argument in arguments))
+            self._spend(built)
+            return built
         return Placeholder(getattr(function, "name", "an object"))
+
+    def _spend(self, built: Any) -> None:
+        """Count what the program builds.
+
+        Raises: ValueError if it is far more than the program holds.
+        """
+        if isinstance(built, np.ndarray):
+            self._budget -= built.nbytes
+        elif isinstance(built, (str, bytes, *SEQUENCES)):
+            self._budget -= len(built)
+        if self._budget < 0:
+            raise ValueError("it grows beyond all measure when it is read")
 
     def _global(self) -> None:
         module, name = (self.readline()[:-1].decode("utf-8") for _ in range(2))
@@ -181,6 +200,7 @@ class Unpickler(pickle._Unpickler):
             if type(state) is not tuple:
                 raise ValueError("it is damaged (the state of an array is none)")
             target.value = target.set_state(target.value, tuple(_finished(s) for s in state))
+            self._spend(target.value)
 
     def _append_one(self) -> None:
         value = _finished(self.stack.pop())
@@ -284,7 +304,11 @@ def _array_of(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
         return Placeholder("numpy.ndarray of objects")
     raw = data.encode("latin1") if isinstance(data, str) else data
     sizes = shape if type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape) else ()
-    if not isinstance(raw, bytes) or math.prod(sizes) * dtype.itemsize != len(raw):
+    if (
+        not isinstance(raw, bytes)
+        or len(sizes) > MAX_DIMENSIONS
+        or math.prod(sizes) * dtype.itemsize != len(raw)
+    ):
         raise ValueError("it is damaged (an array does not have the size that it declares)")
     return np.frombuffer(raw, dtype).reshape(sizes, order="F" if order in (True, "F") else "C")
 

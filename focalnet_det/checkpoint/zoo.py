@@ -140,12 +140,12 @@ WEIGHTS: dict[str, PublishedWeights] = {
 
 
 def list_weights() -> list[str]:
-    """Sorted names of the published weights."""
+    """Return the sorted names of the published weights."""
     return sorted(WEIGHTS)
 
 
 def weights_folder() -> Path:
-    """Where files are looked for first and downloaded to.
+    """Return where files are looked for first and downloaded to.
 
     ``FOCALNET_DET_WEIGHTS``, or ``focalnet_det`` in the user's cache folder.
     """
@@ -155,7 +155,7 @@ def weights_folder() -> Path:
 
 
 def resolve_weights(weights: str | Path) -> Path:
-    """The file that a path, URL or registered name stands for; downloads it if need be.
+    """Return the file that a path, URL or registered name stands for; download it if need be.
 
     A URL may end in ``#sha256=<hash>``, and is refused then if the file has another. Files are
     cached by their whole URL.
@@ -181,7 +181,7 @@ def resolve_weights(weights: str | Path) -> Path:
 
 
 def _places(row: PublishedWeights) -> Iterable[Path]:
-    """Files that may hold a row's weights on this machine, the official one first."""
+    """Yield files that may hold a row's weights on this machine, the official one first."""
     yield weights_folder() / row.file
     yield Path(torch.hub.get_dir()) / "checkpoints" / row.file
     hub = os.getenv("HF_HUB_CACHE") or os.getenv("HUGGINGFACE_HUB_CACHE")

@@ -126,6 +126,7 @@ class UPerNetHead(nn.Module):
         check_number("auxiliary_weight", auxiliary_weight, 0, 1e6)
         if len(input_shape) < 2:
             raise ValueError(f"UPerNet fuses two features or more, got {list(input_shape)}.")
+        self.pool_scales = tuple(pool_scales)
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
         widths = [input_shape[name].channels for name in self.in_features]
         self.num_classes = num_classes
@@ -217,8 +218,8 @@ class UPerNetHead(nn.Module):
         """
         return any(
             norm.training
-            for level in self.psp_modules
-            if level[0].output_size == 1
+            for scale, level in zip(self.pool_scales, self.psp_modules, strict=True)
+            if scale == 1
             for norm in level.modules()
             if isinstance(norm, nn.modules.batchnorm._BatchNorm)
         )

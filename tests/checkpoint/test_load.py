@@ -312,7 +312,9 @@ def test_evaluation_refuses_new_classes(six_classes: tuple[nn.Module, Path]) -> 
     assert_refused(
         model,
         lambda: load_initial_weights(model, six_classes[1], new_classes=False),
-        r"\(7, 256\) in the file, \(4, 256\) here",
+        r"\(7, 256\) in the file, \(4, 256\) here .* The file is a Mask R-CNN "
+        r"\(6 classes, FocalNet\); "
+        r"the config builds a Mask R-CNN \(3 classes, FocalNet\)\.$",
     )
 
 

@@ -21,6 +21,7 @@ from focalnet_det.checkpoint import (
     load_initial_weights,
     load_pretrained,
 )
+from focalnet_det.checkpoint.detectors import to_public
 from focalnet_det.experiment import load_config, read_experiment
 
 timm = pytest.importorskip("timm", reason="timm is a test dependency")
@@ -320,6 +321,23 @@ def test_imagenet_weights_into_the_twins(
     torch.save(model.state_dict(), tmp_path / "whole.pth")
     whole = load_initial_weights(model, tmp_path / "whole.pth", new_classes=False)
     assert len(whole.loaded) == len(model.state_dict())
+
+
+def test_mask_rcnn_of_mmdet_on_a_resnet(resnet: nn.Module, tmp_path: Path) -> None:
+    """Its backbone has torchvision's names; its other parts are held in test_detectors.py."""
+    leaf = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_resnet50_fpn_1x.py"
+    model = read_experiment(load_config(str(leaf), [])).model()
+    ours = {n: t for n, t in model.state_dict().items() if ".bottom_up." not in n}
+    theirs = {n: t + 1 for n, t in to_public(ours, "mask_rcnn").items()}
+    state = {n: t for n, t in resnet.state_dict().items() if not n.startswith("fc.")}
+    torch.save({"state_dict": theirs | prefixed(state, "backbone.")}, tmp_path / "r50.pth")
+    report = load_initial_weights(model, tmp_path / "r50.pth", new_classes=False)
+    assert (report.layout, report.missing, report.share) == ("mmdet", [], 1.0)
+    check_resnet(model.backbone.bottom_up, resnet_stages(resnet, image()))
+    weight = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(model.state_dict()[weight], theirs["roi_head.bbox_head.fc_cls.weight"])
+    with pytest.raises(ValueError, match=r"This is a Mask R-CNN \(80 classes, ResNet-50\): Focal"):
+        convert_state_dict(model.state_dict(), "mmdet")
 
 
 def test_other_networks_are_named(resnet: nn.Module, swin: nn.Module) -> None:

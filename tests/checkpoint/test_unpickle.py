@@ -318,6 +318,37 @@ def test_arrays_declare_their_sizes_in_vain() -> None:
         Unpickler(big).decode()
 
 
+def test_small_programs_that_build_something_large() -> None:
+    """A memo and a constructor copy one megabyte a thousand times, in ten bytes each."""
+    megabyte = text("latin1") + b"\x94" + b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
+    encode = a_global("_codecs", "encode") + b"\x94"
+    start = b"]" + megabyte + b"\x940" + encode + b"0"
+    # Memo: 0 the encoding, 1 the text, 2 the function.
+    program = raw(start, b"h\x02h\x01h\x00\x86R0" * 1000)
+    with pytest.raises(ValueError, match="grows beyond all measure"):
+        Unpickler(program).decode()
+    items = b"(" + b"K\x01" * 50_000 + b"l\x940" + a_global("builtins", "list") + b"\x940"
+    with pytest.raises(ValueError, match="grows beyond all measure"):
+        Unpickler(raw(items, b"h\x01h\x00\x85R0" * 1000)).decode()
+
+
+def test_one_storage_of_two_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "two.pth"
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(6), "b": torch.ones(7)}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, data.replace(b"X\x01\0\0\x001", b"X\x01\0\0\x000"))
+    assert check_file(path) == "it is damaged (one storage of two sizes)"
+
+
+def test_control_characters_are_not_printed(tmp_path: Path) -> None:
+    path = tmp_path / "escape.pkl"
+    path.write_bytes(raw(a_global("os", "\x1b[2Jx")))
+    assert check_file(path) == "it asks for os.?[2Jx, which no weights need: do not trust it"
+
+
 def test_no_instruction_of_the_standard_machine_is_left_that_calls() -> None:
     calling = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
     calling |= {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "DICT", "FROZENSET"}
