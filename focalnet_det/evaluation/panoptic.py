@@ -20,7 +20,6 @@ from hotcoco import mask as rle
 from hotcoco.metrics import panoptic_quality
 from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..atomic import write_text
 from ..data.panoptic import (
@@ -32,6 +31,7 @@ from ..data.panoptic import (
     segment_pixels,
     segment_problems,
 )
+from ..data.writing import write_picture
 from .tables import render_table, two_decimals
 
 logger = logging.getLogger(__name__)
@@ -205,8 +205,7 @@ class PanopticEvaluator(DatasetEvaluator):
         assert self._output_dir is not None
         name = Path(self._truth.annotations[image_id]["file_name"]).with_suffix(".png")
         path = self._output_dir / "panoptic" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(segment_colors(ids)).save(path)
+        write_picture(path, segment_colors(ids))
         self._results[image_id] = {
             "image_id": image_id,
             "file_name": str(name),
