@@ -155,6 +155,9 @@ class Job:
         self.send(signal.SIGKILL)
         for process in self.processes:
             process.join()
+            # Loader processes of one that was killed would live on for some seconds.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def verdict(self, ranks: Sequence[int], world_size: int) -> tuple[int, str]:
         """Return the exit code of the job, and one sentence on why it failed, if it did.

@@ -3,7 +3,9 @@
 import multiprocessing.util
 import os
 import signal
+import sys
 import threading
+from types import TracebackType
 from typing import TypeVar
 
 from torch.utils.data import DataLoader
@@ -29,6 +31,7 @@ def protect_workers(loader: Loader) -> Loader:
 
 def ignore_signals(_worker: int) -> None:
     """Ignore SIGINT, SIGUSR1 and SIGTERM, but for a SIGTERM of the parent; a `worker_init_fn`."""
+    sys.excepthook = _show_but_lost_connections
     if not hasattr(signal, "sigwaitinfo"):
         for number in (signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
@@ -36,6 +39,14 @@ def ignore_signals(_worker: int) -> None:
     # Handlers in Python do not learn who sent a signal; a thread that waits for them does.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _show_but_lost_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what no one catches, but not that the parent was killed while it fetched a tensor."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -42,8 +42,11 @@ def launch_run(args: RunArguments) -> None:
         with stopping_early():
             run(args)
         return
-    # What libraries say while a child process imports them; the parent has heard it already.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    # What libraries say while a child process imports them, which the parent has heard already; and
+    # what Python says when it clears up after a process that was killed.
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore::FutureWarning,ignore:resource_tracker:UserWarning"
+    )
     url = f"tcp://127.0.0.1:{free_port()}" if args.dist_url == "auto" else args.dist_url
     job = Job(args, per_machine, url)
     run_processes(

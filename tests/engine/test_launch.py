@@ -117,8 +117,10 @@ def test_versions_that_count() -> None:
     assert agreement.MISSING not in versions.values()
 
 
-def start(shapes: Path, output: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """The tool on two processes; `options` replace default overrides."""
+def start(
+    shapes: Path, output: Path, *arguments: str, images: Path | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """The tool with few, small images; `options` replace default overrides."""
     overrides = {
         "schedule.iterations": 1000,
         "dataloader.train.batch_size": 2,
@@ -128,7 +130,8 @@ def start(shapes: Path, output: Path, *arguments: str, **options: Any) -> subpro
     } | options
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(NANO)]
     command += ["--coco-json", str(shapes / "annotations/instances_train.json")]
-    command += ["--images", str(shapes / "images/train"), "--output", str(output), *arguments]
+    command += ["--images", str(images or shapes / "images/train")]
+    command += ["--output", str(output), *arguments]
     command += [f"{key}={value}" for key, value in overrides.items()]
     return subprocess.Popen(
         command,
@@ -142,10 +145,8 @@ def start(shapes: Path, output: Path, *arguments: str, **options: Any) -> subpro
 def children(pid: int) -> list[int]:
     """Spawned processes of a process, in the order of their start."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    spawned = (
-        p for p in map(int, found) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()
-    )
-    return list(spawned)
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in found}
+    return [pid for pid, command in commands.items() if "spawn_main" in command]
 
 
 @pytest.mark.slow
@@ -173,18 +174,22 @@ def test_killed_process_ends_the_job(shapes: Path, tmp_path: Path) -> None:
 def test_data_error_in_a_loader_process_is_one_line(
     processes: int, shapes: Path, tmp_path: Path
 ) -> None:
-    # Not an image: every process meets one, as all but one of the images are broken.
-    (tmp_path / "images").mkdir()
-    for path in sorted((shapes / "images/train").iterdir())[:-1]:
-        (tmp_path / "images" / path.name).write_bytes(b"no image")
-    (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
-    job = start(
-        shapes, tmp_path / "o", "--images", str(tmp_path / "images"),
-        *(["--num-cpus", "2"] if processes == 2 else []),
-    )  # fmt: skip
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (shapes / "images/train").iterdir():
+        (images / path.name).write_bytes(b"no image")
+    several = ["--num-cpus", "2"] if processes == 2 else []
+    job = start(shapes, tmp_path / "o", *several, images=images)
     _, errors = job.communicate(timeout=200)
     assert job.returncode == 1
     (line,) = errors.splitlines()
-    assert line.startswith("error: ")
+    assert re.match(
+        r"error: (process [01] of 2: )?50 training images in a row cannot be used. The last one: ",
+        line,
+    )
     assert len(line) < 500
-    assert "Traceback" not in line
+    for word in ("Traceback", "DataLoader", "Caught"):
+        assert word not in line
+    logs = [path.read_text() for path in (tmp_path / "o").glob("log.txt*")]
+    assert len(logs) == processes
+    assert any("stream.py" in log and "Traceback" in log for log in logs)
