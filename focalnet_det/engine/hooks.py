@@ -159,6 +159,36 @@ class ProfilerHook(HookBase):
         self.profiler = None
 
 
+class OptionalWriter(EventWriter):
+    """Passes on to a writer that the run can do without: when it fails, it is left out.
+
+    Args:
+        writer: of metrics.
+        name: for the warning.
+    """
+
+    def __init__(self, writer: EventWriter, name: str) -> None:
+        self.writer: EventWriter | None = writer
+        self.name = name
+
+    def write(self) -> None:
+        """Write, unless the writer has failed before."""
+        self._try("write")
+
+    def close(self) -> None:
+        """Close the writer."""
+        self._try("close")
+
+    def _try(self, method: str) -> None:
+        if self.writer is None:
+            return
+        try:
+            getattr(self.writer, method)()
+        except OSError as error:
+            self.writer = None
+            logger.warning("%s is switched off: %s. metrics.json goes on.", self.name, error)
+
+
 class WandbWriter(EventWriter):
     """Sends every scalar to Weights & Biases; needs ``pip install wandb``.
 

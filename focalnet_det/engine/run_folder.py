@@ -56,11 +56,15 @@ class RunRecord:
         id: of this run, also stored in its checkpoints.
         started: local time, ISO 8601.
         products: iterations done when each product of the end was made, by name.
+        data_seed: of the order and augmentation of the images.
+        data: fingerprint of the training data.
     """
 
     id: str
     started: str
     products: dict[str, int] = field(default_factory=dict)
+    data_seed: int | None = None
+    data: str = ""
 
 
 class RunFolder:
@@ -137,6 +141,12 @@ class RunFolder:
     ) -> None:
         if self._lock is not None:
             self._lock.release()
+
+    def note(self, *, data_seed: int, data: str) -> None:
+        """Record what repeating the run needs besides its config, at its first start."""
+        if self.record.data_seed is None:
+            self.record.data_seed, self.record.data = data_seed, data
+            write_record(self.path, self.record)
 
     def note_product(self, name: str, iterations: int) -> None:
         """Record that a product of the end was made after so many iterations."""

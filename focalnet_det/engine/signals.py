@@ -4,13 +4,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# EX_TEMPFAIL: nothing is wrong, run it again. torchrun restarts on it, tools/slurm_train.sh
-# requeues.
-EXIT_STOPPED = 75
-EXIT_INTERRUPTED = 130
+from ..supervise import EXIT_INTERRUPTED, EXIT_STOPPED
+
+# A launcher and a scheduler may both pass on one signal: the second copy is no second wish.
+ONE_SIGNAL = 1.0  # seconds
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
@@ -52,6 +53,7 @@ class StopSignals:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.received = 0
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -70,11 +72,14 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received and time.monotonic() - self._since < ONE_SIGNAL:
+            return
         if self.received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self.received = number
+        self._since = time.monotonic()
         if not self.quiet:
             name = signal.Signals(number).name
             text = f"\n{name}: saving after this iteration. The same again stops at once.\n"

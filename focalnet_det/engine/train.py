@@ -18,7 +18,7 @@ from .agreement import check_agreement
 from .checkpoints import AVERAGED, FINAL, Checkpoints, RunFacts, write_checkpoint
 from .evaluate import evaluate, evaluation_folder, write_reports
 from .finish import Product, finish, read_results, write_results
-from .hooks import GrowthHook, ProfilerHook, ProgressLine, WandbWriter
+from .hooks import GrowthHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
 from .pictures import save_predictions, save_training_curves
 from .run_folder import METRICS, RunFolder, in_first_process
@@ -66,6 +66,7 @@ class Training:
         self.done = 0
         self.loader = loader = experiment.train_loader()
         loader.seed = options.seed if options.seed >= 0 else comm.shared_random_seed()
+        in_first_process(lambda: folder.note(data_seed=loader.seed, data=loader.fingerprint))
         self.model = experiment.model().to(options.device)
         optimizer = experiment.optimizer(self.model)
         self.max_iter = experiment.schedule.max_iter(loader.iterations_per_epoch)
@@ -308,7 +309,7 @@ def build_writers(experiment: Experiment, start: int) -> list[EventWriter]:
     writers: list[EventWriter] = [
         # Values as they are: a median over the past would begin anew after a resumption.
         JSONWriter(str(Path(options.output_dir) / METRICS), window_size=1),
-        TensorboardXWriter(options.output_dir, purge_step=start),
+        OptionalWriter(TensorboardXWriter(options.output_dir, purge_step=start), "TensorBoard"),
     ]
     if options.wandb_project:
         writers.append(

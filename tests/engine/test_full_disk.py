@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 import toy_training as toy
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from test_interruptions import OPTIONS, assert_same_end
 
 from focalnet_det import atomic
@@ -89,6 +89,18 @@ def test_full_at_every_write(disk: Disk, tmp_path: Path, caplog: pytest.LogCaptu
         assert_same_end(folder, tmp_path / "whole")
     assert {"model_final.pth", "model_best.pth", "model_ema.pth", "last_checkpoint"} <= hits
     assert {"metrics.json", "results.json", "run.json", "curves.png"} <= hits
+
+
+def test_tensorboard_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: TensorboardXWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TensorboardXWriter, "write", fails)
+    toy.run(tmp_path, iterations=4)
+    assert caplog.text.count("TensorBoard is switched off") == 1
+    assert (tmp_path / "model_final.pth").exists()
 
 
 @pytest.mark.slow
