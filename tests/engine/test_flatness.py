@@ -77,7 +77,8 @@ def test_nothing_grows(shapes: Path, tmp_path: Path) -> None:
     third = max(1, len(points) // 3)
     early, late = points[third : 2 * third] or points[:1], points[-third:]
     for name in ("descriptors", "threads", "children", "shared memory"):
-        assert min(p[name] for p in late) <= max(p[name] for p in early), name
+        # A few come and go; one an evaluation would be many by the end.
+        assert min(p[name] for p in late) <= max(p[name] for p in early) + 4, name
     memory = [sum(p["memory"] for p in part) / len(part) for part in (early, late)]
     print(f"{ITERATIONS} iterations: memory {memory[0]:.0f} then {memory[1]:.0f} MiB; {late[-1]}")
     assert memory[1] < 1.05 * memory[0] + 20
