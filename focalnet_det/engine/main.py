@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.utils import comm
 
 from ..checkpoint import load_initial_weights
-from ..experiment import Experiment, RunArguments, describe, register_all
+from ..experiment import Experiment, RunArguments, check, describe, register_all
 from .evaluate import evaluate, write_reports
 from .pictures import save_predictions
 from .run import start_run
@@ -20,7 +20,7 @@ logger = logging.getLogger("focalnet_det")
 
 def run(args: RunArguments) -> dict[str, Any]:
     """Train, or evaluate the initial weights; return the results of the last evaluation."""
-    experiment = describe(args)
+    experiment = check(describe(args), eval_only=args.eval_only)
     start_run(experiment)
     if args.eval_only:
         return run_evaluation(experiment)

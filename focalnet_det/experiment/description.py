@@ -1,8 +1,8 @@
 """One typed description of a run, the same for both kinds of config."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..data.panoptic_sets import (
 from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
 from ..heads.alone import see_images_alone
 from ..heads.poolers import pool_fast
-from . import lazy, yacs
+from . import lazy, lazy_check, yacs, yacs_check, yaml_files
 from .arguments import RunArguments, own_data_of
 from .data_settings import raise_detections, scale_learning_rate, with_own_data
 from .options import TrainOptions
@@ -42,6 +42,10 @@ class Experiment:
         config_text: yaml that ``--config-file`` takes, data of one's own included.
         settings: batch, data sets, class counts and what else data decides.
         given: what the command line overrides.
+        with_settings: the same experiment with other settings.
+        value_problems: what is wrong with values of the config, before anything is built.
+        skeleton: the model without memory for its weights, and problems of its config.
+        lr_factors, no_decay_names, layer_decay: of the optimizer, which name parameters.
     """
 
     model: Callable[[], nn.Module]
@@ -53,6 +57,12 @@ class Experiment:
     config_text: str
     settings: Settings
     given: Given
+    with_settings: Callable[[Settings], "Experiment"]
+    value_problems: Callable[[], list[str]]
+    skeleton: Callable[[], tuple[nn.Module, list[str]]]
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    no_decay_names: Sequence[str] = ()
+    layer_decay: float = 1.0
 
 
 def register_all() -> None:
@@ -82,7 +92,7 @@ def load_config(path: str | Path, overrides: list[str]) -> Any:
         return lazy.load_code(path, overrides)
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"{path} is neither a .py (LazyConfig) nor a .yaml (yacs) config.")
-    content = yacs.read_yaml(path)
+    content = yaml_files.read_yaml(path)
     if "model" in content:
         return lazy.load_saved(content, path, overrides)
     return yacs.load(content, path, overrides)
@@ -96,12 +106,14 @@ def language(cfg: Any) -> Any:
 def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
     """Return the parts of a training from a config of either kind."""
     reader = language(cfg)
+    checker = yacs_check if reader is yacs else lazy_check
     settings: Settings = reader.read_settings(cfg)
     return Experiment(
         model=lambda: _prepared(reader.build_model(cfg)),
         optimizer=partial(reader.build_optimizer, cfg),
         schedule=settings.schedule,
-        train_loader=partial(reader.build_train_loader, cfg),
+        # Checks and training share what was read.
+        train_loader=cache(partial(reader.build_train_loader, cfg)),
         test_loaders={
             name: partial(reader.build_test_loader, cfg, name) for name in settings.test_sets
         },
@@ -109,6 +121,10 @@ def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
         config_text=reader.config_text(cfg),
         settings=settings,
         given=reader.given(overrides or []),
+        with_settings=lambda new: read_experiment(reader.write_settings(cfg, new), overrides),
+        value_problems=partial(checker.problems, cfg),
+        skeleton=partial(reader.build_skeleton, cfg),
+        **reader.optimizer_names(cfg),
     )
 
 
