@@ -44,12 +44,11 @@ COPIES, BYTES = 3, 4
 def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
     """Return an experiment that was checked, its schedule fitted to its data.
 
-    Values are checked first; then the model is built without memory for its weights, the data is
+    The model is built without memory for its weights, the data is
     read, and names, class counts, lengths and disk space are compared with them.
 
     Raises: ConfigError with every problem found; what data and parts raise as they are built.
     """
-    raise_problems(experiment.value_problems())
     model, problems = skeleton(experiment)
     problems += [
         *class_problems(experiment.settings, model),
@@ -94,11 +93,9 @@ def attempt(build: Callable[[], object], what: str) -> object:
 
 
 def class_problems(settings: Settings, model: nn.Module) -> list[str]:
-    """Return where class counts of model, data and loss weights differ."""
+    """Return where class counts of model and data differ, and weights that leave no class."""
     found = []
     weights, classes = settings.model.class_weights, settings.model.classes
-    if weights is not None and classes not in (None, len(weights)):
-        found.append(f"{len(weights)} class weights were given for {classes} classes.")
     if weights is not None and not any(weights):
         found.append("All class weights are 0: there is nothing to learn.")
     for name in (*settings.train_sets, *settings.test_sets):

@@ -28,6 +28,7 @@ from .options import TrainOptions
 from .own_data import register
 from .settings import Given, Settings
 from .solver import Schedule
+from .values import ConfigError, raise_problems
 
 
 @dataclass(kw_only=True)
@@ -43,7 +44,6 @@ class Experiment:
         settings: batch, data sets, class counts and what else data decides.
         given: what the command line overrides.
         with_settings: the same experiment with other settings.
-        value_problems: what is wrong with values of the config, before anything is built.
         skeleton: the model without memory for its weights, and problems of its config.
         lr_factors, no_decay_names, layer_decay: of the optimizer, which name parameters.
     """
@@ -58,7 +58,6 @@ class Experiment:
     settings: Settings
     given: Given
     with_settings: Callable[[Settings], "Experiment"]
-    value_problems: Callable[[], list[str]]
     skeleton: Callable[[], tuple[nn.Module, list[str]]]
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     no_decay_names: Sequence[str] = ()
@@ -106,7 +105,6 @@ def language(cfg: Any) -> Any:
 def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
     """Return the parts of a training from a config of either kind."""
     reader = language(cfg)
-    checker = yacs_check if reader is yacs else lazy_check
     settings: Settings = reader.read_settings(cfg)
     return Experiment(
         model=lambda: _prepared(reader.build_model(cfg)),
@@ -122,7 +120,6 @@ def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
         settings=settings,
         given=reader.given(overrides or []),
         with_settings=lambda new: read_experiment(reader.write_settings(cfg, new), overrides),
-        value_problems=partial(checker.problems, cfg),
         skeleton=partial(reader.build_skeleton, cfg),
         **reader.optimizer_names(cfg),
     )
@@ -143,7 +140,7 @@ def describe(args: RunArguments) -> Experiment:
     cfg = load_config(args.config_file, args.opts)
     reader = language(cfg)
     given = reader.given(args.opts)
-    settings = settle(reader.read_settings(cfg), own_data, given)
+    settings = settle(checked_settings(cfg), own_data, given)
     changes: dict[str, Any] = {}
     if args.output:
         changes["output_dir"] = args.output
@@ -151,6 +148,26 @@ def describe(args: RunArguments) -> Experiment:
         changes["report"] = True
     settings = replace(settings, options=replace(settings.options, **changes))
     return read_experiment(reader.write_settings(cfg, settings), args.opts)
+
+
+def checked_settings(cfg: Any) -> Settings:
+    """Return the settings of a config.
+
+    Raises: ConfigError that names every value that cannot be used.
+    """
+    reader = language(cfg)
+    checker = yacs_check if reader is yacs else lazy_check
+    problems = checker.problems(cfg)
+    try:
+        settings: Settings = reader.read_settings(cfg)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    except (ValueError, TypeError, KeyError):
+        # Of a value that was found already.
+        raise_problems(problems)
+        raise
+    raise_problems(problems)
+    return settings
 
 
 def settle(settings: Settings, own_data: Any, given: Given) -> Settings:

@@ -62,8 +62,8 @@ def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
     merged = with_bases(path, content)
     for key, _ in flat(merged):
         check_key(cfg, key, f"{path}: ")
-    # Files of Detectron2 before 0.1 name no version.
-    merged.setdefault("VERSION", cfg.VERSION)
+    if merged.setdefault("VERSION", cfg.VERSION) != cfg.VERSION:
+        raise ValueError(f"{path}: VERSION must be {cfg.VERSION}, got {merged['VERSION']}.")
     try:
         cfg.merge_from_other_cfg(CfgNode(merged))
     except (AssertionError, TypeError, AttributeError) as error:
@@ -117,9 +117,10 @@ def apply_overrides(cfg: CfgNode, overrides: list[str]) -> list[str]:
     if "length" in names:
         after = _length(cfg)
         if "iterations" in names and after.iterations is None:
-            after = replace(after, iterations=cfg.SOLVER.MAX_ITER)
-        steps = "SOLVER.EPOCH_STEPS" if after.iterations is None else "SOLVER.STEPS"
-        keys_of = {**KEYS, "milestones": steps}
+            steps = cfg.SOLVER.STEPS if "SOLVER.STEPS" in keys else after.milestones
+            after = replace(after, iterations=cfg.SOLVER.MAX_ITER, milestones=tuple(steps))
+        name = "SOLVER.EPOCH_STEPS" if after.iterations is None else "SOLVER.STEPS"
+        keys_of = {**KEYS, "milestones": name}
         _set_length(cfg, follow_override(before, after, names, keys_of))
     return keys
 
