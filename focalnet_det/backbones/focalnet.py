@@ -331,6 +331,11 @@ class FocalNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_stages(depths, focal_levels, focal_windows)
+        if embed_dim < 1 or not 0 < mlp_ratio < math.inf or int(embed_dim * mlp_ratio) < 1:
+            raise ValueError(
+                f"embed_dim {embed_dim} and mlp_ratio {mlp_ratio} must be positive, and leave the "
+                "MLP a channel."
+            )
         names = feature_names(len(depths), patch_size)
         self.out_features = _check_out_features(out_features, names)
         built = max(names.index(name) for name in self.out_features) + 1

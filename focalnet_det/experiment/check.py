@@ -50,18 +50,20 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
     Raises: ConfigError with every problem found; what data and parts raise as they are built.
     """
     model, problems = skeleton(experiment)
-    problems += [
-        *class_problems(experiment.settings, model),
-        *option_problems(experiment),
-        *metric_problems(experiment.settings),
-    ]
+    problems += [*class_problems(experiment.settings, model), *option_problems(experiment)]
     if not eval_only:
-        problems += [*name_problems(experiment, model), *disk_problems(experiment, model)]
+        problems += [
+            *batch_problems(experiment),
+            *metric_problems(experiment.settings),
+            *name_problems(experiment, model),
+            *disk_problems(experiment, model),
+        ]
     raise_problems(problems)
     if not eval_only:
         experiment = fitted(experiment)
     for name, build in experiment.test_loaders.items():
         attempt(build, f"The loader of {name}")
+    raise_problems(weight_problems(experiment, eval_only=eval_only))
     return experiment
 
 
@@ -113,31 +115,65 @@ def class_problems(settings: Settings, model: nn.Module) -> list[str]:
     return found
 
 
+def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:
+    """Return that weights of this package were trained for other classes than those of the data.
+
+    Other files do not name their classes, or spell them otherwise. Training may go on from weights
+    for another number of classes: the layers that count classes begin anew.
+    """
+    path = Path(experiment.options.init_checkpoint)
+    if not experiment.options.init_checkpoint or not path.is_file():
+        return []
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # whoever loads the weights says what is wrong with the file
+        return []
+    trained = content.get("class_names") if isinstance(content, dict) else None
+    names = experiment.class_names
+    if not trained or not names or tuple(trained) == names:
+        return []
+    if not eval_only and len(trained) != len(names):
+        return []
+    differing = [(a, b) for a, b in zip(trained, names, strict=False) if a != b]
+    more = names[len(trained) :] or trained[len(names) :]
+    example = f"class {differing[0][0]!r} is {differing[0][1]!r} here" if differing else f"{more}"
+    return [
+        f"The weights of {path} are for {len(trained)} other classes than the {len(names)} of the "
+        f"data ({example}): they are matched by their order. Name the classes as they were, in "
+        "their order."
+    ]
+
+
 def option_problems(experiment: Experiment) -> list[str]:
-    """Return options of the run that cannot work here."""
-    options, settings, found = experiment.options, experiment.settings, []
-    key = experiment.given.key
+    """Return options of the run that cannot work on this machine."""
+    options, key, found = experiment.options, experiment.given.key, []
     device = torch.device(options.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found.append(f"{key('device')} is {device}, but PyTorch sees {torch.cuda.device_count()}.")
     if options.wandb_project and importlib.util.find_spec("wandb") is None:
         found.append(f"{key('wandb_project')} needs Weights & Biases: pip install wandb.")
-    processes = comm.get_world_size()
-    per_process, rest = divmod(settings.batch_size, processes)
-    if rest:
-        found.append(
-            f"A batch of {settings.batch_size} images cannot be split over {processes} processes: "
-            f"change {key('batch_size')}."
-        )
-    elif per_process % options.accumulation:
-        found.append(
-            f"A batch of {per_process} images per process cannot be accumulated in "
-            f"{options.accumulation} parts: change {key('accumulation')} or {key('batch_size')}."
-        )
     folder = Path(options.output_dir)
     if any(p.exists() and not p.is_dir() for p in (folder, *folder.parents)):
         found.append(f"{key('output_dir')} {folder} is not a folder.")
     return found
+
+
+def batch_problems(experiment: Experiment) -> list[str]:
+    """Return that processes or accumulated parts cannot share the batch evenly."""
+    options, settings, key = experiment.options, experiment.settings, experiment.given.key
+    processes = comm.get_world_size()
+    per_process, rest = divmod(settings.batch_size, processes)
+    if rest:
+        return [
+            f"A batch of {settings.batch_size} images cannot be split over {processes} processes: "
+            f"change {key('batch_size')}."
+        ]
+    if per_process % options.accumulation:
+        return [
+            f"A batch of {per_process} images per process cannot be accumulated in "
+            f"{options.accumulation} parts: change {key('accumulation')} or {key('batch_size')}."
+        ]
+    return []
 
 
 def metric_problems(settings: Settings) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -62,6 +63,19 @@ class Experiment:
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     no_decay_names: Sequence[str] = ()
     layer_decay: float = 1.0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the model's order; () where the data names none.
+
+        Names in a COCO file of a registered set are known when the set was read once.
+        """
+        for name in (*self.settings.train_sets, *self.settings.test_sets):
+            metadata = MetadataCatalog.get(name)
+            names = [metadata.get(f"{kind}_classes") or () for kind in ("thing", "stuff")]
+            if any(names):
+                return tuple(dict.fromkeys([*names[0], *names[1]]))
+        return ()
 
 
 def register_all() -> None:

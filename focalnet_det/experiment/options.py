@@ -114,7 +114,7 @@ class TrainOptions:
     ddp: dict[str, Any] = field(default_factory=dict)
 
     def to_iterations(self, period: float, iterations_per_epoch: int) -> int:
-        """A period in iterations."""
+        """Return a period in iterations."""
         unit = iterations_per_epoch if self.period_unit == "epochs" else 1
         return round(period * unit)
 

@@ -14,7 +14,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from focalnet_det.errors import one_line_errors
 from focalnet_det.experiment import RunArguments, check, describe
-from focalnet_det.experiment.check import disk_problems, skeleton
+from focalnet_det.experiment.check import disk_problems, skeleton, weight_problems
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -433,6 +433,29 @@ def test_disk_space_is_estimated(files: Path, monkeypatch: pytest.MonkeyPatch) -
     (problem,) = disk_problems(experiment, model)
     assert "need about 2.7 GiB" in problem
     assert "keep_checkpoints" in problem
+
+
+@pytest.mark.parametrize(
+    ("names", "eval_only", "message"),
+    [
+        (["bus", "car", "zebra"], True, "class 'bus' is 'car' here"),
+        (["bus", "car", "zebra"], False, "class 'bus' is 'car' here"),
+        (["car", "bus"], True, "for 2 other classes than the 3"),
+        (["car", "bus"], False, None),  # the layers that count classes begin anew
+        (["car", "bus", "zebra"], True, None),
+        (None, True, None),
+    ],
+)
+def test_weights_for_other_classes(
+    names: list[str] | None, eval_only: bool, message: str | None, files: Path, tmp_path: Path
+) -> None:
+    content = {"model": {}} | ({} if names is None else {"class_names": names})
+    torch.save(content, tmp_path / "weights.pth")
+    opts = [f"train.init_checkpoint={tmp_path / 'weights.pth'}"]
+    args = RunArguments(config_file=str(CONFIGS / BOXES), opts=opts, **data_of(BOXES, files))
+    problems = weight_problems(describe(args), eval_only=eval_only)
+    assert bool(problems) == (message is not None)
+    assert message is None or message in problems[0]
 
 
 @pytest.mark.slow
