@@ -55,6 +55,7 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
         problems += [
             *batch_problems(experiment),
             *metric_problems(experiment.settings),
+            *channel_problems(model),
             *name_problems(experiment, model),
             *disk_problems(experiment, model),
         ]
@@ -113,6 +114,17 @@ def class_problems(settings: Settings, model: nn.Module) -> list[str]:
                 f"to {len(names)}."
             )
     return found
+
+
+def channel_problems(model: nn.Module) -> list[str]:
+    """Return that a network takes other images than those of three channels that data sets give."""
+    networks = [module for module in model.modules() if isinstance(module, FocalNet)]
+    return [
+        f"The backbone takes {network.patch_embed.proj.in_channels} image channels, but images are "
+        "read as RGB or BGR: in_channels must be 3 in a recipe."
+        for network in networks
+        if network.patch_embed.proj.in_channels != 3
+    ]
 
 
 def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:

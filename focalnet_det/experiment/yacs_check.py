@@ -20,6 +20,9 @@ def problems(cfg: CfgNode) -> list[str]:
     for key, name in YACS_RULES.items():
         if problem := range_problem(key, name, value_of(cfg, key)):
             found.append(problem)
+    means, stds = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
+    if means != stds:
+        found.append(f"MODEL.PIXEL_MEAN has {means} values, MODEL.PIXEL_STD {stds}.")
     # These keys have no default value, whose type Detectron2 would compare.
     kinds = get_type_hints(FocalNet.__init__)
     for key, value in cfg.MODEL.FOCALNET.items():
