@@ -1,4 +1,4 @@
-"""Every yacs key of this package, in one place."""
+"""The yacs keys of this package, in one place."""
 
 from detectron2.config import CfgNode
 
@@ -8,7 +8,7 @@ from .heads import segmentor, upernet  # noqa: F401  (they register themselves)
 
 
 def add_focalnet_config(cfg: CfgNode) -> None:
-    """Adds this package's keys to a Detectron2 config; see the function in ``focalnet_det``."""
+    """Add this package's keys to a Detectron2 config; see the function in ``focalnet_det``."""
     add_backbone_config(cfg)
 
     # The rest is read by tools/train_net.py alone. "SGD" as in Detectron2, or "ADAMW".

@@ -20,7 +20,7 @@ from torch import nn
 
 from focalnet_det.data import build as data_build
 from focalnet_det.experiment import Experiment, load_config, read_experiment
-from focalnet_det.experiment import yacs as yacs_module
+from focalnet_det.experiment import yacs_parts as yacs_module
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

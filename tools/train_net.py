@@ -3,7 +3,7 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 EXAMPLES = """examples:
   # the published recipe, on 8 GPUs, COCO under $DETECTRON2_DATASETS
@@ -30,16 +30,35 @@ EXAMPLES = """examples:
       --val-sem-images val --val-sem-labels val_labels \\
       --classes classes.txt --first-label 1
 
+  # a small box detector for data without masks
+  tools/train_net.py --config-file configs/COCO-Detection/retinanet_focalnet_nano_fpn_small.py \\
+      --coco-json train.json --images train_images --val-json val.json --val-images val_images
+
+  # the same run again: a run saves its whole config, its data included
+  tools/train_net.py --config-file output/mine/config.yaml --output output/again
+
   # evaluate what a run has saved
   tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=output/model_final.pth
 """
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of the tools are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (--help lists the options)")
+
+
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help=".py, .yaml, or a run's config.yaml"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the initial weights")
     parser.add_argument("--output", metavar="DIR", help="output folder, instead of the config's")
@@ -87,10 +106,11 @@ def parse_args() -> argparse.Namespace:
     scale.add_argument("--dist-url", default="auto", metavar="URL", help="of the first machine")
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         help="overrides: key=value for a .py config, KEY VALUE for a .yaml config",
     )
-    return parser.parse_args()
+    # Options may follow overrides.
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

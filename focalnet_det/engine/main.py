@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.utils import comm
 
 from ..checkpoint import load_initial_weights
-from ..experiment import Experiment, RunArguments, describe, register_all
+from ..experiment import Experiment, RunArguments, check, describe, register_all
 from .evaluate import evaluate, write_reports
 from .logs import hold_records
 from .pictures import save_predictions
@@ -25,7 +25,7 @@ logger = logging.getLogger("focalnet_det")
 def run(args: RunArguments) -> dict[str, Any]:
     """Train, or evaluate the initial weights; return the results of the last evaluation."""
     hold_records()
-    experiment = describe(args)
+    experiment = check(describe(args), eval_only=args.eval_only)
     options = experiment.options
     if options.deterministic:
         make_deterministic()

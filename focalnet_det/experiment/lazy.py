@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import _convert_target_to_string, locate
@@ -87,8 +88,11 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise ValueError(f"Overrides of a .py config read key=value, got {item!r}.")
         parent, _, leaf = key.rpartition(".")
         node = _select(cfg, parent)
-        if not takes(node, leaf) and not item.startswith("+"):
-            raise KeyError(f"The config has no key {key!r}.{_similar(node, leaf)}")
+        # New keys of these sections would be read by nothing.
+        new = item.startswith("+") and parent not in ("", "dataloader", "train")
+        if not takes(node, leaf) and not new:
+            known = [*map(str, node if OmegaConf.is_config(node) else ()), *arguments_of(node)]
+            raise KeyError(f"The config has no key {key!r}.{close_match(leaf, known)}")
     from hydra.errors import HydraException
 
     before = _length(cfg)
@@ -108,7 +112,7 @@ def takes(node: Any, leaf: str) -> bool:
     """Return whether a mapping has a key, or a call takes an argument of that name."""
     if not OmegaConf.is_config(node) or leaf in node:
         return OmegaConf.is_config(node)
-    return "_target_" in node and (leaf in arguments_of(node) or _takes_anything(node))
+    return "_target_" in node and (leaf in arguments_of(node) or takes_anything(node))
 
 
 def _select(cfg: DictConfig, key: str) -> Any:
@@ -118,25 +122,29 @@ def _select(cfg: DictConfig, key: str) -> Any:
         return None
 
 
-def _similar(node: Any, leaf: str) -> str:
-    if not isinstance(node, DictConfig):
-        return ""
-    known = [*map(str, node), *arguments_of(node)]
-    close = difflib.get_close_matches(leaf, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def arguments_of(node: Any) -> list[str]:
     """Return the names of the arguments that a call takes; [] for what is no call."""
-    target = node.get("_target_") if isinstance(node, DictConfig) else None
-    if target is None:
+    if not isinstance(node, DictConfig) or "_target_" not in node:
         return []
-    found = inspect.signature(_callable(target)).parameters
+    found = inspect.signature(constructor_of(node)).parameters
     return [name for name, p in found.items() if p.kind != p.VAR_KEYWORD and name != "self"]
 
 
-def _callable(target: Any) -> Callable[..., Any]:
-    found = locate(target) if isinstance(target, str) else target
+def takes_anything(node: DictConfig) -> bool:
+    """Return whether a call takes arguments of any name."""
+    found = inspect.signature(constructor_of(node)).parameters.values()
+    return any(p.kind == p.VAR_KEYWORD for p in found)
+
+
+def target_of(node: DictConfig) -> Any:
+    """Return the function or class that a call calls."""
+    target = node["_target_"]
+    return locate(target) if isinstance(target, str) else target
+
+
+def constructor_of(node: DictConfig) -> Callable[..., Any]:
+    """Return the function whose arguments a call gives."""
+    found = target_of(node)
     # Detectron2 wraps constructors that read yacs configs.
     init = getattr(found, "__init__", None) if inspect.isclass(found) else None
     return getattr(init, "__wrapped__", None) or found
@@ -157,33 +165,10 @@ def calls(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
             yield from calls(node[name], f"{key}.{name}".lstrip("."))
 
 
-def call_problems(cfg: DictConfig) -> list[str]:
-    """Return what calls are given that they do not take, one sentence each."""
-    problems = []
-    for key, node in calls(cfg):
-        if _takes_anything(node):
-            continue
-        known = arguments_of(node)
-        for name in node:
-            if name != "_target_" and name not in known:
-                path = f"{key}.{name!s}".lstrip(".")
-                problems.append(f"{path} is unknown to {_name(node)}.{_close(str(name), known)}")
-    return problems
-
-
-def _takes_anything(node: DictConfig) -> bool:
-    found = inspect.signature(_callable(node._target_)).parameters.values()
-    return any(p.kind == p.VAR_KEYWORD for p in found)
-
-
-def _name(node: DictConfig) -> str:
-    target = node["_target_"]
-    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
-
-
-def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" It takes {', '.join(known)}."
+def close_match(name: str, known: list[str]) -> str:
+    """Return a hint at what a misspelled name may mean."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def given(overrides: list[str]) -> Given:
@@ -231,6 +216,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         learning_rate=cfg.optimizer.lr,
         schedule=instantiate(cfg.schedule),
         options=TrainOptions(**options),
+        masks=train.get("masks", True),
         own_data=from_record(_plain(cfg.get("own_data") or {})),
     )
 
@@ -358,6 +344,21 @@ def _named(value: Any) -> Any:
 def build_model(cfg: DictConfig) -> Any:
     """Return the model of a config."""
     return instantiate(cfg.model)
+
+
+def build_skeleton(cfg: DictConfig) -> tuple[Any, list[str]]:
+    """Return the model without memory for its weights, and no problems: calls name all they take.
+
+    Raises: as the parts of the model do.
+    """
+    with torch.device("meta"):
+        return instantiate(cfg.model), []
+
+
+def optimizer_names(cfg: DictConfig) -> dict[str, Any]:
+    """Return the arguments of the optimizer that name parameters."""
+    names = ("lr_factors", "no_decay_names", "layer_decay")
+    return {n: _plain(cfg.optimizer[n]) for n in names if cfg.optimizer.get(n) is not None}
 
 
 def build_optimizer(cfg: DictConfig, model: Any) -> Any:

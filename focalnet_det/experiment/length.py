@@ -52,7 +52,8 @@ def follow_override(
     elif "epochs" not in given:
         return after
     both = after.epochs is not None and after.iterations is not None
-    if both or not before.total or not after.total:
+    numbers = all(isinstance(length.total, int | float) for length in (before, after))
+    if both or not numbers or before.total <= 0 or after.total <= 0:
         return after
     if after.milestones and "milestones" not in given:
         factor = after.total / before.total

@@ -1,6 +1,7 @@
 """The options of a run: one list, from which both kinds of config take their keys."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -55,7 +56,7 @@ class TrainOptions:
     """How to run, apart from what to train; the ``train`` section of a LazyConfig.
 
     Attributes:
-        output_dir: everything that a run writes.
+        output_dir: folder of everything that a run writes.
         init_checkpoint: weights to start from, "" for none.
         init_levels: if they have other numbers of focal levels: "official", "by_kernel",
             "preserving" or "shrink", see ``focalnet_det.checkpoint.load_pretrained``; "" refuses.
@@ -67,22 +68,23 @@ class TrainOptions:
         accumulation: parts that the batch is computed in, one after another, to save memory.
         clip_norm: largest gradient norm, 0 for no clipping.
         clip_value: largest absolute value of a gradient's element, 0 for no clipping.
-        ema_decay: of the moving average of the weights, which is then what is evaluated and also
+        ema_decay: decay of a moving average of the weights, which is then what is evaluated, and
             written as ``model_ema.pth``; 0 for none.
-        eval_period, checkpoint_period: in ``period_unit``; 0 means at the end only.
+        eval_period, checkpoint_period: length of a period in ``period_unit``; 0 means at the end
+            only.
         period_unit: "epochs" or "iterations".
-        log_iterations: between two progress lines.
+        log_iterations: iterations between two progress lines.
         keep_checkpoints: how many of the last checkpoints to keep.
         keep_best: metric of the first test set, such as "segm/AP", by which the best model is kept
             as ``model_best.pth``; "" for none.
         profile: first and last iteration to profile, () for none.
-        wandb_project: of Weights & Biases, "" for none.
+        wandb_project: project of Weights & Biases, "" for none.
         max_dets: predictions per image that enter AP.
         pictures: test images to draw at the end, with the truth and what the model finds.
-        save_predictions: of semantic and panoptic segmentation, write a PNG of every image.
+        save_predictions: write a PNG of every image, in semantic and panoptic segmentation.
         boundary_ap: where masks are scored, boundary AP as well.
         report: write an HTML page per test set after the last evaluation.
-        seed: of everything random, negative for a different one each time.
+        seed: seed of everything random, negative for a different one each time.
         deterministic: refuse operations that do not repeat bit for bit on a GPU.
         on_nan: what to do when a loss or a gradient is not finite: "stop"; "skip" the update; or
             "rewind" to the last checkpoint and draw other batches.
@@ -124,7 +126,7 @@ class TrainOptions:
     ddp: dict[str, Any] = field(default_factory=dict)
 
     def to_iterations(self, period: float, iterations_per_epoch: int) -> int:
-        """A period in iterations."""
+        """Return a period in iterations."""
         unit = iterations_per_epoch if self.period_unit == "epochs" else 1
         return round(period * unit)
 
@@ -149,8 +151,8 @@ class TrainOptions:
                 found.append(f"{name} must be {RANGES[name]}, got {value}.")
         if found:
             return found
-        first, last = self.profile or (0, 0)
-        if not 0 <= first <= last:
+        window = self.profile or (0, 0)
+        if len(window) != 2 or not 0 <= window[0] <= window[1]:
             found.append(f"profile must be (first, last) iterations, got {self.profile}.")
         return [*found, *self.device_problems()]
 
@@ -181,6 +183,20 @@ def default_options() -> dict[str, Any]:
 def yacs_key(option: str) -> str:
     """Return the key of an option in a yaml config, such as SOLVER.ACCUMULATION."""
     return YACS_KEYS.get(option, f"SOLVER.{option.upper()}")
+
+
+def option_table() -> str:
+    """Return a markdown table of all options, for docs/configs.md: keys, and what they do."""
+    entries = re.findall(
+        r"^        ([a-z_, ]+): (.*(?:\n            .*)*)", TrainOptions.__doc__ or "", re.M
+    )
+    texts = {name: text for names, text in entries for name in names.split(", ")}
+    rows = ["| `.py` | `.yaml` | |", "|---|---|---|"]
+    for name in default_options():
+        text = " ".join(texts.get(name, "").split()).replace("``", "`")
+        text = text[:1].upper() + text[1:]
+        rows.append(f"| `train.{name}` | `{yacs_key(name)}` | {text} |")
+    return "\n".join(rows) + "\n"
 
 
 def own_yacs_options() -> dict[str, Any]:

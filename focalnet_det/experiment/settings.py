@@ -38,6 +38,7 @@ class Settings:
         train_sets, test_sets: names of registered data sets.
         batch_size: images per iteration, over all processes.
         learning_rate: of the optimizer, for this batch.
+        masks: whether instance masks are trained.
         own_data: files of the user's that the sets were registered from, None for none.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     learning_rate: float
     schedule: Schedule
     options: TrainOptions
+    masks: bool = True
     own_data: OwnData | None = None
 
 

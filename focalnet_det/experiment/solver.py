@@ -26,7 +26,7 @@ def parameter_groups(
     lr_factors: Mapping[str, float] | None = None,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by learning rate and weight decay.
+    """Group trainable parameters by learning rate and weight decay.
 
     Args:
         model: any module.
@@ -58,7 +58,7 @@ def parameter_groups(
 
 
 def layers_above(network: FocalNet) -> dict[str, int]:
-    """How many layers of a focal network a gradient passes on its way down to each parameter.
+    """Count the layers of a focal network that a gradient passes on its way to each parameter.
 
     The last block and the output norms have 1; a downsampling counts with the block that follows
     it; the stem has one more than the first block.
@@ -90,7 +90,7 @@ def adamw(
     lr_factors: Mapping[str, float] | None = None,
     layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`."""
+    """Return AdamW over :func:`parameter_groups`."""
     groups = parameter_groups(
         model,
         lr=lr,
@@ -137,17 +137,17 @@ class Schedule:
 
     @property
     def length(self) -> float:
-        """In epochs or iterations, whichever was given."""
+        """Return the length in epochs or iterations, whichever was given."""
         length = self.epochs if self.iterations is None else self.iterations
         assert length is not None
         return length
 
     def max_iter(self, iterations_per_epoch: int) -> int:
-        """Length in iterations."""
+        """Return the length in iterations."""
         return self._to_iterations(self.length, iterations_per_epoch)
 
     def multiplier(self, iterations_per_epoch: int) -> ParamScheduler:
-        """Learning-rate factor over the whole training, for Detectron2's ``LRMultiplier``."""
+        """Return the learning-rate factor over the training, for Detectron2's ``LRMultiplier``."""
         total = self.max_iter(iterations_per_epoch)
         if self.decay == "cosine":
             course: ParamScheduler = CosineParamScheduler(1.0, 0.0)

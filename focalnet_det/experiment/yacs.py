@@ -1,41 +1,30 @@
 """Detectron2's yaml configs (yacs): into settings, and back. Nothing outside this folder asks."""
 
 import difflib
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model as build_detectron2_model
-from detectron2.solver import build_optimizer as build_detectron2_optimizer
-from detectron2.utils.file_io import PathManager
 
-from ..data.augmentation import POLICIES, evaluation_resize
-from ..data.build import TrainLoader
-from ..data.build import build_test_loader as build_loader_of_tests
-from ..data.build import build_train_loader as build_loader
-from ..data.semantic_augmentation import semantic_crops
-from ..heads.mmdet_conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
-from ..heads.mmdet_rcnn import MmdetRCNN
 from .length import Length, follow_override
 from .options import TrainOptions, default_options, yacs_key
 from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
-from .solver import Schedule, adamw
+from .solver import Schedule
+from .yacs_parts import build_model, build_optimizer, build_test_loader, build_train_loader
+from .yaml_files import BASE, flat, with_bases
 
-BASE = "_BASE_"
-# Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.
-SEMANTIC_CROPS = "semantic_crops"
-# Detectron2's registered name: what stands in for it.
-MMDET_PARTS = {"RPN": MmdetRPN, "StandardROIHeads": MmdetROIHeads}
-MMDET_MODELS = {"GeneralizedRCNN": MmdetRCNN, "RetinaNet": MmdetRetinaNet}
+__all__ = ["build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
+
 DECAYS = {
     "WarmupMultiStepLR": "multistep",
     "WarmupCosineLR": "cosine",
     "WarmupPolyLR": "poly",  # of power 1
 }
+LENGTH_KEYS = ("SOLVER.EPOCHS", "SOLVER.MAX_ITER", "SOLVER.EPOCH_STEPS", "SOLVER.STEPS")
 KEYS = {
     "epochs": "SOLVER.EPOCHS",
     "iterations": "SOLVER.MAX_ITER",
@@ -63,67 +52,6 @@ def default_config() -> CfgNode:
     return cfg
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of one yaml file; tags that would run code are refused.
-
-    Raises: ValueError if it is no yaml mapping.
-    """
-    try:
-        with PathManager.open(str(path), "r") as file:
-            content = yaml.safe_load(file)
-    except yaml.constructor.ConstructorError as error:
-        raise ValueError(
-            f"{path} holds a yaml tag that runs code or makes objects ({error.problem}): configs "
-            "are plain values."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid yaml: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid yaml: it is nested too deeply.") from error
-    if content is not None and not isinstance(content, dict):
-        raise ValueError(f"{path} is no config: a mapping of keys is expected.")
-    return content or {}
-
-
-def with_bases(path: Path, content: dict[str, Any], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the content of a file over that of its ``_BASE_`` files.
-
-    Raises: ValueError if a base is missing or, directly or not, its own base.
-    """
-    here = path.resolve()
-    if here in seen:
-        names = " -> ".join(p.name for p in (*seen[seen.index(here) :], here))
-        raise ValueError(f"{path} is its own {BASE}: {names}.")
-    content = dict(content)
-    bases = content.pop(BASE, [])
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        file = path.parent / Path(base).expanduser()
-        if not file.is_file():
-            raise ValueError(f"{path}: no such {BASE} file: {file}.")
-        merge(merged, with_bases(file, read_yaml(file), (*seen, here)))
-    merge(merged, content)
-    return merged
-
-
-def merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Write nested values over those of another mapping, in place."""
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            merge(target[key], value)
-        else:
-            target[key] = value
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of every leaf of nested mappings."""
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
     """Return a config from the content of its file and overrides.
 
@@ -134,16 +62,17 @@ def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
     merged = with_bases(path, content)
     for key, _ in flat(merged):
         check_key(cfg, key, f"{path}: ")
-    # Files of Detectron2 before 0.1 name no version.
-    merged.setdefault("VERSION", cfg.VERSION)
+    if merged.setdefault("VERSION", cfg.VERSION) != cfg.VERSION:
+        raise ValueError(f"{path}: VERSION must be {cfg.VERSION}, got {merged['VERSION']}.")
     try:
         cfg.merge_from_other_cfg(CfgNode(merged))
     except (AssertionError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    keys = apply_overrides(cfg, overrides)
     # A saved config spells out every key; those that were meant are on its list.
-    meant = content.get("GIVEN_KEYS", [key for key, _ in flat(content) if key != BASE])
-    cfg.GIVEN_KEYS = sorted({*keys, *meant})
+    meant = [key for key, _ in flat(content) if key != BASE]
+    cfg.GIVEN_KEYS = sorted(content.get("GIVEN_KEYS", meant))
+    keys = apply_overrides(cfg, overrides)
+    cfg.GIVEN_KEYS = sorted({*cfg.GIVEN_KEYS, *keys})
     return cfg
 
 
@@ -188,9 +117,10 @@ def apply_overrides(cfg: CfgNode, overrides: list[str]) -> list[str]:
     if "length" in names:
         after = _length(cfg)
         if "iterations" in names and after.iterations is None:
-            after = replace(after, iterations=cfg.SOLVER.MAX_ITER)
-        steps = "SOLVER.EPOCH_STEPS" if after.iterations is None else "SOLVER.STEPS"
-        keys_of = {**KEYS, "milestones": steps}
+            steps = cfg.SOLVER.STEPS if "SOLVER.STEPS" in keys else after.milestones
+            after = replace(after, iterations=cfg.SOLVER.MAX_ITER, milestones=tuple(steps))
+        name = "SOLVER.EPOCH_STEPS" if after.iterations is None else "SOLVER.STEPS"
+        keys_of = {**KEYS, "milestones": name}
         _set_length(cfg, follow_override(before, after, names, keys_of))
     return keys
 
@@ -220,6 +150,8 @@ def _length(cfg: CfgNode) -> Length:
 
 def _set_length(cfg: CfgNode, length: Length) -> None:
     solver = cfg.SOLVER
+    # What the file says in the other unit is no longer meant.
+    cfg.GIVEN_KEYS = [key for key in cfg.GIVEN_KEYS if key not in LENGTH_KEYS]
     if length.iterations is None:
         solver.EPOCHS, solver.EPOCH_STEPS = length.epochs, tuple(length.milestones)
     else:
@@ -240,6 +172,7 @@ def read_settings(cfg: CfgNode) -> Settings:
         learning_rate=cfg.SOLVER.BASE_LR,
         schedule=read_schedule(cfg.SOLVER),
         options=read_options(cfg),
+        masks=cfg.MODEL.MASK_ON,
         own_data=from_record(_plain(cfg.OWN_DATA)),
     )
 
@@ -289,13 +222,16 @@ def read_schedule(solver: CfgNode) -> Schedule:
             f"Unknown SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r}. "
             f"Known: {', '.join(DECAYS)}."
         )
-    in_epochs = solver.EPOCHS > 0
+    in_epochs, decay = solver.EPOCHS > 0, DECAYS[solver.LR_SCHEDULER_NAME]
+    steps: dict[str, Any] = {}
+    if decay == "multistep":
+        milestones = tuple(solver.EPOCH_STEPS if in_epochs else solver.STEPS)
+        steps = {"milestones": milestones, "gamma": solver.GAMMA}
     return Schedule(
         epochs=solver.EPOCHS if in_epochs else None,
         iterations=None if in_epochs else solver.MAX_ITER,
-        decay=DECAYS[solver.LR_SCHEDULER_NAME],
-        milestones=tuple(solver.EPOCH_STEPS if in_epochs else solver.STEPS),
-        gamma=solver.GAMMA,
+        decay=decay,
+        **steps,
         warmup_iterations=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
     )
@@ -374,114 +310,23 @@ def write_model(cfg: CfgNode, before: ModelSettings, after: ModelSettings) -> No
         model.UPERNET.CLASS_WEIGHTS = tuple(after.class_weights or ())
 
 
+def optimizer_names(cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments of the optimizer that name parameters; none of SGD does."""
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER != "ADAMW":
+        return {}
+    return {"no_decay_names": solver.NO_DECAY_NAMES, "layer_decay": solver.LAYER_DECAY}
+
+
+def build_skeleton(cfg: CfgNode) -> tuple[Any, list[str]]:
+    """Return the model without memory for its weights, and the keys that nothing reads."""
+    from .yacs_check import build_and_record, unread_problems
+
+    with torch.device("meta"):
+        model, read = build_and_record(cfg, "meta")
+    return model, unread_problems(cfg, read)
+
+
 def config_text(cfg: CfgNode) -> str:
     """Return a config as yaml that :func:`load` reads."""
     return str(yaml.safe_dump(_plain(cfg), default_flow_style=None, width=100))
-
-
-def build_model(cfg: CfgNode, device: str = "cpu") -> Any:
-    """Return the model of a config.
-
-    Raises: ValueError for unknown ``MODEL.CONVENTIONS``.
-    """
-    cfg = cfg.clone()
-    cfg.MODEL.DEVICE = device  # the engine moves it
-    apply_conventions(cfg)
-    return build_detectron2_model(cfg)
-
-
-def apply_conventions(cfg: CfgNode) -> None:
-    """Name the parts that ``MODEL.CONVENTIONS`` asks for.
-
-    Raises: ValueError for an unknown value.
-    """
-    if cfg.MODEL.CONVENTIONS not in ("detectron2", "mmdet"):
-        raise ValueError(
-            f"Unknown MODEL.CONVENTIONS {cfg.MODEL.CONVENTIONS!r}. Known: detectron2, mmdet."
-        )
-    if cfg.MODEL.CONVENTIONS == "mmdet":
-        for node in (cfg.MODEL.PROPOSAL_GENERATOR, cfg.MODEL.ROI_HEADS):
-            if node.NAME in MMDET_PARTS:
-                node.NAME = MMDET_PARTS[node.NAME].__name__
-        if cfg.MODEL.META_ARCHITECTURE in MMDET_MODELS:
-            name = MMDET_MODELS[cfg.MODEL.META_ARCHITECTURE].__name__
-            cfg.MODEL.META_ARCHITECTURE = name
-
-
-def build_optimizer(cfg: CfgNode, model: Any) -> Any:
-    """Return the optimizer of a config for a model.
-
-    Raises: ValueError for an unknown ``SOLVER.OPTIMIZER``.
-    """
-    solver = cfg.SOLVER
-    if solver.OPTIMIZER == "SGD":
-        return build_detectron2_optimizer(cfg, model)
-    if solver.OPTIMIZER == "ADAMW":
-        factor = solver.BACKBONE_MULTIPLIER
-        # An FPN is part of Detectron2's backbone, but not of the pretrained network.
-        inner = any(name.startswith("backbone.bottom_up.") for name, _ in model.named_parameters())
-        part = "backbone.bottom_up." if inner else "backbone."
-        return adamw(
-            model,
-            lr=solver.BASE_LR,
-            weight_decay=solver.WEIGHT_DECAY,
-            no_decay_names=solver.NO_DECAY_NAMES,
-            lr_factors={} if factor == 1 else {part: factor},
-            layer_decay=solver.LAYER_DECAY,
-        )
-    raise ValueError(f"Unknown SOLVER.OPTIMIZER {solver.OPTIMIZER!r}. Known: ADAMW, SGD.")
-
-
-def augmentations(node: CfgNode) -> list[Any]:
-    """Return the training augmentation of a config's ``INPUT``.
-
-    Raises: ValueError for an unknown policy.
-    """
-    if node.POLICY == SEMANTIC_CROPS:
-        fields = {key.lower(): value for key, value in node.SEMANTIC_CROPS.items()}
-        if node.FORMAT != "RGB":
-            fields["channels"] = node.FORMAT
-        return semantic_crops(**fields)
-    if node.POLICY not in POLICIES:
-        known = ", ".join([*POLICIES, SEMANTIC_CROPS])
-        raise ValueError(f"Unknown INPUT.POLICY {node.POLICY!r}. Known: {known}.")
-    return POLICIES[node.POLICY](
-        short_sides=node.MIN_SIZE_TRAIN,
-        max_long_side=node.MAX_SIZE_TRAIN,
-        antialias=node.ANTIALIAS,
-    )
-
-
-def build_train_loader(cfg: CfgNode) -> TrainLoader:
-    """Return the loader of a config's training sets."""
-    return build_loader(
-        datasets=cfg.DATASETS.TRAIN,
-        augmentations=augmentations(cfg.INPUT),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        masks=cfg.MODEL.MASK_ON,
-        keypoints=cfg.MODEL.KEYPOINT_ON,
-        image_format=cfg.INPUT.FORMAT,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-    )
-
-
-def build_test_loader(cfg: CfgNode, name: str) -> Any:
-    """Return the loader of one of a config's test sets."""
-    test_time, node = cfg.TEST.AUG, cfg.INPUT
-
-    def resize(short_side: int, max_long_side: int) -> list[Any]:
-        return evaluation_resize(
-            short_side=short_side, max_long_side=max_long_side, antialias=node.ANTIALIAS
-        )
-
-    sides = test_time.MIN_SIZES if test_time.ENABLED else ()
-    return build_loader_of_tests(
-        dataset=name,
-        augmentations=resize(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        image_format=node.FORMAT,
-        views=[resize(side, test_time.MAX_SIZE) for side in sides],
-        flip=test_time.ENABLED and test_time.FLIP,
-    )

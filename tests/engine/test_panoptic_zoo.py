@@ -10,7 +10,16 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from test_zoo import NARROW, PREDICTOR, RUN, SIZES, THIN_YAML, semantic_data, under
+from test_zoo import (
+    FAMILIES_YAML,
+    NARROW,
+    PREDICTOR,
+    RUN,
+    SIZES,
+    THIN_YAML,
+    semantic_data,
+    under,
+)
 
 from focalnet_det.engine.main import RunArguments, run
 
@@ -19,7 +28,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PANOPTIC = sorted(CONFIGS.glob("*-PanopticSegmentation/*.py"))
 PANOPTIC += CONFIGS.glob("*-PanopticSegmentation/*tiny_srf_1x.yaml")
 SEMANTIC = sorted(CONFIGS.glob("COCO-SemanticSegmentation/*.py"))
-SEMANTIC += CONFIGS.glob("COCO-SemanticSegmentation/*tiny_srf_1x.yaml")
 THIN_HEAD = "MODEL.SEM_SEG_HEAD.CONVS_DIM=32"
 THIN = {
     ".py": [
@@ -28,11 +36,10 @@ THIN = {
         *("model.roi_heads.batch_size_per_image=16", "model.sem_seg_head.conv_dims=32"),
         "model.proposal_generator.post_nms_topk=[50,50]",
     ],
-    ".yaml": [*THIN_YAML, THIN_HEAD],
+    ".yaml": [*THIN_YAML, *FAMILIES_YAML["panoptic_fpn"], THIN_HEAD],
 }
 THIN_SEGMENTOR = {
     ".py": [*RUN, *SIZES, *NARROW, "model.channels=32"],
-    ".yaml": [*(o for o in THIN_YAML if "MODEL.R" not in o and "DETECTIONS" not in o), THIN_HEAD],
 }
 
 

@@ -109,13 +109,23 @@ THIN_YAML = [
     *("MODEL.FOCALNET.EMBED_DIM=8", "MODEL.FOCALNET.DEPTHS=(1,1,1,1)", "MODEL.DEVICE=cpu"),
     *("SOLVER.IMS_PER_BATCH=2", "SOLVER.EPOCHS=0", "SOLVER.MAX_ITER=1"),
     *("INPUT.MIN_SIZE_TRAIN=(64,)", "INPUT.MIN_SIZE_TEST=64", "DATALOADER.NUM_WORKERS=0"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM=16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=16"),
-    *("SOLVER.PRECISION=fp32", "TEST.DETECTIONS_PER_IMAGE=3"),
-    *("TEST.PICTURES=0", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS=(16,)", "MODEL.FPN.OUT_CHANNELS=32"),
-    *("MODEL.RPN.POST_NMS_TOPK_TRAIN=50", "MODEL.RPN.POST_NMS_TOPK_TEST=50"),
-    *("MODEL.ROI_MASK_HEAD.CONV_DIM=16", "MODEL.ROI_MASK_HEAD.NUM_CONV=1"),
-    "MODEL.RETINANET.NUM_CONVS=1",
+    *("SOLVER.PRECISION=fp32", "TEST.DETECTIONS_PER_IMAGE=3", "TEST.PICTURES=0"),
+    "MODEL.FPN.OUT_CHANNELS=32",
 ]
+R_CNN_YAML = [
+    *("MODEL.ROI_BOX_HEAD.FC_DIM=16", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=16"),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN=50", "MODEL.RPN.POST_NMS_TOPK_TEST=50"),
+]
+MASK_YAML = ["MODEL.ROI_MASK_HEAD.CONV_DIM=16", "MODEL.ROI_MASK_HEAD.NUM_CONV=1"]
+# A key that a recipe does not read is an error.
+FAMILIES_YAML = {
+    "mask_rcnn": [*R_CNN_YAML, *MASK_YAML],
+    "cascade_mask_rcnn": [*R_CNN_YAML, *MASK_YAML],
+    "panoptic_fpn": [*R_CNN_YAML, *MASK_YAML],
+    "faster_rcnn": R_CNN_YAML,
+    "keypoint_rcnn": [*R_CNN_YAML, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS=(16,)"],
+    "retinanet": ["MODEL.RETINANET.NUM_CONVS=1"],
+}
 
 
 def with_keypoints(source: Path, folder: Path) -> str:
@@ -148,7 +158,7 @@ def test_detector_trains_a_step_and_evaluates(path: Path, shapes: Path, tmp_path
         if kind == "cascade_mask_rcnn":
             opts += mask_heads(path)
     else:
-        opts = list(THIN_YAML)
+        opts = [*THIN_YAML, *FAMILIES_YAML[kind]]
     if "nano" in path.stem:
         opts = [*(o for o in RUN if "epochs" not in o), *SIZES, *NARROW]
         opts.append("dataloader.train.augmentations.crop=64")

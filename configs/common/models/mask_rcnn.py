@@ -178,6 +178,11 @@ def nano_mask_rcnn(**changes):
     return model
 
 
+def nano_faster_rcnn(**changes):
+    """A small one without masks; changes as in nano_mask_rcnn."""
+    return without_masks(nano_mask_rcnn(**changes))
+
+
 def pool_coarsely(model):
     """Masks of 20 x 20 pixels instead of 28 x 28, and a fixed number of samples a cell.
 
