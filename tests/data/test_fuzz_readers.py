@@ -11,9 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-hypothesis = pytest.importorskip(
-    "hypothesis", reason="hypothesis is missing: pip install -e .[test]"
-)
+pytest.importorskip("hypothesis", reason="hypothesis is missing: see setup.py, extra test")
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 import bad_files

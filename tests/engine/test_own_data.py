@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
@@ -35,6 +36,8 @@ def test_plan(images: int, batch: int, expected: tuple[int, int]) -> None:
 def data(folder: Path, images: int) -> Path:
     """A COCO file with a box in every image but one."""
     path = folder / "train.json"
+    for i in range(images):
+        Image.new("RGB", (9, 9)).save(folder / f"{i}.png")
     box = {"category_id": 1, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
     content = {
         "images": [
