@@ -5,12 +5,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from .io.faults import DataError
+from .io.json_files import read_json_lists
+from .io.panoptic_rows import PANOPTIC_LISTS
 from .labels import UnreadableLabelsError
 from .mappers import size_message
 from .panoptic import (
     Record,
     category_problems,
-    panoptic_content,
     read_panoptic_json,
     read_segment_ids,
     segment_pixels,
@@ -74,7 +75,7 @@ def verify_panoptic(panoptic_json: Path, panoptic_root: Path, images: Path) -> l
             if error.faults is None:
                 raise
             return list(findings_of_faults(error.faults))
-    content = panoptic_content(Path(panoptic_json))
+    content = read_json_lists(panoptic_json, PANOPTIC_LISTS, "COCO panoptic")
     found: dict[str, list[str]] = defaultdict(list)
     for problem, detail in (
         *category_problems(content["categories"]),

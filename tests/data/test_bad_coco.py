@@ -182,6 +182,13 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "all masks text": (put(*ALL, "segmentation", "abc"), "objects with a malformed mask"),
     "all masks boxes": (put(*ALL, "segmentation", [[1, 2, 3, 4]]), "malformed mask"),
     "all masks far": (put(*ALL, "segmentation", [[1e9, 0, 1e9, 9, 0, 9]]), "malformed mask"),
+    "xyxy that stay inside": (
+        lambda c: [
+            a.update(bbox=[a["bbox"][0], a["bbox"][1], a["bbox"][0] + 12, a["bbox"][1] + 12])
+            for a in c["annotations"][:6]
+        ],
+        r"6 x boxes that look like \[left, top, right, bottom\]",
+    ),
     "xyxy": (put(*ALL, "bbox", [20, 12, 44, 30]), r"look like \[left, top, right, bottom\]"),
     "relative": (put(*ALL, "bbox", [0.1, 0.2, 0.5, 0.4]), "look relative to the size"),
     "20,000 objects": (
@@ -246,23 +253,26 @@ COUNTED: dict[str, tuple[Change, dict[str, int]]] = {
     "area too large": (put(*OBJECT, "area", 5000.0), {tally.AREA_REPLACED: 1}),
     "area null": (put(*OBJECT, "area", None), {tally.AREA_REPLACED: 1}),
     "part of two points": (
-        put(*OBJECT, "segmentation", [bad_files.square(4, 4, 9), [1, 2, 3, 4]]),
+        put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), [1, 2, 3, 4]]),
         {tally.MALFORMED_PART: 1},
     ),
     "part with text": (
-        put(*OBJECT, "segmentation", [bad_files.square(4, 4, 9), ["a"] * 6]),
+        put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), ["a"] * 6]),
         {tally.MALFORMED_PART: 1},
     ),
     "part null": (
-        put(*OBJECT, "segmentation", [bad_files.square(4, 4, 9), None]),
+        put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), None]),
         {tally.MALFORMED_PART: 1},
     ),
     "object twice": (
         lambda c: c["annotations"].append({**c["annotations"][1], "id": 999}),
         {tally.OBJECT_TWICE: 1},
     ),
-    "box outside": (put(*OBJECT, "bbox", [40, 3, 12, 12]), {}),
-    "box empty": (put(*OBJECT, "bbox", [4, 3, 0, 12]), {tally.AREA_REPLACED: 1}),
+    "box elsewhere": (put(*OBJECT, "bbox", [40, 3, 12, 12]), {tally.BOX_CONTRADICTS: 1}),
+    "box empty": (
+        put(*OBJECT, "bbox", [4, 3, 0, 12]),
+        {tally.AREA_REPLACED: 1, tally.BOX_CONTRADICTS: 1},
+    ),
     "no iscrowd": (drop(*ALL, "iscrowd"), {}),
     "iscrowd true": (put(*OBJECT, "iscrowd", True), {}),
     "no keypoints": (drop("annotations", 1, "keypoints"), {}),

@@ -98,7 +98,7 @@ def health(file: CocoFile) -> Iterator[Finding]:
         if warning["code"] in HEALTH:
             problem, remedy = HEALTH[warning["code"]]
             of_classes = warning["code"].endswith("category")
-            ids = warning["affected_ids"]
+            ids = sorted(warning["affected_ids"])
             yield Finding(
                 problem=f"{file.path}: {problem}",
                 remedy=remedy,

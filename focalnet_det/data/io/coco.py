@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tally import (
+    BOX_CONTRADICTS,
     CROWD,
     IMAGE_TWICE,
     NO_ID,
@@ -114,9 +115,10 @@ def read_coco(
     checker = _Rows(images, categories, points, faults, issues)
     annotations = checker.check(rows)
     faults.stop()  # what follows takes the rows to be sound one by one
-    check_boxes_together(annotations, images, faults)
+    issues[BOX_CONTRADICTS] += check_boxes_together(annotations, images, faults)
     checker.check_counts(annotations, evaluation=evaluation)
     faults.stop()
+    issues = +issues  # without zeros
     return CocoFile(
         path=path,
         images=images,
@@ -347,7 +349,6 @@ class _Rows:
             if len(rows) > 1:
                 shapes = [repr((r.get("segmentation"), r.get("keypoints"))) for r in rows]
                 self.issues[OBJECT_TWICE] += len(shapes) - len(set(shapes))
-        self.issues += Counter()  # drops zeros
 
 
 def _key(box: Any) -> Any:

@@ -10,6 +10,7 @@ from .json_files import Place, Record, is_id, read_json_lists, whole
 # R + 256 G + 65536 B of a PNG.
 LARGEST_SEGMENT = 256**3 - 1
 VOID = 0
+PANOPTIC_LISTS = ("images", "annotations", "categories")
 
 REMEDIES = {
     "categories missing": "List the classes, things and stuff, under `categories`.",
@@ -48,7 +49,7 @@ def read_panoptic_rows(
     Returns: images by id, annotations by image id, and categories by id, in order of id.
     Raises: FileNotFoundError if there is no such file, DataError with all faults.
     """
-    content = read_json_lists(path, ("images", "annotations", "categories"), "COCO panoptic")
+    content = read_json_lists(path, PANOPTIC_LISTS, "COCO panoptic")
     faults = Faults(path, REMEDIES)
     categories = _categories(content["categories"], faults)
     images = _images(content["images"], faults)
