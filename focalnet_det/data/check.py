@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .build import dataset_records
+from .build import check_masks, dataset_records
 from .datasets import check_images
 from .io.label_files import check_label_files
 from .io.panoptic_files import check_segment_files
@@ -12,7 +12,7 @@ from .labels import LabelRule
 CHANNELS = 3
 
 
-def check_dataset(name: str, *, evaluation: bool) -> int:
+def check_dataset(name: str, *, evaluation: bool, masks: bool = False) -> int:
     """Read a registered data set, and check that its files are there and a sample is sound.
 
     Sets that ``register_coco_json``, ``register_panoptic_json`` or ``register_label_folders``
@@ -20,10 +20,13 @@ def check_dataset(name: str, *, evaluation: bool) -> int:
 
     Args:
         evaluation: hold it to what an evaluation needs.
+        masks: objects need masks: that of a mask detector.
     Returns: number of images.
     Raises: FileNotFoundError if a file of annotations is missing, ValueError with all faults.
     """
     records = dataset_records([name], filter_empty=False)
+    if masks:
+        check_masks(name, records, evaluation=evaluation)
     check_images(name, records, evaluation=evaluation)
     first = records[0]
     if "pan_seg_file_name" in first:

@@ -22,6 +22,7 @@ from detectron2.structures import Boxes, Instances
 from focalnet_det.data import tally
 from focalnet_det.data.augmentation import resize
 from focalnet_det.data.datasets import register_coco_json
+from focalnet_det.data.io.coco import read_coco
 from focalnet_det.data.mappers import InstanceMapper, SkippedImage
 from focalnet_det.evaluation import build_evaluator
 
@@ -442,11 +443,15 @@ def test_repaired_numbers(images: Path, tmp_path: Path) -> None:
         both(put("annotations", 2, "area", 0), drop("annotations", 2, "segmentation")),
     )
     path = write(tmp_path, change)
-    from focalnet_det.data.io.coco import read_coco
-
     file = read_coco(path)
     assert file.annotations[0]["bbox"] == [4.5, 3.0, 12.0, 12.0]
     # A square of 12 pixels a side, from 5.5 to 17.5; and the box of the third object.
     assert file.annotations[1]["area"] == pytest.approx(144, abs=12)
     assert file.annotations[2]["area"] == 144.0
     assert "bbox" not in json.loads(path.read_text())["annotations"][0]
+
+
+def test_real_files_are_not_blamed(shared_data: Path) -> None:
+    """Thin polygons, crowds and boxes of official annotations, as they are."""
+    for path in sorted(shared_data.glob("*/annotations/instances_*.json")):
+        assert set(read_coco(path, evaluation=True).issues) <= {tally.CROWD}, path

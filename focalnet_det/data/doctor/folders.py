@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..semantic import ClassList, files_by_stem
 from ..verify import Finding, verify_sem_seg
-from .pictures import odd_pictures, open_all, repeated
+from .pictures import Picture, odd_pictures, open_all, repeated
 
 
 def verify_folders(
@@ -23,7 +23,8 @@ def verify_folders(
     findings = verify_sem_seg(images, labels, classes)
     pictures, _ = open_all([str(path) for path in files_by_stem(images, None).values()])
     findings += odd_pictures(pictures)
-    held_out, found = [], []
+    held_out: list[Picture] = []
+    found: list[Finding] = []
     if val_images is not None:
         held_out, found = open_all([str(p) for p in files_by_stem(val_images, None).values()])
     return [*findings, *found, *repeated(pictures, held_out)]

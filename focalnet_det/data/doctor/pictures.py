@@ -149,7 +149,8 @@ def alike(pictures: Sequence[Picture]) -> list[tuple[Picture, Picture]]:
 def repeated(pictures: Sequence[Picture], validation: Sequence[Picture] = ()) -> Iterator[Finding]:
     """Yield findings of pictures that occur twice: within a split, and in both."""
     held_out = {picture.path for picture in validation}
-    inside, across = [], []
+    inside: list[str] = []
+    across: list[str] = []
     for one, two in alike([*pictures, *validation]):
         both = (one.path in held_out) != (two.path in held_out)
         (across if both else inside).append(f"{one.path} and {two.path}")
