@@ -23,13 +23,11 @@ def parse_args() -> argparse.Namespace:
     )
     coco = parser.add_argument_group("COCO files of instances or keypoints")
     coco.add_argument("--coco-json", metavar="FILE")
-    coco.add_argument("--val-json", metavar="FILE", help="also look for images that are in both")
-    coco.add_argument("--val-images", metavar="DIR")
+    coco.add_argument("--val-json", metavar="FILE", help="also check it, with --val-images")
     coco.add_argument("--fix", metavar="FILE", help="write a copy with the repairs that are safe")
     labels = parser.add_argument_group("folders of images and label maps")
     labels.add_argument("--sem-images", metavar="DIR")
     labels.add_argument("--sem-labels", metavar="DIR")
-    labels.add_argument("--val-sem-images", metavar="DIR", help="also look for images in both")
     labels.add_argument("--classes", metavar="FILE")
     first_label = "value of the first class; with 1, 0 is none"
     labels.add_argument("--first-label", type=int, choices=(0, 1), help=first_label)
@@ -37,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     segments.add_argument("--panoptic-json", metavar="FILE")
     segments.add_argument("--panoptic-root", metavar="DIR", help="default: as in COCO's archives")
     parser.add_argument("--images", metavar="DIR", help="of --coco-json or --panoptic-json")
+    parser.add_argument("--val-images", metavar="DIR", help="also look for images that are in both")
     args = parser.parse_args()
     check_options(parser, args)
     return args
@@ -50,12 +49,10 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             "name a COCO file (--coco-json, --images), label folders (--sem-images, --sem-labels, "
             "--classes) or panoptic files (--panoptic-json, --images)"
         )
-    if bool(args.val_json) != bool(args.val_images):
+    if args.coco_json and bool(args.val_json) != bool(args.val_images):
         parser.error("--val-json FILE and --val-images DIR belong together")
     if (args.fix or args.val_json) and not args.coco_json:
         parser.error("--fix and --val-json are for --coco-json")
-    if args.val_sem_images and not args.sem_images:
-        parser.error("--val-sem-images is for --sem-images")
 
 
 def main() -> int:
@@ -79,16 +76,17 @@ def find(args: argparse.Namespace) -> list:
         options = [args.coco_json, args.images, args.val_json, args.val_images]
         return verify_coco(*(None if option is None else Path(option) for option in options))
     if args.panoptic_json:
-        from focalnet_det.data.verify_panoptic import verify_panoptic
+        from focalnet_det.data.doctor.folders import verify_panoptic_set
         from focalnet_det.engine.own_panoptic import default_root
 
         root = args.panoptic_root or default_root(args.panoptic_json)
-        return verify_panoptic(Path(args.panoptic_json), Path(root), Path(args.images))
+        folders = Path(args.panoptic_json), Path(root), Path(args.images)
+        return verify_panoptic_set(*folders, args.val_images)
     from focalnet_det.data.doctor.folders import verify_folders
     from focalnet_det.data.semantic import read_class_list
 
     classes = read_class_list(args.classes, args.first_label)
-    return verify_folders(args.sem_images, args.sem_labels, classes, args.val_sem_images)
+    return verify_folders(args.sem_images, args.sem_labels, classes, args.val_images)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,15 @@ def test_pictures(tmp_path: Path, images: Path) -> None:
     assert named(findings, tally.TRANSPARENT).examples == (str(images / "1.png"),)
 
 
+def test_odd_sizes(tmp_path: Path) -> None:
+    images = bad_files.write_images(tmp_path / "images")
+    Image.new("RGB", (400, 15)).save(images / "1.png")
+    change = both(drop("images", "*", "width"), drop("images", "*", "height"))
+    findings = verify_coco(write(tmp_path, change), images)
+    for part in ("a side below 16 pixels", "more than 10 times as long"):
+        assert named(findings, part).examples == (str(images / "1.png"),)
+
+
 def test_images_in_both_splits(tmp_path: Path) -> None:
     """A copy that was compressed and resized is found; other images of the set are not."""
     root = make_shapes(tmp_path / "shapes", train=12, val=6, size=(96, 96), seed=0, workers=1)
@@ -206,3 +215,19 @@ def test_command_line(tmp_path: Path, images: Path, capsys: pytest.CaptureFixtur
     assert "is not a JSON file" in capsys.readouterr().err
     assert run_tool("--coco-json", target) == 2
     assert json.loads(target.read_text())["categories"]
+
+
+def test_panoptic_images_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = bad_files.write_json(tmp_path / "a.json", bad_files.panoptic())
+    pngs = bad_files.write_pngs(tmp_path / "pngs")
+    images = bad_files.write_images(tmp_path / "images", 2)
+    options = ("--panoptic-json", path, "--panoptic-root", pngs, "--images", images)
+    run_tool(*options)
+    assert "alike" not in capsys.readouterr().out
+    assert run_tool(*options, "--val-images", images) == 0
+    held_out = tmp_path / "val"
+    held_out.mkdir()
+    Image.open(images / "1.png").save(held_out / "copy.png")
+    assert run_tool(*options, "--val-images", held_out) == 1
+    out = capsys.readouterr().out
+    assert f"{images / '1.png'} and {held_out / 'copy.png'}" in out

@@ -19,7 +19,7 @@ from ..io.json_files import read_json_lists
 from ..io.masks import sound_mask
 from ..tally import CROWD, POLICIES
 from ..verify import Finding, findings_of_faults
-from .pictures import Picture, odd_pictures, open_all, repeated, wrong_sizes
+from .pictures import Picture, odd_pictures, odd_sizes, open_all, repeated, wrong_sizes
 
 # Code of hotcoco's health check, where it knows more than the reader: problem and remedy.
 HEALTH = {
@@ -116,7 +116,8 @@ def check_pictures(file: CocoFile | None, images: Path) -> tuple[list[Picture], 
         for image in file.images.values()
     }
     pictures, findings = open_all(list(said))
-    return pictures, [*findings, *wrong_sizes(pictures, said), *odd_pictures(pictures)]
+    notes = [*odd_pictures(pictures), *odd_sizes(pictures)]
+    return pictures, [*findings, *wrong_sizes(pictures, said), *notes]
 
 
 def compare_classes(first: CocoFile, second: CocoFile) -> Iterator[Finding]:

@@ -21,6 +21,9 @@ from ..tally import (
 )
 from ..verify import Finding
 
+# Pixels; long side by short side.
+SMALLEST_SIDE = 16
+LONGEST_SHAPE = 10
 # Gray thumbnails of this side are compared.
 SIDE = 16
 # Bits of 256 that may differ, and the mean difference of gray, 0..255, between pictures that are
@@ -37,7 +40,7 @@ ODD = (EXIF_ROTATED, TRANSPARENT, DEEPER_THAN_8_BITS, OTHER_COLOURS, SEVERAL_PIC
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture that was opened.
+    """Hold what is compared of a picture.
 
     Attributes:
         size: height and width of the upright picture, pixels.
@@ -104,6 +107,26 @@ def odd_pictures(pictures: Sequence[Picture]) -> Iterator[Finding]:
                 examples=tuple(found),
                 fatal=False,
             )
+
+
+def odd_sizes(pictures: Sequence[Picture]) -> Iterator[Finding]:
+    """Yield notes on pictures that are tiny or very long."""
+    tiny = [p.path for p in pictures if min(p.size) < SMALLEST_SIDE]
+    long = [p.path for p in pictures if max(p.size) > LONGEST_SHAPE * min(p.size)]
+    if tiny:
+        yield Finding(
+            problem=f"images with a side below {SMALLEST_SIDE} pixels",
+            remedy="They are enlarged; look whether they are meant, and no thumbnails.",
+            examples=tuple(tiny),
+            fatal=False,
+        )
+    if long:
+        yield Finding(
+            problem=f"images more than {LONGEST_SHAPE} times as long as wide",
+            remedy="Little is left of the short side when they are resized: cut them into tiles.",
+            examples=tuple(long),
+            fatal=False,
+        )
 
 
 def wrong_sizes(

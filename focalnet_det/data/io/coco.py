@@ -58,7 +58,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFile:
-    """A COCO file whose rows have been checked.
+    """Hold a COCO file whose rows have been checked.
 
     Attributes:
         path: of the file.
@@ -229,7 +229,7 @@ def _with_size(
 
 
 class _Rows:
-    """Checks the annotations of a file.
+    """Check the annotations of a file.
 
     Args:
         images, categories: of the file, by id.

@@ -8,7 +8,7 @@ SHOWN = 3
 
 
 class DataError(ValueError):
-    """A data set cannot be used: a line for each kind of fault, with rows, count and remedy.
+    """Say why a data set cannot be used: a line for each kind of fault, with rows and remedy.
 
     Attributes:
         faults: by kind, None where there is no table of them.
@@ -18,7 +18,7 @@ class DataError(ValueError):
 
 
 class Faults:
-    """Collects the faults of a data set by kind.
+    """Collect the faults of a data set by kind.
 
     Args:
         subject: file or folder that the message begins with.

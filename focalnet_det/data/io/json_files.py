@@ -104,7 +104,7 @@ def numbers(values: object, count: int) -> list[float] | None:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a row, such as ``annotations[3] (id 7)``; its text is made when it is shown."""
+    """Name the place of a row, such as ``annotations[3] (id 7)``, when it is shown."""
 
     rows: object
     index: int
