@@ -18,7 +18,7 @@ REMEDIES = {
     "1.",
     "categories listed twice": "Give each an id and a name of its own.",
     "categories that are thing and stuff": "Decide: isthing is 0 or 1.",
-    "images missing": "List the images under `images`.",
+    "file lists no images": "List the images under `images`.",
     "images without id or file_name": "Give each a whole number and the path below the image "
     "folder.",
     "image ids that repeat": "Give each image an id of its own, and correct image_id of its "
@@ -85,7 +85,7 @@ def _categories(rows: list[Record], faults: Faults) -> dict[int, Record]:
 def _images(rows: list[Record], faults: Faults) -> dict[int, Record]:
     found: dict[int, Record] = {}
     if not rows:
-        faults.add("images missing")
+        faults.add("file lists no images")
     for index, row in enumerate(rows):
         where, key, name = Place("images", index, row), row.get("id"), row.get("file_name")
         if not is_id(key) or not _is_path(name):
