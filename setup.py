@@ -46,6 +46,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist",
+            "hypothesis>=6",
             "timm>=1.0.9",
             "transformers>=4.57,<6",
             "ruff",

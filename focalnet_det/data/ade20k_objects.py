@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from ..atomic import write_text
 from .ade20k import COUNTS, RULE
+from .io.panoptic_rows import VOID
 from .io.pictures import open_header, open_picture
 from .labels import IGNORE, UnreadableLabelsError, read_labels
 from .mappers import size_message
-from .panoptic import VOID, Record, read_segment_ids, segment_colors
+from .panoptic import Record, read_segment_ids, segment_colors
 from .semantic import paired_files
 from .shapes_export import ADE_NAMES, encode_rle, mask_box
 from .writing import run_jobs, write_picture

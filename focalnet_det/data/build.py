@@ -1,5 +1,6 @@
 """Data loaders over Detectron2's, with the few options that the recipes need."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ from .copy_paste import CopyPaste
 from .mappers import InstanceMapper, ViewMapper
 from .stream import fingerprint, open_stream
 from .workers import protect_workers
+
+logger = logging.getLogger("focalnet_det")
 
 
 class TrainLoader:
@@ -96,8 +99,8 @@ def build_train_loader(
         raise ValueError("copy_paste needs masks=True and keypoints=False.")
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     dicts = dataset_records(names, filter_empty=filter_empty, min_keypoints=int(keypoints))
-    if masks and not any(map(has_masks, dicts)):
-        raise ValueError(f"No annotation of {', '.join(names)} has a mask; train a box detector.")
+    if masks:
+        check_masks(", ".join(names), dicts, evaluation=False)
     mapper = InstanceMapper(
         is_train=True,
         augmentations=augmentations,
@@ -136,11 +139,38 @@ def build_train_loader(
     return loader
 
 
-def has_masks(record: dict[str, Any]) -> bool:
-    """Whether a record has an instance mask, or panoptic segments in place of annotations."""
-    if "annotations" not in record:
-        return "pan_seg_file_name" in record
-    return any("segmentation" in annotation for annotation in record["annotations"])
+def check_masks(subject: str, records: Sequence[dict[str, Any]], *, evaluation: bool) -> None:
+    """Check that objects have masks: all in an evaluation, more than half in a training.
+
+    Records with panoptic segments in place of annotations have them.
+
+    Raises: ValueError that says how many lack one.
+    """
+    rows = [row for record in records for row in record.get("annotations", ())]
+    if not evaluation:
+        rows = [row for row in rows if not row.get("iscrowd")]
+    without = sum(not has_mask(row) for row in rows)
+    if rows and without == len(rows):
+        raise ValueError(f"No annotation of {subject} has a mask: train a box detector.")
+    if without and (evaluation or 2 * without > len(rows)):
+        raise ValueError(
+            f"{without} of {len(rows)} annotations of {subject} have no mask: add `segmentation`, "
+            "or train and evaluate a box detector."
+        )
+    if without:
+        logger.warning(
+            "%s: %d of %d annotations have no mask and are left out: their objects count as "
+            "background.",
+            subject,
+            without,
+            len(rows),
+        )
+
+
+def has_mask(row: dict[str, Any]) -> bool:
+    """Return whether an annotation has a mask of any kind."""
+    mask = row.get("segmentation")
+    return mask is not None and not (isinstance(mask, list | str) and not mask)
 
 
 def dataset_records(

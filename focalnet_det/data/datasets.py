@@ -179,7 +179,7 @@ def coco_records(file: CocoFile, image_root: str | Path) -> list[Record]:
     for image_id in sorted(file.images):
         image = file.images[image_id]
         annotations = [_annotation(row, classes) for row in by_image[image_id]]
-        record = {
+        record: Record = {
             "file_name": os.path.join(image_root, image["file_name"]),
             "image_id": image_id,
             **{side: image[side] for side in ("height", "width") if side in image},

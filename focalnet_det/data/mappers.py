@@ -119,8 +119,8 @@ class InstanceMapper(DatasetMapper):
 
         sem_seg = self._read_labels(record, size) if self.is_train else None
         if self.is_train and annotations is None and "pan_seg_file_name" in record:
-            annotations, found = self._read_segments(record)
-            issues.update(found)
+            annotations, disagreements = self._read_segments(record)
+            issues.update(disagreements)
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         image = augmented.image

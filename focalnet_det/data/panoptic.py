@@ -1,7 +1,6 @@
 """COCO panoptic files: a JSON of segments, and PNGs whose colours are the segments' ids."""
 
 import errno
-import json
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 
 from .io.panoptic_rows import VOID, read_panoptic_rows
@@ -49,33 +47,6 @@ def read_panoptic_json(path: str | Path) -> PanopticFile:
     path = Path(path)
     images, annotations, categories = read_panoptic_rows(path)
     return PanopticFile(path=path, images=images, annotations=annotations, categories=categories)
-
-
-def panoptic_content(path: Path) -> Record:
-    """Content of a panoptic JSON; contradictions are let pass, errors as in the function above."""
-    if not PathManager.isfile(str(path)):
-        raise FileNotFoundError(errno.ENOENT, "No such panoptic file", str(path))
-    try:
-        with PathManager.open(str(path), "r") as file:
-            content: Record = json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}.") from error
-    needed = {
-        "images": {"id", "file_name"},
-        "annotations": {"image_id", "file_name", "segments_info"},
-        "categories": {"id", "name", "isthing"},
-    }
-    for name, keys in needed.items():
-        rows = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise ValueError(f"{path} is not in COCO's panoptic format: it has no list {name!r}.")
-        for row in rows:
-            if lacking := keys - set(row):
-                raise ValueError(
-                    f"{path} is not in COCO's panoptic format: an element of {name!r} lacks "
-                    f"{', '.join(sorted(lacking))}."
-                )
-    return content
 
 
 def category_problems(categories: Sequence[Record]) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,7 @@ NO_SIZE = "image without width or height"
 IMAGE_TWICE = "image listed twice"
 NO_ID = "annotation without an id of its own"
 BOX_FROM_MASK = "box taken from the mask"
+BOX_CONTRADICTS = "box that contradicts its mask"
 AREA_REPLACED = "area that cannot be"
 OBJECT_TWICE = "object listed twice"
 VOID_SEGMENT = "pixels of no listed segment"
@@ -135,6 +136,12 @@ POLICIES: dict[str, Policy] = {
         "repaired",
         "repaired",
         "The box is missing or malformed, the mask is not: the box around it is used.",
+    ),
+    BOX_CONTRADICTS: Policy(
+        "kept",
+        "kept",
+        "The box and the one around the polygons have an IoU below 0.5. Boxes are trained on as "
+        "they are, since some sets have boxes of whole objects and masks of their visible parts.",
     ),
     AREA_REPLACED: Policy(
         "repaired",

@@ -24,7 +24,8 @@ from pycocotools.cocoeval import COCOeval
 
 from ..atomic import write_text
 from ..data.shapes_export import mask_box
-from .coco import Record, _classes, _finite, _load_ground_truth, _percent, _summarize
+from .coco import _finite, _percent, _summarize
+from .ground_truth import Record, load_ground_truth, model_classes
 from .semantic import near_edge
 from .tables import overall_table, per_class_table
 
@@ -57,11 +58,11 @@ class BoundaryEvaluator(DatasetEvaluator):
         boundary_ratio: float = 0.02,
         distributed: bool = True,
     ) -> None:
-        self._truth = _load_ground_truth(
+        self._truth = load_ground_truth(
             Path(json_file), None if image_root is None else Path(image_root)
         )
         self._truth.check_has_masks()
-        self._classes = _classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
+        self._classes = model_classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
         self._category_ids = list(self._classes.values())
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+TOOL = Path(__file__).resolve().parents[2] / "tools/verify_dataset.py"
 WIDTH, HEIGHT = 48, 32
 Change = Callable[[Any], None]
 NAN, INFINITY = float("nan"), float("inf")
@@ -155,3 +158,16 @@ def _targets(content: Any, keys: list[Any]) -> list[Any]:
 def write_json(path: Path, content: Any) -> Path:
     path.write_text(json.dumps(content))
     return path
+
+
+def run_tool(*arguments: object) -> int:
+    """tools/verify_dataset.py in this process; returns its exit status."""
+    before = sys.argv
+    sys.argv = [str(TOOL), *map(str, arguments)]
+    try:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    return 0

@@ -22,6 +22,7 @@ from detectron2.structures import Boxes, Instances
 from focalnet_det.data import tally
 from focalnet_det.data.augmentation import resize
 from focalnet_det.data.datasets import register_coco_json
+from focalnet_det.data.io.coco import read_coco
 from focalnet_det.data.mappers import InstanceMapper, SkippedImage
 from focalnet_det.evaluation import build_evaluator
 
@@ -89,8 +90,8 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "annotation no object": (put("annotations", 2, [1, 2]), r"annotations\[2\] is \[1, 2\]"),
     "annotation null": (put("annotations", 2, None), r"annotations\[2\] is None"),
     "category no object": (put("categories", 0, "a"), r"categories\[0\] is 'a'"),
-    "images empty": (put("images", []), "images missing"),
-    "categories empty": (put("categories", []), "categories missing"),
+    "images empty": (put("images", []), "lists no images"),
+    "categories empty": (put("categories", []), "lists no categories"),
     "category without id": (drop("categories", 0, "id"), r"without id: categories\[0\]"),
     "category id text": (put("categories", 0, "id", "1"), r"categories without id"),
     "category id negative": (put("categories", 0, "id", -1), "categories without id"),
@@ -182,6 +183,13 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "all masks text": (put(*ALL, "segmentation", "abc"), "objects with a malformed mask"),
     "all masks boxes": (put(*ALL, "segmentation", [[1, 2, 3, 4]]), "malformed mask"),
     "all masks far": (put(*ALL, "segmentation", [[1e9, 0, 1e9, 9, 0, 9]]), "malformed mask"),
+    "xyxy that stay inside": (
+        lambda c: [
+            a.update(bbox=[a["bbox"][0], a["bbox"][1], a["bbox"][0] + 12, a["bbox"][1] + 12])
+            for a in c["annotations"][:6]
+        ],
+        r"6 x boxes that look like \[left, top, right, bottom\]",
+    ),
     "xyxy": (put(*ALL, "bbox", [20, 12, 44, 30]), r"look like \[left, top, right, bottom\]"),
     "relative": (put(*ALL, "bbox", [0.1, 0.2, 0.5, 0.4]), "look relative to the size"),
     "20,000 objects": (
@@ -246,23 +254,26 @@ COUNTED: dict[str, tuple[Change, dict[str, int]]] = {
     "area too large": (put(*OBJECT, "area", 5000.0), {tally.AREA_REPLACED: 1}),
     "area null": (put(*OBJECT, "area", None), {tally.AREA_REPLACED: 1}),
     "part of two points": (
-        put(*OBJECT, "segmentation", [bad_files.square(4, 4, 9), [1, 2, 3, 4]]),
+        put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), [1, 2, 3, 4]]),
         {tally.MALFORMED_PART: 1},
     ),
     "part with text": (
-        put(*OBJECT, "segmentation", [bad_files.square(4, 4, 9), ["a"] * 6]),
+        put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), ["a"] * 6]),
         {tally.MALFORMED_PART: 1},
     ),
     "part null": (
-        put(*OBJECT, "segmentation", [bad_files.square(4, 4, 9), None]),
+        put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), None]),
         {tally.MALFORMED_PART: 1},
     ),
     "object twice": (
         lambda c: c["annotations"].append({**c["annotations"][1], "id": 999}),
         {tally.OBJECT_TWICE: 1},
     ),
-    "box outside": (put(*OBJECT, "bbox", [40, 3, 12, 12]), {}),
-    "box empty": (put(*OBJECT, "bbox", [4, 3, 0, 12]), {tally.AREA_REPLACED: 1}),
+    "box elsewhere": (put(*OBJECT, "bbox", [40, 3, 12, 12]), {tally.BOX_CONTRADICTS: 1}),
+    "box empty": (
+        put(*OBJECT, "bbox", [4, 3, 0, 12]),
+        {tally.AREA_REPLACED: 1, tally.BOX_CONTRADICTS: 1},
+    ),
     "no iscrowd": (drop(*ALL, "iscrowd"), {}),
     "iscrowd true": (put(*OBJECT, "iscrowd", True), {}),
     "no keypoints": (drop("annotations", 1, "keypoints"), {}),
@@ -394,10 +405,10 @@ def test_all_faults_are_shown_together(images: Path, tmp_path: Path) -> None:
         (b"{", "not a JSON file"),
         (b"\xff\xfe\x00", "not a JSON file"),
         (b"<html>404</html>", "not a JSON file"),
-        (b"[]", "holds a list, not an object"),
+        (b"[]", "holds a list, no object, and lacks annotations, categories, images"),
         (b"null", "holds a NoneType"),
         (b"[" * 100_000, "not a JSON file"),
-        (b"{}", "lacks images, annotations, categories"),
+        (b"{}", "lacks annotations, categories, images"),
         (b'{"images": ' + b"1" * 5000 + b"}", "not a JSON file"),
     ],
 )
@@ -432,11 +443,15 @@ def test_repaired_numbers(images: Path, tmp_path: Path) -> None:
         both(put("annotations", 2, "area", 0), drop("annotations", 2, "segmentation")),
     )
     path = write(tmp_path, change)
-    from focalnet_det.data.io.coco import read_coco
-
     file = read_coco(path)
     assert file.annotations[0]["bbox"] == [4.5, 3.0, 12.0, 12.0]
     # A square of 12 pixels a side, from 5.5 to 17.5; and the box of the third object.
     assert file.annotations[1]["area"] == pytest.approx(144, abs=12)
     assert file.annotations[2]["area"] == 144.0
     assert "bbox" not in json.loads(path.read_text())["annotations"][0]
+
+
+def test_real_files_are_not_blamed(shared_data: Path) -> None:
+    """Thin polygons, crowds and boxes of official annotations, as they are."""
+    for path in sorted(shared_data.glob("*/annotations/instances_*.json")):
+        assert set(read_coco(path, evaluation=True).issues) <= {tally.CROWD}, path

@@ -196,3 +196,15 @@ def test_a_sample_of_the_images_is_opened(
             register_coco_json("test_bad_images", path, images)
     with pytest.raises(ValueError, match=rf"{broken} x files that cannot be read: .*0\.png"):
         register_coco_json("test_bad_images", path, images, evaluation=True)
+
+
+def test_nothing_else_opens_pictures() -> None:
+    """Every other way would know formats that run programs."""
+    root = Path(__file__).resolve().parents[2]
+    openers = [
+        str(path.relative_to(root))
+        for folder in ("focalnet_det", "tools", "datasets")
+        for path in (root / folder).rglob("*.py")
+        if any(call in path.read_text() for call in ("Image.open(", "imread(", "utils.read_image("))
+    ]
+    assert openers == ["focalnet_det/data/io/pictures.py"]

@@ -47,7 +47,7 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "no categories": (drop("categories"), "lacks categories"),
     "annotations null": (put("annotations", None), "annotations is None, no list"),
     "annotation text": (put("annotations", 1, "x"), r"annotations\[1\] is 'x'"),
-    "images empty": (both(put("images", []), put("annotations", [])), "images missing"),
+    "images empty": (both(put("images", []), put("annotations", [])), "lists no images"),
     "annotations empty": (put("annotations", []), "images without annotation: 2 images"),
     "categories empty": (put("categories", []), "categories missing"),
     "category id text": (put("categories", 0, "id", "1"), "categories without id, name or isthing"),

@@ -18,7 +18,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from focalnet_det.data.augmentation import resize
-from focalnet_det.data.build import build_test_loader, build_train_loader
+from focalnet_det.data.build import build_test_loader, build_train_loader, check_masks
+from focalnet_det.data.check import check_dataset
 from focalnet_det.data.datasets import register_coco_json
 from focalnet_det.data.mappers import InstanceMapper
 from focalnet_det.data.shapes import make_shapes
@@ -116,6 +117,34 @@ def test_images_without_keypoints_stop_a_training_of_keypoints(tmp_path: Path) -
     registered(tmp_path, without_keypoints)
     with pytest.raises(ValueError, match="no object of its 3 images has a keypoint"):
         train_loader(masks=False, keypoints=True)
+
+
+@pytest.mark.parametrize("number", [0, 2, 4, 6])
+def test_objects_without_masks(
+    number: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of six objects: a few are left out and said, most or all stop; an evaluation needs all."""
+
+    def change(content: dict[str, Any]) -> None:
+        for row in content["annotations"][:number]:
+            row["segmentation"] = []
+
+    registered(tmp_path, change)
+    records = DatasetCatalog.get(NAME)
+    message = {4: "4 of 6 annotations", 6: "No annotation of"}.get(number)
+    if message is None:
+        train_loader()
+        assert ("2 of 6 annotations have no mask" in caplog.text) == (number == 2)
+    else:
+        with pytest.raises(ValueError, match=message):
+            train_loader()
+    assert train_loader(masks=False).num_images == 3
+    if number:
+        with pytest.raises(ValueError, match=rf"{number} of 7 annotations of {NAME} have no mask"):
+            check_dataset(NAME, evaluation=True, masks=True)
+    else:
+        check_masks(NAME, records, evaluation=True)
+    assert check_dataset(NAME, evaluation=True) == 3
 
 
 def without_keypoints(content: dict[str, Any]) -> None:

@@ -470,7 +470,7 @@ def test_verification_from_the_command_line(own: Path, capsys: pytest.CaptureFix
     assert run_script("tools/verify_dataset.py", *arguments) == 1
     assert "ERROR: segments of no category (1)" in capsys.readouterr().out
     assert run_script("tools/verify_dataset.py", *arguments[:2]) == 2
-    assert "name label folders" in capsys.readouterr().err
+    assert "label folders (--sem-images" in capsys.readouterr().err
 
 
 def test_real_panoptic_data_has_no_fatal_problem(shared_data: Path) -> None:

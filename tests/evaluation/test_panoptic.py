@@ -333,7 +333,7 @@ def test_contradictions_of_the_ground_truth_name_the_file(tmp_path: Path) -> Non
         (twice, r"images annotated twice: .*image 7"),
         (both, r"thing and stuff: categories\[\d\] \(id 3\)"),
         (none, r"annotations of an unlisted image: .*image 7"),
-        ({}, "it lacks images, annotations, categories"),
+        ({}, "it lacks annotations, categories, images"),
     ):
         (tmp_path / "panoptic.json").write_text(json.dumps(broken))
         with pytest.raises(ValueError, match=message):

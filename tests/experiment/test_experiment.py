@@ -249,6 +249,7 @@ def coco_file(folder: Path, name: str, categories: list[dict[str, Any]] = CATEGO
         for i, category in enumerate(categories)
     ]
     images = [{"id": 1, "file_name": "1.png", "height": 64, "width": 64}]
+    Image.new("RGB", (64, 64)).save(folder / "1.png")
     path = folder / name
     path.write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": categories})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tally import (
+    BOX_CONTRADICTS,
     CROWD,
     IMAGE_TWICE,
     NO_ID,
@@ -26,14 +27,14 @@ MOST_OBJECTS = 2000
 NONE_USABLE = "files without one object inside its image"
 
 REMEDIES = {
-    "categories missing": "List the classes under `categories`.",
+    "file lists no categories": "List the classes under `categories`.",
     "categories without id": "Give each a whole number, 0 or above.",
     "categories without name": "Give each a name.",
     "category ids that repeat": "Give each category an id of its own.",
     "category names that repeat": "Give each category a name of its own, or merge them.",
     "categories whose keypoints are no list of different names": "Name each point once.",
     "categories with other keypoints": "All categories with keypoints need the same list.",
-    "images missing": "List the images under `images`.",
+    "file lists no images": "List the images under `images`.",
     "images without id": "Give each a whole number, 0 or above, no text.",
     "images without file_name": "Give the path below the image folder.",
     "image ids that repeat": "Give each image an id of its own, and correct image_id of its "
@@ -57,7 +58,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFile:
-    """A COCO file whose rows have been checked.
+    """Hold a COCO file whose rows have been checked.
 
     Attributes:
         path: of the file.
@@ -114,9 +115,10 @@ def read_coco(
     checker = _Rows(images, categories, points, faults, issues)
     annotations = checker.check(rows)
     faults.stop()  # what follows takes the rows to be sound one by one
-    check_boxes_together(annotations, images, faults)
+    issues[BOX_CONTRADICTS] += check_boxes_together(annotations, images, faults)
     checker.check_counts(annotations, evaluation=evaluation)
     faults.stop()
+    issues = +issues  # without zeros
     return CocoFile(
         path=path,
         images=images,
@@ -134,7 +136,7 @@ def _check_categories(rows: list[Record], faults: Faults) -> dict[int, Record]:
     names: dict[str, Place] = {}
     points: list[Any] = []
     if not rows:
-        faults.add("categories missing")
+        faults.add("file lists no categories")
     for index, row in enumerate(rows):
         where = Place("categories", index, row)
         name, key = row.get("name"), row.get("id")
@@ -174,7 +176,7 @@ def _check_images(
     found: dict[int, Record] = {}
     places: dict[int, Place] = {}
     if not rows:
-        faults.add("images missing")
+        faults.add("file lists no images")
     for index, row in enumerate(rows):
         where = Place("images", index, row)
         key, name = row.get("id"), row.get("file_name")
@@ -227,7 +229,7 @@ def _with_size(
 
 
 class _Rows:
-    """Checks the annotations of a file.
+    """Check the annotations of a file.
 
     Args:
         images, categories: of the file, by id.
@@ -347,7 +349,6 @@ class _Rows:
             if len(rows) > 1:
                 shapes = [repr((r.get("segmentation"), r.get("keypoints"))) for r in rows]
                 self.issues[OBJECT_TWICE] += len(shapes) - len(set(shapes))
-        self.issues += Counter()  # drops zeros
 
 
 def _key(box: Any) -> Any:

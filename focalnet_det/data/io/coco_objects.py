@@ -1,6 +1,6 @@
 """One annotation of a COCO file: its box, mask, area and keypoints."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..tally import AREA_REPLACED, BOX_FROM_MASK, MALFORMED_BOX, MALFORMED_MASK, MALFORMED_PART
 from .faults import Faults, shown
@@ -27,7 +27,7 @@ LARGEST_SHARE_OF_BOX = 2.0
 AREA_SLACK = 32.0
 
 
-def is_box(values: Any) -> bool:
+def is_box(values: Any) -> TypeGuard[list[float]]:
     """Return whether a box, xywh, is four finite numbers, the last two not negative."""
     box = numbers(values, 4)
     return box is not None and box[2] >= 0 and box[3] >= 0

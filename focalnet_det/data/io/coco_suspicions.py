@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from .faults import Faults
 from .json_files import Record
+from .masks import is_polygon
 
 XYXY = "boxes that look like [left, top, right, bottom]"
 RELATIVE = "boxes that look relative to the size of the image"
@@ -20,6 +21,12 @@ SUSPICION_REMEDIES = {
 FEWEST_BOXES = 3
 # Share of boxes that leave the image when they are read as width and height.
 SHARE_OUTSIDE = 0.2
+# Coordinates of polygons are smaller than this.
+NEAR = (10**6, 10**6)
+# IoU of a box and its mask's: below the first they contradict each other, above the second agree.
+SMALLEST_OVERLAP = 0.5
+SMALLEST_DISTANCE = 2.0
+LARGE_OVERLAP = 0.9
 # Share of boxes that are sound as corners.
 SHARE_INSIDE = 0.98
 
@@ -72,13 +79,56 @@ def look_relative(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> boo
     return bool(len(boxes) >= FEWEST_BOXES and boxes.max() <= 1.0 and sizes.min() >= 8)
 
 
+def mask_bounds(
+    annotations: Sequence[Record], indices: Sequence[int]
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the bounds, xyxy, of the sound polygons of annotations, and which have them.
+
+    Returns: bounds (M, 4), and M positions in ``indices``.
+    """
+    bounds, positions = [], []
+    for position, index in enumerate(indices):
+        parts = annotations[index].get("segmentation")
+        if isinstance(parts, list) and parts and all(is_polygon(part, NEAR) for part in parts):
+            xs = [x for part in parts for x in (min(part[::2]), max(part[::2]))]
+            ys = [y for part in parts for y in (min(part[1::2]), max(part[1::2]))]
+            bounds.append((min(xs), min(ys), max(xs), max(ys)))
+            positions.append(position)
+    return np.array(bounds, dtype=np.float64).reshape(-1, 4), positions
+
+
+def overlap(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the IoU of boxes, xyxy, (N, 4) each, pair by pair."""
+    low, high = np.maximum(one[:, :2], two[:, :2]), np.minimum(one[:, 2:], two[:, 2:])
+    inside = (high - low).clip(0).prod(axis=1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1) for boxes in (one, two)]
+    return inside / np.maximum(areas[0] + areas[1] - inside, 1e-9)
+
+
 def check_boxes_together(
     annotations: Sequence[Record], images: Mapping[int, Record], faults: Faults
-) -> None:
-    """Add a fault if all boxes together are not xywh in pixels."""
+) -> int:
+    """Add a fault if all boxes together are not xywh in pixels.
+
+    Returns: how many boxes contradict their masks.
+    """
     boxes, sizes, indices = box_table(annotations, images)
-    for kind, suspect in ((XYXY, look_like_corners), (RELATIVE, look_relative)):
-        if suspect(boxes, sizes):
+    bounds, positions = mask_bounds(annotations, indices)
+    with np.errstate(invalid="ignore"):
+        own = boxes[positions]
+        xyxy = np.concatenate([own[:, :2], own[:, :2] + own[:, 2:]], axis=1)
+        as_sizes, as_corners = overlap(xyxy, bounds), overlap(own, bounds)
+        # Thin objects differ by a pixel or two, as one counts pixels or their centers.
+        far = np.abs(xyxy - bounds).max(axis=1, initial=0) > SMALLEST_DISTANCE
+        contradict = (as_sizes < SMALLEST_OVERLAP) & far
+    agree = [(values > LARGE_OVERLAP).mean() for values in (as_sizes, as_corners) if len(own)]
+    corners = len(own) >= FEWEST_BOXES and agree[0] < 0.2 and agree[1] > 0.8
+    for kind, found in (
+        (XYXY, corners or look_like_corners(boxes, sizes)),
+        (RELATIVE, look_relative(boxes, sizes)),
+    ):
+        if found:
             for k in indices:
                 row = annotations[k]
                 faults.add(kind, f"annotation {row['id']}: {row['bbox']}")
+    return int(contradict.sum())

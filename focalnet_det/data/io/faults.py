@@ -8,11 +8,17 @@ SHOWN = 3
 
 
 class DataError(ValueError):
-    """A data set cannot be used: a line for each kind of fault, with rows, count and remedy."""
+    """Say why a data set cannot be used: a line for each kind of fault, with rows and remedy.
+
+    Attributes:
+        faults: by kind, None where there is no table of them.
+    """
+
+    faults: "Faults | None" = None
 
 
 class Faults:
-    """Collects the faults of a data set by kind.
+    """Collect the faults of a data set by kind.
 
     Args:
         subject: file or folder that the message begins with.
@@ -57,7 +63,9 @@ class Faults:
         """Raise DataError with all faults, if there are any."""
         if self:
             text = "\n".join(f"- {line}" for line in self.lines())
-            raise DataError(f"{self.subject} cannot be used:\n{text}")
+            error = DataError(f"{self.subject} cannot be used:\n{text}")
+            error.faults = self
+            raise error
 
 
 def shown(value: object) -> str:

@@ -58,8 +58,11 @@ def read_json_lists(
         raise DataError(f"{path} is not a JSON file: {error}.") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise DataError(f"{path} is not in {what} format: it holds a {kind}, not an object.")
-    missing = [name for name in lists if name not in content]
+        raise DataError(
+            f"{path} is not in {what} format: it holds a {kind}, no object, and lacks "
+            f"{', '.join(sorted(lists))}."
+        )
+    missing = sorted(name for name in lists if name not in content)
     if missing:
         raise DataError(f"{path} is not in {what} format: it lacks {', '.join(missing)}.")
     for name in (*lists, *(other for other in optional if other in content)):
@@ -104,7 +107,7 @@ def numbers(values: object, count: int) -> list[float] | None:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a row, such as ``annotations[3] (id 7)``; its text is made when it is shown."""
+    """Name the place of a row, such as ``annotations[3] (id 7)``, when it is shown."""
 
     rows: object
     index: int

@@ -10,6 +10,7 @@ from .json_files import Place, Record, is_id, read_json_lists, whole
 # R + 256 G + 65536 B of a PNG.
 LARGEST_SEGMENT = 256**3 - 1
 VOID = 0
+PANOPTIC_LISTS = ("images", "annotations", "categories")
 
 REMEDIES = {
     "categories missing": "List the classes, things and stuff, under `categories`.",
@@ -17,7 +18,7 @@ REMEDIES = {
     "1.",
     "categories listed twice": "Give each an id and a name of its own.",
     "categories that are thing and stuff": "Decide: isthing is 0 or 1.",
-    "images missing": "List the images under `images`.",
+    "file lists no images": "List the images under `images`.",
     "images without id or file_name": "Give each a whole number and the path below the image "
     "folder.",
     "image ids that repeat": "Give each image an id of its own, and correct image_id of its "
@@ -48,7 +49,7 @@ def read_panoptic_rows(
     Returns: images by id, annotations by image id, and categories by id, in order of id.
     Raises: FileNotFoundError if there is no such file, DataError with all faults.
     """
-    content = read_json_lists(path, ("images", "annotations", "categories"), "COCO panoptic")
+    content = read_json_lists(path, PANOPTIC_LISTS, "COCO panoptic")
     faults = Faults(path, REMEDIES)
     categories = _categories(content["categories"], faults)
     images = _images(content["images"], faults)
@@ -84,7 +85,7 @@ def _categories(rows: list[Record], faults: Faults) -> dict[int, Record]:
 def _images(rows: list[Record], faults: Faults) -> dict[int, Record]:
     found: dict[int, Record] = {}
     if not rows:
-        faults.add("images missing")
+        faults.add("file lists no images")
     for index, row in enumerate(rows):
         where, key, name = Place("images", index, row), row.get("id"), row.get("file_name")
         if not is_id(key) or not _is_path(name):
