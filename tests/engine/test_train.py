@@ -84,6 +84,11 @@ def test_run_leaves_its_record_and_evaluation_repeats(shapes: Path, tmp_path: Pa
     for task, values in metrics.items():
         assert again["instances_val"][task] == pytest.approx(values, nan_ok=True)
 
+    # Views of test-time augmentation are drawn too.
+    views = ("train.pictures=1", "dataloader.test.0.flip=True")
+    run(arguments(shapes, tmp_path / "c", weights, *views, eval_only=True))
+    assert (tmp_path / "c/predictions.png").exists()
+
     # The saved config alone rebuilds the model that the weights fit.
     saved = LazyConfig.load(str(tmp_path / "a/config.yaml"))
     instantiate(saved.model).load_state_dict(checkpoint(tmp_path / "a")["model"])
