@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from ..atomic import replacing
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "configs/COCO-InstanceSegmentation"
 COMMON = "--device cuda --dtype bfloat16 --compile --peers timm transformers swin convnext resnet"
