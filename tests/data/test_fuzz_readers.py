@@ -76,16 +76,15 @@ def forget() -> None:
     MetadataCatalog.pop(NAME, None)
 
 
-def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON file."""
-    found = [path] if path else []
-    if isinstance(content, dict):
-        for key, value in content.items():
-            found += places(value, (*path, key))
-    elif isinstance(content, list):
-        for index, value in enumerate(content):
-            found += places(value, (*path, index))
-    return found
+def walk(draw: Any, content: Any) -> tuple[Any, Any]:
+    """A container in a JSON file, and a key of it; each level has the same chance."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        key = draw(st.sampled_from(keys))
+        inner = content[key]
+        if not isinstance(inner, dict | list) or not inner or draw(st.integers(0, 3)) == 0:
+            return content, key
+        content = inner
 
 
 @st.composite
@@ -93,14 +92,11 @@ def damaged(draw: Any, sound: dict[str, Any]) -> dict[str, Any]:
     """A sound file of which up to three places hold something else, or nothing."""
     content = copy.deepcopy(sound)
     for _ in range(draw(st.integers(1, 3))):
-        *keys, last = draw(st.sampled_from(places(content)))
-        target = content
-        for key in keys:
-            target = target[key]
+        if not content:
+            break
+        target, last = walk(draw, content)
         if draw(st.integers(0, 4)) == 0:
             del target[last]
-            if not content:
-                break
         else:
             kinds = {"bbox": BOXES, "segmentation": st.one_of(POLYGONS, RLES)}
             target[last] = draw(st.one_of(VALUES, kinds.get(last, VALUES)))
