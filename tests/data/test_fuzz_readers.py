@@ -39,8 +39,9 @@ NUMBERS = st.one_of(
     st.floats(-60, 60),
     st.sampled_from([float("nan"), float("inf"), 1e308, 2**31, 2**63, 10**400, -0.0, 0.5]),
 )
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=4))
 VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=4)),
+    SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=8), st.dictionaries(st.text(max_size=3), inner, max_size=3)
     ),
@@ -82,7 +83,7 @@ def walk(draw: Any, content: Any) -> tuple[Any, Any]:
         keys = list(content) if isinstance(content, dict) else list(range(len(content)))
         key = draw(st.sampled_from(keys))
         inner = content[key]
-        if not isinstance(inner, dict | list) or not inner or draw(st.integers(0, 3)) == 0:
+        if not isinstance(inner, dict | list) or not inner or draw(st.booleans()):
             return content, key
         content = inner
 
@@ -95,11 +96,14 @@ def damaged(draw: Any, sound: dict[str, Any]) -> dict[str, Any]:
         if not content:
             break
         target, last = walk(draw, content)
-        if draw(st.integers(0, 4)) == 0:
+        action = draw(st.sampled_from(("remove", "scalar", "value", "alike")))
+        if action == "remove":
             del target[last]
+        elif action == "scalar":
+            target[last] = draw(SCALARS)
         else:
-            kinds = {"bbox": BOXES, "segmentation": st.one_of(POLYGONS, RLES)}
-            target[last] = draw(st.one_of(VALUES, kinds.get(last, VALUES)))
+            alike = {"bbox": BOXES, "segmentation": st.one_of(POLYGONS, RLES)}
+            target[last] = draw(alike.get(last, VALUES) if action == "alike" else VALUES)
     return content
 
 
