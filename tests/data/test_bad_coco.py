@@ -102,6 +102,8 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "category without name": (drop("categories", 1, "name"), r"without name: categories\[1\]"),
     "category name number": (put("categories", 1, "name", 5), "categories without name"),
     "category name blank": (put("categories", 1, "name", "  "), "categories without name"),
+    "keypoint names number": (put("categories", 0, "keypoints", 5), "no list of different"),
+    "keypoint names true": (put("categories", "*", "keypoints", True), "no list of different"),
     "keypoint names text": (put("categories", 0, "keypoints", "eye"), "no list of different"),
     "keypoint names twice": (
         put("categories", "*", "keypoints", ["eye", "eye"]),

@@ -39,8 +39,9 @@ NUMBERS = st.one_of(
     st.floats(-60, 60),
     st.sampled_from([float("nan"), float("inf"), 1e308, 2**31, 2**63, 10**400, -0.0, 0.5]),
 )
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=4))
 VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=4)),
+    SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=8), st.dictionaries(st.text(max_size=3), inner, max_size=3)
     ),
@@ -76,16 +77,15 @@ def forget() -> None:
     MetadataCatalog.pop(NAME, None)
 
 
-def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON file."""
-    found = [path] if path else []
-    if isinstance(content, dict):
-        for key, value in content.items():
-            found += places(value, (*path, key))
-    elif isinstance(content, list):
-        for index, value in enumerate(content):
-            found += places(value, (*path, index))
-    return found
+def walk(draw: Any, content: Any) -> tuple[Any, Any]:
+    """A container in a JSON file, and a key of it; each level has the same chance."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        key = draw(st.sampled_from(keys))
+        inner = content[key]
+        if not isinstance(inner, dict | list) or not inner or draw(st.booleans()):
+            return content, key
+        content = inner
 
 
 @st.composite
@@ -93,17 +93,17 @@ def damaged(draw: Any, sound: dict[str, Any]) -> dict[str, Any]:
     """A sound file of which up to three places hold something else, or nothing."""
     content = copy.deepcopy(sound)
     for _ in range(draw(st.integers(1, 3))):
-        *keys, last = draw(st.sampled_from(places(content)))
-        target = content
-        for key in keys:
-            target = target[key]
-        if draw(st.integers(0, 4)) == 0:
+        if not content:
+            break
+        target, last = walk(draw, content)
+        action = draw(st.sampled_from(("remove", "scalar", "value", "alike")))
+        if action == "remove":
             del target[last]
-            if not content:
-                break
+        elif action == "scalar":
+            target[last] = draw(SCALARS)
         else:
-            kinds = {"bbox": BOXES, "segmentation": st.one_of(POLYGONS, RLES)}
-            target[last] = draw(st.one_of(VALUES, kinds.get(last, VALUES)))
+            alike = {"bbox": BOXES, "segmentation": st.one_of(POLYGONS, RLES)}
+            target[last] = draw(alike.get(last, VALUES) if action == "alike" else VALUES)
     return content
 
 

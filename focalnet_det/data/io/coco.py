@@ -111,7 +111,8 @@ def read_coco(
     categories = _check_categories(content["categories"], faults)
     images = _check_images(content["images"], image_root, faults, issues)
     rows = content.get("annotations", [])
-    points = next((len(c["keypoints"]) for c in categories.values() if c.get("keypoints")), 0)
+    named = [c["keypoints"] for c in categories.values() if c.get("keypoints")]
+    points = len(named[0]) if named and _different_names(named[0]) else 0
     checker = _Rows(images, categories, points, faults, issues)
     annotations = checker.check(rows)
     faults.stop()  # what follows takes the rows to be sound one by one
