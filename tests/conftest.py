@@ -1,6 +1,7 @@
 """Fixtures of every test: fixed seeds, one thread, and the real data where it is at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,16 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data sets are missing: no folder ../shared/data beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture
+def forget_data_sets() -> Iterator[None]:
+    """Takes the data sets that a test registers out of Detectron2's catalogs afterwards."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before[0]:
+        DatasetCatalog.remove(name)
+    for name in set(MetadataCatalog.list()) - before[1]:
+        MetadataCatalog.pop(name, None)

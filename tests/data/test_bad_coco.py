@@ -4,7 +4,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,10 @@ from focalnet_det.data.mappers import InstanceMapper, SkippedImage
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "test_bad_coco"
+
+pytestmark = pytest.mark.usefixtures("forget_data_sets")
 OBJECT = ("annotations", 1)
 ALL = ("annotations", "*")
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Every fault of label folders is one clear error before the first step, or a counted policy."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +12,15 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 import bad_files
 from bad_files import HEIGHT, WIDTH
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focalnet_det.data import tally
 from focalnet_det.data.semantic import ClassList, read_class_list, register_label_folders
 
 NAME = "test_bad_labels"
+
+pytestmark = pytest.mark.usefixtures("forget_data_sets")
 FROM_0 = ClassList(names=("road", "sky", "car"))
 FROM_1 = ClassList(names=("road", "sky", "car"), first_label=1)
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
 
 
 def write_labels(folder: Path, *values: int, dtype: type = np.uint8, suffix: str = "png") -> Path:

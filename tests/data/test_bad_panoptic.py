@@ -1,7 +1,7 @@
 """Every fault of a panoptic set is one clear error before the first step, or a counted policy."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 import bad_files
 from bad_files import NAN, Change, add, both, drop, put
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from focalnet_det.data import tally
 from focalnet_det.data.mappers import InstanceMapper
@@ -21,15 +21,9 @@ from focalnet_det.data.panoptic_sets import PanopticFiles, register_panoptic_jso
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "test_bad_panoptic"
+
+pytestmark = pytest.mark.usefixtures("forget_data_sets")
 SEGMENTS = ("annotations", 1, "segments_info")
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Registered sets that configs name are checked before the first step."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 import bad_files
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from focalnet_det.data.check import check_channels, check_dataset
 from focalnet_det.data.datasets import COCO_SETS, register_coco, register_coco_later
@@ -19,13 +18,7 @@ from focalnet_det.data.semantic import ClassList, register_sem_seg
 
 NAME = "test_check"
 
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
+pytestmark = pytest.mark.usefixtures("forget_data_sets")
 
 
 def test_coco(tmp_path: Path) -> None:

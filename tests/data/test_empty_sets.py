@@ -1,7 +1,6 @@
 """Sets without objects: a training says so in one sentence, an evaluation goes on."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,12 @@ from focalnet_det.data.shapes import make_shapes
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "test_empty_sets"
+
+pytestmark = pytest.mark.usefixtures("forget_data_sets")
 EMPTY: dict[str, Change] = {
     "no annotations": put("annotations", []),
     "crowds alone": put("annotations", "*", "iscrowd", 1),
 }
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
 
 
 def registered(folder: Path, change: Change, *, evaluation: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,10 @@ from focalnet_det.data.shapes import make_shapes
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "truth_scores_100"
+
+pytestmark = pytest.mark.usefixtures("forget_data_sets")
 # COCO divides by TP + FP + 2**-52.
 EXACTLY_100 = pytest.approx(100, abs=1e-9)
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
 
 
 @pytest.fixture(scope="module")
