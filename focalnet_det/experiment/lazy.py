@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import _convert_target_to_string
@@ -19,6 +18,7 @@ from .length import Length, follow_override
 from .options import TrainOptions, default_options
 from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
+from .skeleton import without_memory
 from .solver import Schedule
 
 # Setting -> key. The names of options are keys below ``train``.
@@ -271,8 +271,7 @@ def build_skeleton(cfg: DictConfig) -> tuple[Any, list[str]]:
 
     Raises: as the parts of the model do.
     """
-    with torch.device("meta"):
-        return instantiate(cfg.model), []
+    return without_memory(lambda _: instantiate(cfg.model)), []
 
 
 def optimizer_names(cfg: DictConfig) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
@@ -13,6 +12,7 @@ from .length import Length, follow_override
 from .options import TrainOptions, default_options, yacs_key
 from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
+from .skeleton import without_memory
 from .solver import Schedule
 from .yacs_parts import build_model, build_optimizer, build_test_loader, build_train_loader
 from .yaml_files import BASE, flat, with_bases
@@ -336,8 +336,7 @@ def build_skeleton(cfg: CfgNode) -> tuple[Any, list[str]]:
     """Return the model without memory for its weights, and the keys that nothing reads."""
     from .yacs_check import build_and_record, unread_problems
 
-    with torch.device("meta"):
-        model, read = build_and_record(cfg, "meta")
+    model, read = without_memory(lambda device: build_and_record(cfg, device))
     return model, unread_problems(cfg, read)
 
 
