@@ -40,6 +40,15 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     )
     # False resizes as mmdet does: without antialiasing where images shrink.
     cfg.INPUT.ANTIALIAS = True
+    add_model_keys(cfg)
+    # Data of one's own that a run was made for, in the config that it saves.
+    cfg.OWN_DATA = CfgNode(new_allowed=True)
+    # Keys that the config's own file and the command line set: one that nothing reads is an error.
+    cfg.GIVEN_KEYS = []
+
+
+def add_model_keys(cfg: CfgNode) -> None:
+    """Add the keys of heads and conventions."""
     # "detectron2", or "mmdet", with which the published results were made: MmdetRPN, MmdetROIHeads
     # and MmdetRCNN stand in for RPN, StandardROIHeads and GeneralizedRCNN, and
     # MmdetRetinaNet for RetinaNet.
@@ -59,7 +68,3 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     )
     # MmsegSegmentor's: (height, width) in pixels; empty for none.
     cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})
-    # Data of one's own that a run was made for, in the config that it saves.
-    cfg.OWN_DATA = CfgNode(new_allowed=True)
-    # Keys that the config's own file and the command line set: one that nothing reads is an error.
-    cfg.GIVEN_KEYS = []

@@ -19,8 +19,21 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from focalnet_det.data import build as data_build
-from focalnet_det.experiment import Experiment, load_config, read_experiment
+from focalnet_det.experiment import (
+    Experiment,
+    RunArguments,
+    describe,
+    load_config,
+    read_experiment,
+)
 from focalnet_det.experiment import yacs_parts as yacs_module
+from focalnet_det.experiment.check import (
+    batch_problems,
+    class_problems,
+    feature_problems,
+    name_problems,
+    skeleton,
+)
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -74,8 +87,10 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("path", LEAVES + YAMLS, ids=names(LEAVES + YAMLS))
 def test_config_builds(path: Path) -> None:
-    experiment = read(path)
-    model = without_memory(experiment.model)
+    experiment = describe(RunArguments(config_file=str(path)))
+    model, problems = skeleton(experiment)
+    problems += [*class_problems(experiment.settings, model), *name_problems(experiment, model)]
+    assert problems + feature_problems(model) + batch_problems(experiment) == []
     optimizer = experiment.optimizer(model)
     in_groups = sum(len(group["params"]) for group in optimizer.param_groups)
     assert in_groups == sum(p.requires_grad for p in model.parameters())

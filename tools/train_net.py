@@ -73,6 +73,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--report", action="store_true", help="an HTML page per test set at the end"
     )
+    add_data_options(parser)
+    scale = parser.add_argument_group("several GPUs")
+    scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
+    scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")
+    scale.add_argument("--num-machines", type=int, default=1, metavar="M")
+    scale.add_argument("--machine-rank", type=int, default=0, metavar="R")
+    scale.add_argument("--dist-url", default="auto", metavar="URL", help="of the first machine")
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        help="overrides: key=value for a .py config, KEY VALUE for a .yaml config",
+    )
+    # Options may follow overrides.
+    return parser.parse_intermixed_args()
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("your own data, COCO format (repeatable)")
     several: dict[str, Any] = {"action": "append", "default": []}
     data.add_argument("--coco-json", metavar="FILE", help="training annotations", **several)
@@ -98,19 +115,6 @@ def parse_args() -> argparse.Namespace:
         choices=(0, 1),
         help="value of the first class; with 1, 0 is none",
     )
-    scale = parser.add_argument_group("several GPUs")
-    scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
-    scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")
-    scale.add_argument("--num-machines", type=int, default=1, metavar="M")
-    scale.add_argument("--machine-rank", type=int, default=0, metavar="R")
-    scale.add_argument("--dist-url", default="auto", metavar="URL", help="of the first machine")
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        help="overrides: key=value for a .py config, KEY VALUE for a .yaml config",
-    )
-    # Options may follow overrides.
-    return parser.parse_intermixed_args()
 
 
 def main() -> None:

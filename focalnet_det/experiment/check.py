@@ -1,6 +1,7 @@
 """Checks of a run before its first step, in seconds, with all problems in one error."""
 
 import importlib.util
+import inspect
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,12 +11,14 @@ from typing import cast
 
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import Backbone
 from detectron2.utils import comm
+from omegaconf import ListConfig
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.focalnet import FocalNet
 from ..data.build import TrainLoader
-from ..errors import EXPECTED
 from .data_settings import KIND_OF_EVALUATOR
 from .description import Experiment
 from .length import settle_warmup
@@ -39,6 +42,14 @@ TASKS = {
 }
 # Of a checkpoint: weights and AdamW's two moments, of 4 bytes each.
 COPIES, BYTES = 3, 4
+# Attributes of heads that name features of the backbone.
+FEATURES = (
+    "in_features",
+    "box_in_features",
+    "mask_in_features",
+    "keypoint_in_features",
+    "head_in_features",
+)
 
 
 def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
@@ -50,12 +61,16 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
     Raises: ConfigError with every problem found; what data and parts raise as they are built.
     """
     model, problems = skeleton(experiment)
-    problems += [*class_problems(experiment.settings, model), *option_problems(experiment)]
+    problems += [
+        *class_problems(experiment.settings, model),
+        *option_problems(experiment),
+        *channel_problems(model),
+        *feature_problems(model),
+    ]
     if not eval_only:
         problems += [
             *batch_problems(experiment),
             *metric_problems(experiment.settings),
-            *channel_problems(model),
             *name_problems(experiment, model),
             *disk_problems(experiment, model),
         ]
@@ -88,7 +103,7 @@ def attempt(build: Callable[[], object], what: str) -> object:
     """
     try:
         return build()
-    except EXPECTED:
+    except (ValueError, KeyError, OSError, ImportError):
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -125,6 +140,25 @@ def channel_problems(model: nn.Module) -> list[str]:
         for network in networks
         if network.patch_embed.proj.in_channels != 3
     ]
+
+
+def feature_problems(model: nn.Module) -> list[str]:
+    """Return features that heads ask for and the backbone does not give."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return []
+    given, inside = set(backbone.output_shape()), set(backbone.modules())
+    found = []
+    for module in set(model.modules()) - inside:
+        for attribute in FEATURES:
+            names = getattr(module, attribute, None)
+            if isinstance(names, list | tuple | ListConfig) and not set(names) <= given:
+                asked = ", ".join(map(str, sorted(set(names) - given, key=str)))
+                found.append(
+                    f"{type(module).__name__} reads features {asked}, the backbone gives "
+                    f"{', '.join(sorted(given))}: change {attribute}."
+                )
+    return sorted(found)
 
 
 def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:
@@ -164,6 +198,10 @@ def option_problems(experiment: Experiment) -> list[str]:
         found.append(f"{key('device')} is {device}, but PyTorch sees {torch.cuda.device_count()}.")
     if options.wandb_project and importlib.util.find_spec("wandb") is None:
         found.append(f"{key('wandb_project')} needs Weights & Biases: pip install wandb.")
+    unknown = set(options.ddp) - set(inspect.signature(DistributedDataParallel).parameters)
+    if unknown:
+        names = ", ".join(sorted(map(str, unknown)))
+        found.append(f"{key('ddp')}: DistributedDataParallel has no argument {names}.")
     folder = Path(options.output_dir)
     if any(p.exists() and not p.is_dir() for p in (folder, *folder.parents)):
         found.append(f"{key('output_dir')} {folder} is not a folder.")

@@ -1,23 +1,24 @@
 """LazyConfig (``.py``, and the yaml text that a run saves of it): into settings, and back."""
 
 import copy
-import difflib
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import LazyConfig, instantiate
-from detectron2.utils.registry import _convert_target_to_string, locate
+from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..errors import EXPECTED
+from .lazy_overrides import SECTIONS, apply_overrides
+from .lazy_tree import calls
 from .length import Length, follow_override
 from .options import TrainOptions, default_options
 from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
+from .skeleton import without_memory
 from .solver import Schedule
 
 # Setting -> key. The names of options are keys below ``train``.
@@ -38,7 +39,6 @@ KEYS = {
 }
 # Arguments of Detectron2's and our heads.
 DETECTIONS = ("test_topk_per_image", "max_detections_per_image")
-SECTIONS = ("model", "optimizer", "schedule", "dataloader", "train")
 # What a saved config may call. A .py config may call anything: it is code.
 TRUSTED = ("focalnet_det.", "detectron2.", "torch.nn.", "torchvision.", "torch.optim.")
 
@@ -49,11 +49,16 @@ def load_code(path: Path, overrides: list[str]) -> DictConfig:
     Raises: ValueError if it lacks a section or an override is not understood, KeyError for an
         override of a key that it does not have.
     """
-    cfg = LazyConfig.load(str(path))
+    try:
+        cfg = LazyConfig.load(str(path))
+    except EXPECTED:
+        raise
+    except Exception as error:  # a .py config is code, and fails as code does
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}.") from error
     missing = [name for name in SECTIONS if name not in cfg]
     if missing:
         raise ValueError(f"{path} does not define {', '.join(missing)}.")
-    return apply_overrides(cfg, overrides)
+    return overridden(cfg, overrides)
 
 
 def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> DictConfig:
@@ -73,102 +78,17 @@ def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> Dic
                 "detectron2, torch.nn, torch.optim and torchvision alone: give the .py config that "
                 "it was made from."
             )
-    return apply_overrides(cfg, overrides)
+    return overridden(cfg, overrides)
 
 
-def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """Return a config with overrides; a key that it lacks is an error, not news.
-
-    Raises: KeyError for an unknown key, ValueError for an override that is not understood.
-    """
-    for item in overrides:
-        key, equals, _ = item.partition("=")
-        key = key.lstrip("+~")
-        if not equals:
-            raise ValueError(f"Overrides of a .py config read key=value, got {item!r}.")
-        parent, _, leaf = key.rpartition(".")
-        node = _select(cfg, parent)
-        # New keys of these sections would be read by nothing.
-        new = item.startswith("+") and parent not in ("", "dataloader", "train")
-        if not takes(node, leaf) and not new:
-            known = [*map(str, node if OmegaConf.is_config(node) else ()), *arguments_of(node)]
-            raise KeyError(f"The config has no key {key!r}.{close_match(leaf, known)}")
-    from hydra.errors import HydraException
-
+def overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """Return a config with overrides; a length among them takes the milestones along."""
     before = _length(cfg)
-    try:
-        cfg = LazyConfig.apply_overrides(cfg, [item.lstrip("+") for item in overrides])
-    except HydraException as error:
-        raise ValueError(
-            f"Override not understood (a value with = or brackets needs quotes of its own): {error}"
-        ) from error
-    names = Given(given(overrides).names)
+    cfg = apply_overrides(cfg, overrides)
+    names = given(overrides)
     if before is not None and "length" in names:
         _set_length(cfg, follow_override(before, _length(cfg) or before, names, KEYS))
     return cfg
-
-
-def takes(node: Any, leaf: str) -> bool:
-    """Return whether a mapping has a key, or a call takes an argument of that name."""
-    if not OmegaConf.is_config(node) or leaf in node:
-        return OmegaConf.is_config(node)
-    return "_target_" in node and (leaf in arguments_of(node) or takes_anything(node))
-
-
-def _select(cfg: DictConfig, key: str) -> Any:
-    try:
-        return OmegaConf.select(cfg, key) if key else cfg
-    except Exception:  # OmegaConf has many kinds of error for a path that leads nowhere.
-        return None
-
-
-def arguments_of(node: Any) -> list[str]:
-    """Return the names of the arguments that a call takes; [] for what is no call."""
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        return []
-    found = inspect.signature(constructor_of(node)).parameters
-    return [name for name, p in found.items() if p.kind != p.VAR_KEYWORD and name != "self"]
-
-
-def takes_anything(node: DictConfig) -> bool:
-    """Return whether a call takes arguments of any name."""
-    found = inspect.signature(constructor_of(node)).parameters.values()
-    return any(p.kind == p.VAR_KEYWORD for p in found)
-
-
-def target_of(node: DictConfig) -> Any:
-    """Return the function or class that a call calls."""
-    target = node["_target_"]
-    return locate(target) if isinstance(target, str) else target
-
-
-def constructor_of(node: DictConfig) -> Callable[..., Any]:
-    """Return the function whose arguments a call gives."""
-    found = target_of(node)
-    # Detectron2 wraps constructors that read yacs configs.
-    init = getattr(found, "__init__", None) if inspect.isclass(found) else None
-    return getattr(init, "__wrapped__", None) or found
-
-
-def calls(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Yield (key, node) of every call in a config."""
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            yield key, node
-        names: list[Any] = [n for n in node if n != "_target_"]
-    elif isinstance(node, ListConfig):
-        names = list(range(len(node)))
-    else:
-        return
-    for name in names:
-        if not OmegaConf.is_interpolation(node, name) and not OmegaConf.is_missing(node, name):
-            yield from calls(node[name], f"{key}.{name}".lstrip("."))
-
-
-def close_match(name: str, known: list[str]) -> str:
-    """Return a hint at what a misspelled name may mean."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def given(overrides: list[str]) -> Given:
@@ -351,8 +271,7 @@ def build_skeleton(cfg: DictConfig) -> tuple[Any, list[str]]:
 
     Raises: as the parts of the model do.
     """
-    with torch.device("meta"):
-        return instantiate(cfg.model), []
+    return without_memory(lambda _: instantiate(cfg.model)), []
 
 
 def optimizer_names(cfg: DictConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from .lazy import arguments_of, calls, close_match, constructor_of, takes_anything, target_of
+from .lazy_tree import arguments_of, calls, close_match, constructor_of, takes_anything, target_of
 from .rules import range_problem
 from .values import fits, type_name
 
@@ -20,7 +20,9 @@ def problems(cfg: DictConfig) -> list[str]:
     # Options of the run are checked where they are read.
     for section in ("model", "optimizer", "schedule", "dataloader"):
         for key, node in calls(cfg[section], section):
-            found += [*type_problems(key, node), *range_problems(key, node)]
+            wrong = dict(type_problems(key, node))
+            ranges = [text for name, text in range_problems(key, node) if name not in wrong]
+            found += [*wrong.values(), *ranges]
     return found
 
 
@@ -36,20 +38,20 @@ def unknown_arguments(key: str, node: DictConfig) -> Iterator[str]:
             yield f"{path} is unknown to {target}.{close_match(name, known)}"
 
 
-def type_problems(key: str, node: DictConfig) -> Iterator[str]:
-    """Yield a sentence for every plain value that is not of the argument's annotated type."""
+def type_problems(key: str, node: DictConfig) -> Iterator[tuple[str, str]]:
+    """Yield name and sentence for every plain value that is not of its annotated type."""
     for name, value in plain_values(node):
         kind = hints(node).get(name)
         if kind is not None and name not in PARTS and not fits(value, kind):
-            yield f"{key}.{name} must be {type_name(kind)}, got {value!r}."
+            yield name, f"{key}.{name} must be {type_name(kind)}, got {value!r}."
 
 
-def range_problems(key: str, node: DictConfig) -> Iterator[str]:
-    """Yield a sentence for every number out of its range."""
+def range_problems(key: str, node: DictConfig) -> Iterator[tuple[str, str]]:
+    """Yield name and sentence for every number out of its range."""
     for name, value in plain_values(node):
         numbers = list(value.values()) if isinstance(value, dict) else value
         if problem := range_problem(f"{key}.{name}", name, numbers):
-            yield problem
+            yield name, problem
 
 
 def hints(node: DictConfig) -> dict[str, Any]:

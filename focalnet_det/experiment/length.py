@@ -80,11 +80,13 @@ class TrainingLength:
     reason: str
 
 
-def training_length(num_images: int, batch_size: int, processes: int = 1) -> TrainingLength:
+def training_length(
+    num_images: int, batch_size: int, processes: int = 1, *, keep_batch: bool = False
+) -> TrainingLength:
     """Return batch and length for a data set of some size.
 
-    The batch is at most the data set. 60 epochs, but at least 1,000 iterations; and at most
-    90,000, unless these are fewer than 12 epochs.
+    The batch is at most the data set, unless it is to be kept. 60 epochs, but at least 1,000
+    iterations; and at most 90,000, unless these are fewer than 12 epochs.
 
     Args:
         num_images: with annotations, in the training set.
@@ -92,7 +94,7 @@ def training_length(num_images: int, batch_size: int, processes: int = 1) -> Tra
         processes: that share the batch evenly, times the parts that each accumulates.
     """
     batch = batch_size
-    if num_images < batch_size:
+    if num_images < batch_size and not keep_batch:
         batch = max(1, num_images // processes) * processes
     per_epoch = max(1, math.ceil(num_images / batch))
     most = max(MOST_ITERATIONS, FEWEST_EPOCHS * per_epoch)
@@ -111,37 +113,53 @@ def fit_length(settings: Settings, given: Given, num_images: int, processes: int
 
     A length or a learning rate that was given stays.
     """
-    parts = processes * settings.options.accumulation
-    found = training_length(num_images, settings.batch_size, parts)
-    schedule, options, batch = settings.schedule, settings.options, settings.batch_size
+    before, options = settings.schedule, settings.options
     if "length" not in given:
-        if "batch_size" in given:
-            found = training_length(max(num_images, batch), batch, parts)
-            found = replace(found, iterations=training_length(num_images, batch, parts).iterations)
-        share = found.iterations / schedule.length
-        warmup = min(schedule.warmup_iterations, found.iterations // 10)
-        schedule = replace(
-            schedule,
-            epochs=None,
-            iterations=found.iterations,
-            milestones=schedule.milestones
-            if "milestones" in given
-            else tuple(round(m * share) for m in schedule.milestones),
-            warmup_iterations=schedule.warmup_iterations if "warmup" in given else warmup,
+        found = training_length(
+            num_images,
+            settings.batch_size,
+            processes * options.accumulation,
+            keep_batch="batch_size" in given,
         )
-        rate = settings.learning_rate
-        if "learning_rate" not in given:
-            rate *= found.batch_size / batch
-        if options.recipe_batch == batch:
-            options = replace(options, recipe_batch=found.batch_size)
-        settings = replace(settings, learning_rate=rate, batch_size=found.batch_size)
+        settings = with_length(settings, found, given)
         logger.info(
             "%s; learning rate %g. For another length: %s.",
-            found.reason, rate, given.override("iterations", "N"),
-        )  # fmt: skip
+            found.reason,
+            settings.learning_rate,
+            given.override("iterations", "N"),
+        )
     per_epoch = max(1, math.ceil(num_images / settings.batch_size))
-    options = fit_periods(options, settings.schedule, schedule, per_epoch, given)
-    return replace(settings, schedule=schedule, options=options)
+    options = fit_periods(settings.options, before, settings.schedule, per_epoch, given)
+    return replace(settings, options=options)
+
+
+def with_length(settings: Settings, found: TrainingLength, given: Given) -> Settings:
+    """Return settings with batch and length, and what follows from these unless it was given."""
+    schedule, options, batch = settings.schedule, settings.options, settings.batch_size
+    milestones, warmup, rate = schedule.milestones, schedule.warmup_iterations, 1.0
+    if "milestones" not in given:
+        share = found.iterations / schedule.length
+        milestones = tuple(round(milestone * share) for milestone in milestones)
+    if "warmup" not in given:
+        warmup = min(warmup, found.iterations // 10)
+    if "learning_rate" not in given:
+        rate = found.batch_size / batch
+    if options.recipe_batch == batch:
+        options = replace(options, recipe_batch=found.batch_size)
+    schedule = replace(
+        schedule,
+        epochs=None,
+        iterations=found.iterations,
+        milestones=milestones,
+        warmup_iterations=warmup,
+    )
+    return replace(
+        settings,
+        schedule=schedule,
+        options=options,
+        batch_size=found.batch_size,
+        learning_rate=settings.learning_rate * rate,
+    )
 
 
 def fit_periods(

@@ -62,6 +62,12 @@ RULES: dict[str, Range] = {
     "test_score_thresh": SHARE,
     "test_topk_per_image": AT_LEAST_1,
     "max_detections_per_image": AT_LEAST_1,
+    **dict.fromkeys(("height", "width", "output_size"), Range(1, 4096)),
+    "sampling_ratio": AT_LEAST_0,
+    "canonical_box_size": AT_LEAST_1,
+    "prior_prob": Range(0, 0.999, above=True),
+    **dict.fromkeys(("sizes", "aspect_ratios", "weights"), POSITIVE),
+    "strides": AT_LEAST_1,
     "pre_nms_topk": AT_LEAST_1,
     "post_nms_topk": AT_LEAST_1,
     "pixel_std": POSITIVE,
@@ -121,6 +127,10 @@ YACS_RULES: dict[str, str] = {
 }
 
 
+# An empty list of these leaves nothing to draw from.
+NOT_EMPTY = frozenset({"short_sides", "crop_short_sides", "ratios", "depths", "embed_dim"})
+
+
 def range_problem(key: str, name: str, value: object) -> str | None:
     """Return why a value cannot be used, None if it can.
 
@@ -128,6 +138,8 @@ def range_problem(key: str, name: str, value: object) -> str | None:
         key: of the config.
         name: of the argument.
     """
+    if name in NOT_EMPTY and isinstance(value, list | tuple) and not value:
+        return f"{key} must not be empty."
     rule = RULES.get(name)
     if rule is None or rule.holds(value):
         return None

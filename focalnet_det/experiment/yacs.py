@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
@@ -13,6 +12,7 @@ from .length import Length, follow_override
 from .options import TrainOptions, default_options, yacs_key
 from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
+from .skeleton import without_memory
 from .solver import Schedule
 from .yacs_parts import build_model, build_optimizer, build_test_loader, build_train_loader
 from .yaml_files import BASE, flat, with_bases
@@ -60,8 +60,13 @@ def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
     """
     cfg = default_config()
     merged = with_bases(path, content)
-    for key, _ in flat(merged):
+    for key, value in flat(merged):
         check_key(cfg, key, f"{path}: ")
+        node = merged
+        *sections, leaf = key.split(".")
+        for part in sections:
+            node = node[part]
+        node[leaf] = as_float(cfg, key, value)
     if merged.setdefault("VERSION", cfg.VERSION) != cfg.VERSION:
         raise ValueError(f"{path}: VERSION must be {cfg.VERSION}, got {merged['VERSION']}.")
     try:
@@ -74,6 +79,15 @@ def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
     keys = apply_overrides(cfg, overrides)
     cfg.GIVEN_KEYS = sorted({*cfg.GIVEN_KEYS, *keys})
     return cfg
+
+
+def as_float(cfg: CfgNode, key: str, value: Any) -> Any:
+    """Return a whole number as a float where the config has a float: Detectron2 refuses it."""
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and isinstance(node, float) else value
 
 
 def check_key(cfg: CfgNode, key: str, where: str = "") -> None:
@@ -107,7 +121,7 @@ def apply_overrides(cfg: CfgNode, overrides: list[str]) -> list[str]:
             )
         check_key(cfg, key)
         try:
-            cfg.merge_from_list([key, value])
+            cfg.merge_from_list([key, as_float(cfg, key, CfgNode._decode_cfg_value(value))])
         except (AssertionError, AttributeError, SyntaxError) as error:
             raise ValueError(f"{key}={value} is not understood: {error}") from error
         except ValueError as error:
@@ -322,8 +336,7 @@ def build_skeleton(cfg: CfgNode) -> tuple[Any, list[str]]:
     """Return the model without memory for its weights, and the keys that nothing reads."""
     from .yacs_check import build_and_record, unread_problems
 
-    with torch.device("meta"):
-        model, read = build_and_record(cfg, "meta")
+    model, read = without_memory(lambda device: build_and_record(cfg, device))
     return model, unread_problems(cfg, read)
 
 

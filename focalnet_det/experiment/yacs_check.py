@@ -23,6 +23,9 @@ def problems(cfg: CfgNode) -> list[str]:
     means, stds = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
     if means != stds:
         found.append(f"MODEL.PIXEL_MEAN has {means} values, MODEL.PIXEL_STD {stds}.")
+    names = cfg.SOLVER.NO_DECAY_NAMES
+    if not all(isinstance(name, str) for name in names):
+        found.append(f"SOLVER.NO_DECAY_NAMES must be a list of texts, got {list(names)}.")
     # These keys have no default value, whose type Detectron2 would compare.
     kinds = get_type_hints(FocalNet.__init__)
     for key, value in cfg.MODEL.FOCALNET.items():

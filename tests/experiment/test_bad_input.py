@@ -1,19 +1,21 @@
 """Bad configs and command lines: one clear line each, before the first step."""
 
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 from focalnet_det.errors import one_line_errors
-from focalnet_det.experiment import RunArguments, check, describe
+from focalnet_det.experiment import RunArguments, check, describe, load_config
 from focalnet_det.experiment.check import disk_problems, skeleton, weight_problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +92,22 @@ LAZY = [
     (f"{BACKBONE}.focal_window=[3,3,3,3]", "Unknown backbone option focal_window"),
     ("train.output_dir=[a", "Override not understood"),
     ("dataloader.test.7.num_workers=0", "no key 'dataloader.test.7"),
+    ("model.roi_heads.box_in_features.9=p2", "no key 'model.roi_heads.box_in_features.9'"),
+    # Kinds of values.
+    ("model=3", "model is a section of the config: set its keys"),
+    ("schedule=null", "schedule is a section of the config"),
+    ("dataloader.train=null", "dataloader.train is a section of the config"),
+    ("model.roi_heads=true", "model.roi_heads was a part of its own"),
+    ("model.roi_heads.box_predictor=[1]", "Override not understood"),
+    ("model.roi_heads.box_in_features=7", "box_in_features must be a list, as it was"),
+    ("model.roi_heads.box_in_features=[1,2]", "must be like ['p2', 'p3', 'p4', 'p5']"),
+    ("model.roi_heads.box_in_features.0=null", "box_in_features.0 is an entry of a list"),
+    ("model.roi_heads.box_in_features.0=p7", "StandardROIHeads reads features p7"),
+    ("model.proposal_generator.in_features=[p2,stage3]", "reads features stage3, the backbone"),
+    ("model.proposal_generator.anchor_generator.sizes.0.0=-1", "sizes must be more than 0"),
+    ("model.pixel_mean.0=inf", "model.pixel_mean.0 must be a finite number"),
+    ("model.input_format=3", "model.input_format must be a text, got 3"),
+    ("+train.ddp.buckets=3", "DistributedDataParallel has no argument buckets"),
     # Types.
     ("optimizer.lr=fast", "optimizer.lr must be a number, got 'fast'"),
     ("optimizer.lr=null", "optimizer.lr must be a number, got None"),
@@ -113,8 +131,8 @@ LAZY = [
     # Ranges.
     ("optimizer.lr=0", "optimizer.lr must be more than 0"),
     ("optimizer.lr=-1", "optimizer.lr must be more than 0"),
-    ("optimizer.lr=nan", "optimizer.lr must be more than 0, got nan"),
-    ("optimizer.lr=inf", "optimizer.lr must be more than 0, got inf"),
+    ("optimizer.lr=nan", "optimizer.lr must be a finite number, got nan"),
+    ("optimizer.lr=inf", "optimizer.lr must be a finite number, got inf"),
     ("optimizer.weight_decay=-0.1", "optimizer.weight_decay must be 0 or more"),
     ("optimizer.layer_decay=0", "optimizer.layer_decay must be more than 0"),
     ("optimizer.layer_decay=1.5", "optimizer.layer_decay must be more than 0 and at most 1"),
@@ -201,6 +219,7 @@ YACS = [
     ("SEED.X=1", "no key 'SEED.X'"),
     ("SOLVER.BASE_LR", "'SOLVER.BASE_LR' has no value"),
     ("SOLVER.BASE_LR=fast", "SOLVER.BASE_LR=fast"),
+    ("SOLVER.NO_DECAY_NAMES=[1]", "SOLVER.NO_DECAY_NAMES must be a list of texts"),
     ("SOLVER.IMS_PER_BATCH=2.5", "SOLVER.IMS_PER_BATCH=2.5"),
     ("MODEL.FOCALNET.DEPTHS=[a,b]", "MODEL.FOCALNET.DEPTHS"),
     ("MODEL.FOCALNET.MLP_RATIO=0", "MODEL.FOCALNET.MLP_RATIO must be more than 0"),
@@ -255,6 +274,41 @@ def test_override_of_a_yaml_config(
     override: str, message: str, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in error(YAML, [override], files, capsys)
+
+
+JUNK = ("-1", "0", "nan", "abc", "null", "[]", "[1]", "1000000000", "true", "{a:1}", "''", "[[1]]")
+
+
+def keys_of(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a LazyConfig, but the calls themselves and what refers to another key."""
+    names = node if isinstance(node, DictConfig) else range(len(node))
+    for name in names:
+        if name != "_target_" and not OmegaConf.is_interpolation(node, name):
+            yield f"{prefix}{name}"
+            if OmegaConf.is_config(node[name]):
+                yield from keys_of(node[name], f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_overrides_are_taken_or_refused_in_one_line(
+    seed: int, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(seed)
+    keys = list(keys_of(load_config(CONFIGS / NANO, [])))
+    for _ in range(10):
+        override = f"{chance.choice(keys)}={chance.choice(JUNK)}"
+        args = RunArguments(config_file=str(CONFIGS / NANO), opts=[override])
+        args.output, data = str(files / "run"), data_of(NANO, files)
+        for name, value in data.items():
+            setattr(args, name, value)
+        status = None
+        try:
+            with one_line_errors():
+                check(describe(args))
+        except SystemExit as refused:
+            status = refused.code
+        lines = capsys.readouterr().err.count("\n")
+        assert (status, lines) in ((None, 0), (1, 1)), override
 
 
 PAIRS = [
@@ -360,6 +414,8 @@ FILES = {
     "absent.py": (None, "No such config file"),
     "config.json": ("{}", "neither a .py (LazyConfig) nor a .yaml (yacs)"),
     "empty.py": ("", "does not define model, optimizer, schedule, dataloader, train"),
+    "syntax.py": ("model = (", "cannot be read: SyntaxError"),
+    "name.py": ("model = mask_rcnn()", "cannot be read: NameError: name 'mask_rcnn'"),
     "list.yaml": ("[1, 2]", "a mapping of keys is expected"),
     "text.yaml": ("a: b: c", "is not valid yaml"),
     "binary.yaml": ("\x00\x01", "is not valid yaml"),

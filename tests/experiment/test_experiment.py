@@ -68,6 +68,13 @@ def test_overrides_of_a_yacs_config(overrides: list[str]) -> None:
     assert read_experiment(cfg).options.seed == 5
 
 
+def test_whole_numbers_stand_for_floats_in_yacs() -> None:
+    overrides = ["SOLVER.WEIGHT_DECAY", "0", "SOLVER.BACKBONE_MULTIPLIER=1", "SEED=3"]
+    solver = load_config(YACS, overrides).SOLVER
+    assert (solver.WEIGHT_DECAY, type(solver.WEIGHT_DECAY)) == (0.0, float)
+    assert type(solver.BACKBONE_MULTIPLIER) is float
+
+
 def test_yacs_values_may_contain_an_equals_sign() -> None:
     cfg = load_config(YACS, ["MODEL.WEIGHTS", "epoch=3.pth", "OUTPUT_DIR=run/lr=1"])
     assert cfg.MODEL.WEIGHTS == "epoch=3.pth"

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
+import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from test_bad_input import (
@@ -26,6 +27,7 @@ from test_bad_input import (
 from focalnet_det.experiment import Experiment, RunArguments, check, describe
 from focalnet_det.experiment.length import settle_warmup
 from focalnet_det.experiment.settings import Given
+from focalnet_det.experiment.skeleton import without_memory
 from focalnet_det.experiment.solver import Schedule
 from focalnet_det.experiment.yacs_parts import train_arguments
 
@@ -168,6 +170,20 @@ def test_the_text_of_a_config_is_read_back(config: str, files: Path, tmp_path: P
     assert problems == []
     shapes = {name: p.shape for name, p in experiment.skeleton()[0].named_parameters()}
     assert {name: p.shape for name, p in model.named_parameters()} == shapes
+
+
+def test_models_that_read_their_tensors_are_built_for_the_checks_too() -> None:
+    built = []
+
+    def build(device: str) -> float:
+        built.append(device)
+        return torch.ones(3).sum().item()
+
+    assert without_memory(build) == 3
+    assert built == ["meta", "cpu"]
+    assert without_memory(lambda _: torch.ones(3)).device.type == "meta"
+    with pytest.raises(RuntimeError, match="negative dimension"):
+        without_memory(lambda _: torch.ones(-3))
 
 
 def test_callables_are_saved_by_name() -> None:

@@ -86,6 +86,18 @@ def test_a_length_that_was_given_stays(tmp_path: Path) -> None:
     assert (settings.schedule.iterations, settings.batch_size) == (77, 4)
 
 
+def test_a_batch_that_was_given_stays(tmp_path: Path) -> None:
+    settings = described(SMALL, tmp_path, 3, "dataloader.train.batch_size=6").settings
+    assert settings.batch_size == 6
+    assert settings.schedule.iterations == 1000
+
+
+def test_processes_share_a_small_batch_evenly() -> None:
+    """Seven images for three processes: two each."""
+    assert training_length(7, 16, 3).batch_size == 6
+    assert training_length(2, 16, 3).batch_size == 3
+
+
 def test_a_rate_that_was_given_stays(tmp_path: Path) -> None:
     settings = described(SMALL, tmp_path, 3, "optimizer.lr=0.25").settings
     assert (settings.batch_size, settings.learning_rate) == (2, 0.25)
