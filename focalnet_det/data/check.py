@@ -9,8 +9,6 @@ from .io.label_files import check_label_files
 from .io.panoptic_files import check_segment_files
 from .labels import LabelRule
 
-CHANNELS = 3
-
 
 def check_dataset(name: str, *, evaluation: bool, masks: bool = False) -> int:
     """Read a registered data set, and check that its files are there and a sample is sound.
@@ -47,17 +45,3 @@ def _check_labels(name: str, records: list[dict[str, Any]], *, evaluation: bool)
         first_label=rule.first_label,
         evaluation=evaluation,
     )
-
-
-def check_channels(in_channels: int) -> None:
-    """Raise ValueError if a model takes other images than the loaders give, which are RGB or BGR.
-
-    Images of more channels have no path through augmentation: what is transparent is laid on white,
-    and files of other channels are unreadable.
-    """
-    if in_channels != CHANNELS:
-        raise ValueError(
-            f"in_channels={in_channels}: recipes read images of {CHANNELS} channels (RGB or BGR). "
-            "For other images, use focalnet_det.create_backbone(..., in_channels=N) with a loader "
-            "of your own."
-        )

@@ -45,11 +45,13 @@ class RunFacts:
         id: of ``run.json``.
         config: text of the full config.
         data: fingerprint of the training data.
+        classes: names, in the model's order; () where the data names none.
     """
 
     id: str
     config: str
     data: str
+    classes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, str]:
         """Return the facts as a checkpoint holds them, with the version of this package."""
@@ -59,9 +61,10 @@ class RunFacts:
 class Checkpoints:
     """Writes and reads the checkpoints of a run.
 
-    A file holds ``model``, ``trainer`` (see :class:`TrainerState`), ``iteration`` (the last one
-    done, counted from 0), ``run`` (see :class:`RunFacts`) and ``pending``: the scalars of an
-    iteration whose evaluation was not finished when the file was written, None for none.
+    A file holds ``model``, ``class_names``, ``trainer`` (see :class:`TrainerState`), ``iteration``
+    (the last one done, counted from 0), ``run`` (see :class:`RunFacts`) and ``pending``: the
+    scalars of an iteration whose evaluation was not finished when the file was written, None for
+    none.
 
     Args:
         folder: of the run.
@@ -105,6 +108,7 @@ class Checkpoints:
             content = {"model": weights, "trainer": state, "iteration": iteration}
             extra = {
                 "run": self.facts.as_dict(),
+                "class_names": list(self.facts.classes),
                 "pending": None if pending is None else dict(pending),
             }
             write_checkpoint(self.folder / name, content | extra)
@@ -141,7 +145,8 @@ class Checkpoints:
         weights = model.state_dict()
         check_finite(weights, iteration)
         content = {"model": weights, "metric": metric, "score": score, "iteration": iteration}
-        write_checkpoint(self.folder / BEST, {**content, "run": self.facts.as_dict()})
+        extra = {"run": self.facts.as_dict(), "class_names": list(self.facts.classes)}
+        write_checkpoint(self.folder / BEST, content | extra)
         self.best = score
         logger.info("Best %s so far: %.2f. Kept as %s.", metric, score, self.folder / BEST)
 

@@ -82,7 +82,12 @@ class Training:
         check_agreement(
             {"the training data": loader.fingerprint, "the length": f"{self.max_iter} iterations"}
         )
-        facts = RunFacts(folder.record.id, experiment.config_text, loader.fingerprint)
+        facts = RunFacts(
+            id=folder.record.id,
+            config=experiment.config_text,
+            data=loader.fingerprint,
+            classes=experiment.class_names,
+        )
         self.checkpoints = Checkpoints(
             folder.path, self.model, self.trainer, facts, keep=options.keep_checkpoints
         )
@@ -270,7 +275,8 @@ class Training:
 
         def averaged() -> bool:
             path = self.folder.path / AVERAGED
-            write_checkpoint(path, {"model": model.state_dict()})
+            names = list(self.checkpoints.facts.classes)
+            write_checkpoint(path, {"model": model.state_dict(), "class_names": names})
             logger.info("Averaged weights: %s", path)
             return True
 

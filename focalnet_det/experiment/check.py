@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.focalnet import FocalNet
-from ..data.build import TrainLoader
+from ..data.build import TrainLoader, check_masks, dataset_records
+from ..data.check import check_dataset
 from .data_settings import KIND_OF_EVALUATOR
 from .description import Experiment
 from .length import settle_warmup
@@ -75,12 +76,39 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
             *disk_problems(experiment, model),
         ]
     raise_problems(problems)
+    check_data(experiment.settings, eval_only=eval_only)
     if not eval_only:
         experiment = fitted(experiment)
     for name, build in experiment.test_loaders.items():
         attempt(build, f"The loader of {name}")
     raise_problems(weight_problems(experiment, eval_only=eval_only))
     return experiment
+
+
+def check_data(settings: Settings, *, eval_only: bool) -> None:
+    """Read every data set of a run: all rows, and a sample of the images.
+
+    Data of one's own has been read when it was registered.
+
+    Raises: the error of a set; if several have one, ConfigError with all, or FileNotFoundError.
+    """
+    errors: list[Exception] = []
+    for names, evaluation in ((settings.train_sets, False), (settings.test_sets, True)):
+        for name in () if eval_only and not evaluation else names:
+            masks = bool(settings.masks)
+            try:
+                if not MetadataCatalog.get(name).get("own_data", False):
+                    check_dataset(name, evaluation=evaluation, masks=masks)
+                elif masks:
+                    records = dataset_records([name], filter_empty=False)
+                    check_masks(name, records, evaluation=evaluation)
+            except (ValueError, KeyError, OSError) as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors and all(isinstance(error, FileNotFoundError) for error in errors):
+        raise FileNotFoundError("\n".join(map(str, errors)))
+    raise_problems([str(error) for error in errors])
 
 
 def skeleton(experiment: Experiment) -> tuple[nn.Module, list[str]]:

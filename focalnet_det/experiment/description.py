@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..data.build import TrainLoader
-from ..data.datasets import register_shapes
+from ..data.datasets import register_coco, register_shapes
 from ..data.panoptic_sets import (
     register_ade20k_panoptic,
     register_coco_panoptic,
@@ -79,6 +79,7 @@ class Experiment:
 
 def register_all() -> None:
     """Register every data set that configs name."""
+    register_coco()
     register_shapes()
     register_shapes_sem_seg()
     register_ade20k_sem_seg()

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.datasets import register_coco_json
 from ..data.panoptic_sets import PanopticFiles, register_panoptic_json
-from ..data.semantic import paired_files, read_class_list, register_sem_seg
+from ..data.semantic import read_class_list, register_label_folders
 
 # What file names call the two splits.
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
@@ -120,7 +120,10 @@ def register(data: OwnData) -> DataFacts:
     for split, sets in (("train", data.train), ("val", data.val)):
         names[split] = tuple(set_name(row.labels, split, taken) for row in sets)
         reader = READERS[data.kind]
-        facts[split] = [reader(n, row, data) for n, row in zip(names[split], sets, strict=True)]
+        facts[split] = [
+            reader(name, row, data, split == "val")
+            for name, row in zip(names[split], sets, strict=True)
+        ]
     sets = (*data.train, *data.val)
     first, *others = found = [*facts["train"], *facts["val"]]
     for row, fact in zip(sets[1:], others, strict=True):
@@ -173,8 +176,11 @@ def _is_foreign(name: str) -> bool:
     return name in DatasetCatalog.list() and not MetadataCatalog.get(name).get("own_data", False)
 
 
-def _coco(name: str, row: OwnSet, data: OwnData) -> SetFacts:  # noqa: ARG001
-    classes = register_coco_json(name, row.labels, row.images)
+# Each reader takes the name, the files, all data, and whether the set is to be evaluated on.
+
+
+def _coco(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:  # noqa: ARG001
+    classes = register_coco_json(name, row.labels, row.images, evaluation=evaluation)
     metadata = MetadataCatalog.get(name).set(own_data=True)
     points = metadata.get("keypoint_names") or ()
     return SetFacts(
@@ -182,9 +188,9 @@ def _coco(name: str, row: OwnSet, data: OwnData) -> SetFacts:  # noqa: ARG001
     )
 
 
-def _panoptic(name: str, row: OwnSet, data: OwnData) -> SetFacts:  # noqa: ARG001
+def _panoptic(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:  # noqa: ARG001
     files = PanopticFiles(panoptic_json=row.labels, panoptic_root=row.segments, images=row.images)
-    classes = register_panoptic_json(name, files)
+    classes = register_panoptic_json(name, files, evaluation=evaluation)
     metadata = MetadataCatalog.get(name).set(own_data=True)
     return SetFacts(
         num_images=metadata.num_annotated_images,
@@ -193,16 +199,15 @@ def _panoptic(name: str, row: OwnSet, data: OwnData) -> SetFacts:  # noqa: ARG00
     )
 
 
-def _labels(name: str, row: OwnSet, data: OwnData) -> SetFacts:
+def _labels(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:
     assert data.classes is not None
     classes = read_class_list(data.classes, data.first_label)
-    pairs = paired_files(row.images, row.labels)
-    register_sem_seg(name, row.images, row.labels, classes)
+    count = register_label_folders(name, row.images, row.labels, classes, evaluation=evaluation)
     MetadataCatalog.get(name).set(own_data=True)
-    return SetFacts(num_images=len(pairs), classes=classes.names)
+    return SetFacts(num_images=count, classes=classes.names)
 
 
-READERS: dict[str, Callable[[str, OwnSet, OwnData], SetFacts]] = {
+READERS: dict[str, Callable[[str, OwnSet, OwnData, bool], SetFacts]] = {
     "coco": _coco,
     "panoptic": _panoptic,
     "labels": _labels,

@@ -11,7 +11,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from detectron2.data import MetadataCatalog
 
-from focalnet_det.data.check import check_channels, check_dataset
+from focalnet_det.data.check import check_dataset
 from focalnet_det.data.datasets import COCO_SETS, register_coco, register_coco_later
 from focalnet_det.data.panoptic_sets import PanopticFiles, register_panoptic, separated_classes
 from focalnet_det.data.semantic import ClassList, register_sem_seg
@@ -80,9 +80,3 @@ def test_cocos_own_names_keep_their_metadata() -> None:
         assert MetadataCatalog.get(name).as_dict() == before[name]
         with pytest.raises(FileNotFoundError, match=f"Data set {name}: .*does not exist"):
             check_dataset(name, evaluation=True)
-
-
-def test_channels() -> None:
-    check_channels(3)
-    with pytest.raises(ValueError, match="in_channels=4: recipes read images of 3 channels"):
-        check_channels(4)

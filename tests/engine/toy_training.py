@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -80,8 +81,10 @@ def experiment(
         test_loaders={DATA: list} if tested else {},
         options=TrainOptions(**(defaults | options)),
         config_text=config,
-        settings=None,
+        settings=SimpleNamespace(train_sets=(), test_sets=()),
         given=None,
+        with_settings=None,
+        skeleton=None,
     )
 
 
