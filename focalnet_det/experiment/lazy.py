@@ -11,7 +11,6 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..errors import EXPECTED
 from .lazy_overrides import SECTIONS, apply_overrides
 from .lazy_tree import calls
 from .length import Length, follow_override
@@ -51,7 +50,7 @@ def load_code(path: Path, overrides: list[str]) -> DictConfig:
     """
     try:
         cfg = LazyConfig.load(str(path))
-    except EXPECTED:
+    except (ValueError, KeyError, TypeError, OSError, ImportError):
         raise
     except Exception as error:  # a .py config is code, and fails as code does
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}.") from error
