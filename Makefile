@@ -16,7 +16,7 @@ help:
 	@echo "make test       every check and test (no GPU needed)"
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make zoo-check  trains small recipes on the generated data, each up to its bar"
-	@echo "make soak       kills and resumes two trainings 30 times each"
+	@echo "make soak       kills trainings 200 times, and runs one for long: about an hour"
 	@echo "make gpu-test   on a GPU: kernels, compilers, a step of each model"
 	@echo "make lint       ruff and mypy"
 	@echo "make install    only the installation, into $(ENV_DIR); the others do it themselves"
@@ -56,8 +56,11 @@ test: lint
 test-fast: install-tests
 	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
+soak: export OMP_NUM_THREADS = 1
+
 soak: install-tests
-	SOAK_KILLS=30 OMP_NUM_THREADS=1 $(PY) -m pytest -k killed_and_resumed
+	SOAK_KILLS=100 $(PY) -m pytest -n 2 -rP -k "killed_and_resumed"
+	SOAK_KILLS=100 SOAK_ITERATIONS=2000 $(PY) -m pytest -n 2 -rP -k "random_kills or nothing_grows"
 
 gpu-test: install-tests
 	$(PY) -m pytest -m gpu tests/ops

@@ -24,6 +24,7 @@ setup(
         "torchvision>=0.19",
         "numpy>=1.24",
         "pillow>=9.1",
+        "safetensors>=0.4.3",
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.9,<0.2",
         "omegaconf>=2.1,<2.4",
@@ -45,9 +46,9 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist",
+            "hypothesis>=6",
             "timm>=1.0.9",
             "transformers>=4.57,<6",
-            "safetensors>=0.4",
             "ruff",
             "mypy",
         ],

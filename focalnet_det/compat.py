@@ -15,18 +15,36 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from detectron2.layers import ShapeSpec
     from detectron2.structures import ImageList
     from torch import Tensor, nn
 
+Call = TypeVar("Call", bound=Callable[..., Any])
+
 INSTALL_HINT = "run `make install`, or `python tools/install_detectron2.py` from a checkout"
 
 
+def renamed(function: Call, old: str, new: str) -> Call:
+    """Return a function that warns of its new name at each call.
+
+    Args:
+        function: what the old name did.
+        old, new: with the names of their modules.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        warnings.warn(f"{old} is now {new}.", DeprecationWarning, stacklevel=2)
+        return function(*arguments, **options)
+
+    return cast(Call, call)
+
+
 def package_folder(name: str) -> Path | None:
-    """Folder of an installed package, found without importing it; None if it is absent.
+    """Return the folder of an installed package, found without importing it; None if it is absent.
 
     A folder without `__init__.py`, such as a clone beside the script, is no package.
     """
@@ -53,7 +71,7 @@ def require_detectron2() -> None:
 
 
 def uses_removed_numpy_aliases(folder: Path) -> bool:
-    """Whether the Detectron2 in `folder` is the unedited v0.6 and numpy no longer has np.int."""
+    """Return whether a Detectron2 is the unedited v0.6 and numpy no longer has np.int."""
     source = folder / "data" / "build.py"
     if not source.is_file() or not re.search(r"\bnp\.int\b", source.read_text(encoding="utf-8")):
         return False
@@ -71,8 +89,6 @@ def apply_shims() -> None:
     silence_import_warnings()
     fill_pillow_linear()
     import_model_zoo()
-    allow_ddp_on_cpu()
-    note_image_sizes()
 
 
 def silence_import_warnings() -> None:
@@ -82,7 +98,7 @@ def silence_import_warnings() -> None:
 
 
 def fill_pillow_linear() -> None:
-    """Pillow 10 removed LINEAR, the old name of BILINEAR; v0.6 reads it while it is imported."""
+    """Give Pillow the name LINEAR of BILINEAR, which v0.6 reads and Pillow 10 removed."""
     from PIL import Image
 
     if not hasattr(Image, "LINEAR"):
@@ -113,71 +129,33 @@ def stand_in_pkg_resources() -> Iterator[None]:
 
 
 def resource_filename(package: str, name: str) -> str:
-    """Path of a file inside an installed package."""
+    """Return the path of a file inside an installed package."""
     folder = package_folder(package)
     if folder is None:
         raise ModuleNotFoundError(f"No package named {package!r}.")
     return str(folder / name)
 
 
-def allow_ddp_on_cpu() -> None:
-    """Wrap Detectron2's `create_ddp_model`, which passes GPU numbers for models on the CPU too."""
-    engine: Any = importlib.import_module("detectron2.engine")
-    defaults: Any = importlib.import_module("detectron2.engine.defaults")
-    original = defaults.create_ddp_model
-    if getattr(original, "allows_cpu", False):
-        return
+def create_ddp_model(model: "nn.Module", **options: Any) -> "nn.Module":
+    """Wrap a model for data-parallel training, on a CPU too; one process gets the model itself.
 
-    @functools.wraps(original)
-    def create_ddp_model(model: "nn.Module", **kwargs: Any) -> "nn.Module":
-        if not any(parameter.is_cuda for parameter in model.parameters()):
-            kwargs.setdefault("device_ids", None)
-        wrapped: nn.Module = original(model, **kwargs)
-        return wrapped
+    Detectron2's function passes the number of a GPU for models on the CPU as well.
 
-    create_ddp_model.allows_cpu = True  # type: ignore[attr-defined]
-    defaults.create_ddp_model = create_ddp_model
-    engine.create_ddp_model = create_ddp_model
-
-
-def note_image_sizes() -> None:
-    """Let every `ImageList` note the sizes of its images on its tensor, for `image_sizes_of`.
-
-    Every meta-architecture passes that tensor to its backbone, and nothing else; so a backbone can
-    tell images from padding under all of them.
+    Args:
+        model: on the device that it is to be trained on.
+        options: of ``DistributedDataParallel``, and ``fp16_compression`` of Detectron2.
     """
-    import torch
-
-    image_list: Any = importlib.import_module("detectron2.structures.image_list").ImageList
-    if getattr(image_list.__init__, "notes_sizes", False):
-        return
-
-    # TorchScript compiles this function, by this name and with these types.
-    def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]):  # type: ignore[no-untyped-def]
-        self.tensor = tensor
-        self.image_sizes = image_sizes
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            tensor.image_sizes = image_sizes  # type: ignore[attr-defined]
-
-    __init__.notes_sizes = True  # type: ignore[attr-defined]
-    image_list.__init__ = __init__
-
-
-def with_image_sizes(tensor: "Tensor", sizes: Any) -> "Tensor":
-    """Notes (height, width) of each image of a batch, pixels without padding, on its tensor."""
-    tensor.image_sizes = sizes  # type: ignore[attr-defined]
-    return tensor
-
-
-def image_sizes_of(tensor: "Tensor") -> Any:
-    """(height, width) of each image of a batch that comes from an `ImageList`; None otherwise."""
-    return getattr(tensor, "image_sizes", None)
+    defaults: Any = importlib.import_module("detectron2.engine.defaults")
+    if not any(parameter.is_cuda for parameter in model.parameters()):
+        options.setdefault("device_ids", None)
+    wrapped: nn.Module = defaults.create_ddp_model(model, **options)
+    return wrapped
 
 
 def create_local_process_group(processes_per_machine: int) -> None:
     """Tell Detectron2 which processes share a machine, where it did not launch them itself.
 
-    To be called once in every process, after `torch.distributed` is initialised; ranks must be
+    To be called once in every process, after `torch.distributed` is initialized; ranks must be
     consecutive on each machine, as torchrun numbers them.
 
     Args:
@@ -197,14 +175,14 @@ def create_local_process_group(processes_per_machine: int) -> None:
 
 
 def feature_shape(channels: int, stride: int) -> "ShapeSpec":
-    """Shape of a feature map: a named tuple in v0.6, a dataclass in main."""
+    """Return the shape of a feature map: a named tuple in v0.6, a dataclass in main."""
     from detectron2.layers import ShapeSpec
 
     return ShapeSpec(channels=channels, stride=stride)
 
 
 def dense_head_norm(name: str) -> Callable[[int], "nn.Module"]:
-    """A norm by Detectron2's name, for its dense heads.
+    """Return a norm by Detectron2's name, for its dense heads.
 
     v0.6 tries the norm of a dense head with one channel, which GroupNorm refuses today.
     """
@@ -219,7 +197,7 @@ def dense_head_norm(name: str) -> Callable[[int], "nn.Module"]:
 
 
 def has_padding_constraints() -> bool:
-    """Whether this Detectron2 knows padding constraints (main does, v0.6 does not)."""
+    """Return whether this Detectron2 knows padding constraints (main does, v0.6 does not)."""
     from detectron2.structures import ImageList
 
     return "padding_constraints" in inspect.signature(ImageList.from_tensors).parameters

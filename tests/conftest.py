@@ -1,10 +1,13 @@
 """Fixtures of every test: fixed seeds, one thread, and the real data where it is at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from focalnet_det.ops.kernels import capabilities
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -19,9 +22,30 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=capabilities.LEVELS)
+def every_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Types are chosen as on a CPU with one set of instructions after the other; its name."""
+    chosen = capabilities.LEVELS[request.param].capabilities
+    monkeypatch.setattr(capabilities, "cpu", lambda: chosen)
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of small real data sets beside the repository: ``../shared/data``."""
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data sets are missing: no folder ../shared/data beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture
+def forget_data_sets() -> Iterator[None]:
+    """Takes the data sets that a test registers out of Detectron2's catalogs afterwards."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before[0]:
+        DatasetCatalog.remove(name)
+    for name in set(MetadataCatalog.list()) - before[1]:
+        MetadataCatalog.pop(name, None)

@@ -175,13 +175,8 @@ class Recorder:
 
 def test_ddp_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    engine = add_module(monkeypatch, "detectron2.engine", create_ddp_model=recorder)
-    defaults = add_module(monkeypatch, "detectron2.engine.defaults", create_ddp_model=recorder)
-    compat.allow_ddp_on_cpu()
-    wrapper = defaults.create_ddp_model
-    compat.allow_ddp_on_cpu()
-    assert engine.create_ddp_model is defaults.create_ddp_model is wrapper  # wrapped once
-
+    add_module(monkeypatch, "detectron2.engine.defaults", create_ddp_model=recorder)
+    wrapper = compat.create_ddp_model
     on_gpu = types.SimpleNamespace(parameters=lambda: [types.SimpleNamespace(is_cuda=True)])
     assert wrapper(torch.nn.Linear(2, 2), broadcast_buffers=False) == "wrapped"
     wrapper(on_gpu, fp16_compression=True)
@@ -275,13 +270,14 @@ def test_feature_shape_of_the_installed_detectron2() -> None:
     assert (shape.channels, shape.stride) == (96, 4)
 
 
-def test_shims_on_the_installed_detectron2() -> None:
+def test_shims_patch_nothing_of_the_installed_detectron2() -> None:
     pytest.importorskip("detectron2")
     compat.apply_shims()
     from detectron2.engine import defaults
+    from detectron2.structures import ImageList
 
-    first = defaults.create_ddp_model
-    compat.apply_shims()
-    assert defaults.create_ddp_model is first
+    for function in (defaults.create_ddp_model, ImageList.__init__):
+        assert function.__module__ in ("detectron2.engine.defaults", ImageList.__module__)
+        assert not hasattr(function, "__wrapped__")
     model = torch.nn.Linear(2, 2)
-    assert first(model) is model  # one process: nothing to wrap
+    assert compat.create_ddp_model(model) is model  # one process: nothing to wrap

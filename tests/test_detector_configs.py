@@ -14,7 +14,7 @@ from test_configs import CONFIGS, LEAVES, read, without_memory
 from torch import nn
 from torchvision.models import resnet50, swin_t
 
-from focalnet_det.engine.experiment import load_config
+from focalnet_det.experiment import load_config
 from focalnet_det.heads.cascade import MmdetCascadeROIHeads
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetRetinaNet, MmdetRPN
 

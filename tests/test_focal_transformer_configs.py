@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from test_configs import CONFIGS, LEAVES, read, without_memory
 from torch import nn
 
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.experiment import load_config, read_experiment
 
 # Millions of parameters; box AP and mask AP, or mIoU at one and at several scales.
 # Source: README.md of microsoft/Focal-Transformer.

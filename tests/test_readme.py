@@ -34,12 +34,14 @@ def test_plain_pytorch_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_detectron2_lines_build_a_model() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
-    from detectron2.model_zoo import model_zoo
-    from detectron2.modeling import build_model
     from yaml import safe_load
 
     scope: dict = {}
     exec(next(block for block in blocks("python") if "get_cfg" in block), scope)
+    # After our package, without which main's model zoo may not import.
+    from detectron2.model_zoo import model_zoo
+    from detectron2.modeling import build_model
+
     cfg = scope["cfg"]
     zoo = model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     cfg.merge_from_file(zoo)

@@ -57,7 +57,7 @@ def load(args: argparse.Namespace) -> tuple["StagedBackbone", dict[str, int]]:
     if args.config_file is None:
         with torch.device("meta"):
             return create_backbone(args.variant), {}
-    from focalnet_det.engine.experiment import load_config, read_experiment
+    from focalnet_det.experiment import load_config, read_experiment
 
     model = read_experiment(load_config(args.config_file, [])).model()
     for module in model.modules():

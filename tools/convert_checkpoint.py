@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts a checkpoint from any public layout to another, without changing a number."""
+"""Convert a checkpoint from any public layout to another, without changing a number."""
 
 import argparse
 

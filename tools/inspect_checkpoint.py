@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says what a checkpoint is: layout, variant, levels, windows, head, precision, training step."""
+"""Say what a checkpoint is: layout, variant, levels, windows, head, precision, training step."""
 
 import argparse
 import dataclasses
@@ -30,6 +30,7 @@ def print_lines(found: "Inspection") -> None:
 
     lines = {
         "file": found.origin,
+        "this is": found.architecture,
         "layout": LAYOUTS[found.layout].title if found.layout else "unknown",
         "family": found.family,
         "method": found.method,
@@ -43,6 +44,7 @@ def print_lines(found: "Inspection") -> None:
         "parameters": f"{found.parameters:,}",
         "precision": ", ".join(found.precision),
         "training": ", ".join(f"{name} {value}" for name, value in found.progress.items()),
+        "left out, not run": ", ".join(found.ignored[:8]) + (", ..." if found.ignored[8:] else ""),
     }
     for title, value in lines.items():
         if value not in (None, ""):

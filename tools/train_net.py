@@ -3,7 +3,7 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 EXAMPLES = """examples:
   # the published recipe, on 8 GPUs, COCO under $DETECTRON2_DATASETS
@@ -30,22 +30,66 @@ EXAMPLES = """examples:
       --val-sem-images val --val-sem-labels val_labels \\
       --classes classes.txt --first-label 1
 
+  # a small box detector for data without masks
+  tools/train_net.py --config-file configs/COCO-Detection/retinanet_focalnet_nano_fpn_small.py \\
+      --coco-json train.json --images train_images --val-json val.json --val-images val_images
+
+  # the same run again: a run saves its whole config, its data included
+  tools/train_net.py --config-file output/mine/config.yaml --output output/again
+
   # evaluate what a run has saved
   tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=output/model_final.pth
 """
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of the tools are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (--help lists the options)")
+
+
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help=".py, .yaml, or a run's config.yaml"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the initial weights")
     parser.add_argument("--output", metavar="DIR", help="output folder, instead of the config's")
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete an earlier run in the output folder; without it, its files are moved aside",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same numbers each time, on GPUs too"
+    )
+    parser.add_argument(
         "--report", action="store_true", help="an HTML page per test set at the end"
     )
+    add_data_options(parser)
+    scale = parser.add_argument_group("several GPUs")
+    scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
+    scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")
+    scale.add_argument("--num-machines", type=int, default=1, metavar="M")
+    scale.add_argument("--machine-rank", type=int, default=0, metavar="R")
+    scale.add_argument("--dist-url", default="auto", metavar="URL", help="of the first machine")
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        help="overrides: key=value for a .py config, KEY VALUE for a .yaml config",
+    )
+    # Options may follow overrides.
+    return parser.parse_intermixed_args()
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("your own data, COCO format (repeatable)")
     several: dict[str, Any] = {"action": "append", "default": []}
     data.add_argument("--coco-json", metavar="FILE", help="training annotations", **several)
@@ -71,18 +115,6 @@ def parse_args() -> argparse.Namespace:
         choices=(0, 1),
         help="value of the first class; with 1, 0 is none",
     )
-    scale = parser.add_argument_group("several GPUs")
-    scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
-    scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")
-    scale.add_argument("--num-machines", type=int, default=1, metavar="M")
-    scale.add_argument("--machine-rank", type=int, default=0, metavar="R")
-    scale.add_argument("--dist-url", default="auto", metavar="URL", help="of the first machine")
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        help="overrides: key=value for a .py config, KEY VALUE for a .yaml config",
-    )
-    return parser.parse_args()
 
 
 def main() -> None:

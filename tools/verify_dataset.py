@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 EXAMPLES = """examples:
+  tools/verify_dataset.py --coco-json train.json --images train/ \\
+      --val-json val.json --val-images val/
+  tools/verify_dataset.py --coco-json train.json --images train/ --fix repaired.json
   tools/verify_dataset.py --sem-images train --sem-labels train_labels --classes classes.txt
   tools/verify_dataset.py --sem-images images/training --sem-labels annotations/training \\
       --classes objectInfo150.txt
@@ -18,6 +21,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    coco = parser.add_argument_group("COCO files of instances or keypoints")
+    coco.add_argument("--coco-json", metavar="FILE")
+    coco.add_argument("--val-json", metavar="FILE", help="also check it, with --val-images")
+    coco.add_argument("--fix", metavar="FILE", help="write a copy with the repairs that are safe")
     labels = parser.add_argument_group("folders of images and label maps")
     labels.add_argument("--sem-images", metavar="DIR")
     labels.add_argument("--sem-labels", metavar="DIR")
@@ -27,35 +34,59 @@ def parse_args() -> argparse.Namespace:
     segments = parser.add_argument_group("COCO panoptic files")
     segments.add_argument("--panoptic-json", metavar="FILE")
     segments.add_argument("--panoptic-root", metavar="DIR", help="default: as in COCO's archives")
-    segments.add_argument("--images", metavar="DIR")
+    parser.add_argument("--images", metavar="DIR", help="of --coco-json or --panoptic-json")
+    parser.add_argument("--val-images", metavar="DIR", help="also look for images that are in both")
     args = parser.parse_args()
-    given = [all((args.sem_images, args.sem_labels, args.classes)), bool(args.panoptic_json)]
-    if sum(given) != 1 or (args.panoptic_json and not args.images):
-        parser.error(
-            "name label folders (--sem-images, --sem-labels, --classes) or panoptic files "
-            "(--panoptic-json, --images)"
-        )
+    check_options(parser, args)
     return args
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    folders = (args.sem_images, args.sem_labels, args.classes)
+    kinds = [bool(args.coco_json), any(folders), bool(args.panoptic_json)]
+    if sum(kinds) != 1 or (not any(folders) and not args.images) or (kinds[1] and not all(folders)):
+        parser.error(
+            "name a COCO file (--coco-json, --images), label folders (--sem-images, --sem-labels, "
+            "--classes) or panoptic files (--panoptic-json, --images)"
+        )
+    if args.coco_json and bool(args.val_json) != bool(args.val_images):
+        parser.error("--val-json FILE and --val-images DIR belong together")
+    if (args.fix or args.val_json) and not args.coco_json:
+        parser.error("--fix and --val-json are for --coco-json")
 
 
 def main() -> int:
     args = parse_args()
     from focalnet_det.data.verify import report
 
+    findings = find(args)
+    print(report(findings))
+    if args.fix:
+        from focalnet_det.data.doctor.coco import fix_coco
+
+        done = fix_coco(Path(args.coco_json), Path(args.images), Path(args.fix))
+        print("\n".join([f"Written: {args.fix}", *done]) if done else "Nothing had to be repaired.")
+    return int(any(finding.fatal for finding in findings))
+
+
+def find(args: argparse.Namespace) -> list:
+    if args.coco_json:
+        from focalnet_det.data.doctor.coco import verify_coco
+
+        options = [args.coco_json, args.images, args.val_json, args.val_images]
+        return verify_coco(*(None if option is None else Path(option) for option in options))
     if args.panoptic_json:
-        from focalnet_det.data.verify_panoptic import verify_panoptic
-        from focalnet_det.engine.own_panoptic import default_root
+        from focalnet_det.data.doctor.folders import verify_panoptic_set
+        from focalnet_det.experiment.arguments import default_root
 
         root = args.panoptic_root or default_root(args.panoptic_json)
-        findings = verify_panoptic(Path(args.panoptic_json), Path(root), Path(args.images))
-    else:
-        from focalnet_det.data.semantic import read_class_list
-        from focalnet_det.data.verify import verify_sem_seg
+        folders = Path(args.panoptic_json), Path(root), Path(args.images)
+        return verify_panoptic_set(*folders, args.val_images)
+    from focalnet_det.data.doctor.folders import verify_folders
+    from focalnet_det.data.semantic import read_class_list
 
-        classes = read_class_list(args.classes, args.first_label)
-        findings = verify_sem_seg(args.sem_images, args.sem_labels, classes)
-    print(report(findings))
-    return int(any(finding.fatal for finding in findings))
+    classes = read_class_list(args.classes, args.first_label)
+    return verify_folders(args.sem_images, args.sem_labels, classes, args.val_images)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from focalnet_det.engine.solver import adamw as build_adamw
+from focalnet_det.experiment.solver import adamw as build_adamw
 
 # Swin's own recipe exempts its position biases too; the norm after its patches has no such name.
 NO_DECAY_SWIN = ("norm", "relative_position_bias_table", "features.0.2.")

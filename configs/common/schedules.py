@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from focalnet_det.engine.solver import Schedule
+from focalnet_det.experiment.solver import Schedule
 
 # Epochs and the epochs after which the rate drops by 10: the first two as published for FocalNet
 # ("3x" is 36 epochs), the last as Detectron2 has it with large-scale jitter.

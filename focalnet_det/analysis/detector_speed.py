@@ -23,8 +23,8 @@ from detectron2.utils.events import EventStorage
 from ..data.datasets import register_shapes
 from ..data.shapes import make_shapes
 from ..data.shapes_scene import THING_CLASSES
-from ..engine.experiment import load_config, read_experiment
-from ..engine.train import Trainer
+from ..engine.trainer import Trainer
+from ..experiment import load_config, read_experiment
 
 # Steps with the profiler, after those that are timed.
 PROFILED = 5

@@ -9,7 +9,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..engine.experiment import load_config
+from ..experiment import load_config
 from .peers import Contender
 
 # About what COCO has.

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from ..atomic import replacing
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "configs/COCO-InstanceSegmentation"
 COMMON = "--device cuda --dtype bfloat16 --compile --peers timm transformers swin convnext resnet"
@@ -101,14 +103,13 @@ def _finished(name: str, file: Path, command: list[str], **variables: str) -> bo
         print(f"{name}: taken from {file}; delete it to measure again")
         return True
     print(f"{name}: {' '.join(command)}", flush=True)
-    partial = file.with_suffix(".part")
-    partial.unlink(missing_ok=True)
-    command = [str(partial) if part == str(file) else part for part in command]
-    done = subprocess.run(command, env=os.environ | variables)
-    if done.returncode or not partial.exists():
-        print(f"{name}: failed with exit status {done.returncode}", file=sys.stderr)
+    try:
+        with replacing(file, durable=False) as partial:
+            command = [str(partial) if part == str(file) else part for part in command]
+            subprocess.run(command, env=os.environ | variables, check=True)
+    except (subprocess.CalledProcessError, OSError) as error:
+        print(f"{name}: failed ({error})", file=sys.stderr)
         return False
-    partial.rename(file)
     return True
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.stages import StagedBackbone
-from ..compat import image_sizes_of, with_image_sizes
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,7 @@ def extra_padding(model: nn.Module, pixels: int) -> Iterator[None]:
     def pad(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         x = arguments[0]
         bottom, right = (-(-(side + pixels) // divisor) * divisor - side for side in x.shape[-2:])
-        padded = F.pad(x, (0, right, 0, bottom))
-        return (with_image_sizes(padded, image_sizes_of(x)), *arguments[1:])
+        return (F.pad(x, (0, right, 0, bottom)), *arguments[1:])
 
     handle = backbone.register_forward_pre_hook(pad)
     try:

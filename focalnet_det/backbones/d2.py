@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..compat import apply_shims, feature_shape, image_sizes_of, require_detectron2
+from ..compat import apply_shims, feature_shape, require_detectron2
 
 require_detectron2()
 apply_shims()
@@ -14,6 +14,7 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.layers import ShapeSpec  # noqa: E402
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
 
+from ..layers.padded_batch import current_batch  # noqa: E402
 from ..necks.fpn import build_fpn, build_retinanet_fpn  # noqa: E402
 from .build import arguments_of, backbone_arguments, backbone_class  # noqa: E402
 from .focal_transformer import FocalTransformer, FocalTransformerV2  # noqa: E402
@@ -36,16 +37,26 @@ class StagedDetectron2Backbone(StagedBackbone, Backbone):
         x: Tensor | ComputedFeatures,
         image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> dict[str, Tensor]:
-        """Multi-scale features.
+        """Return the features of a batch of images, see :class:`StagedBackbone`.
 
-        With ``valid_context`` the sizes may be those that an ``ImageList`` noted.
-
-        Raises: ValueError if they are noted nowhere.
+        Args:
+            x: (N, C, H, W), or features that are returned as they are.
+            image_sizes: (height, width) of each image in pixels, without its padding. With
+                ``valid_context`` the default is those of the current batch, which
+                `ignore_batch_padding` gives in every call of a model.
+        Raises: ValueError if ``valid_context`` has no sizes.
         """
         if isinstance(x, ComputedFeatures):
             return x
         if self.valid_context and image_sizes is None:
-            image_sizes = image_sizes_of(x)
+            batch = current_batch()
+            if batch is None:
+                raise ValueError(
+                    "This backbone was built with valid_context=True: call it with image_sizes, "
+                    "or prepare its detector with "
+                    "focalnet_det.heads.batch_padding.ignore_batch_padding(model)."
+                )
+            image_sizes = batch.image_sizes
         return super().forward(x, image_sizes)
 
     def output_shape(self) -> dict[str, ShapeSpec]:

@@ -14,6 +14,7 @@ from ..ops.kernels.parameters import Affine, MlpWeights
 from ..ops.kernels.training import Residual
 from .focal_attention import FocalAttention, NearestAttention, WindowAttention
 from .stages import StagedBackbone
+from .validation import check_transformer_arguments
 
 
 class FocalTransformerBlock(nn.Module):
@@ -93,7 +94,7 @@ class FocalTransformer(StagedBackbone):
         in_channels, embed_dim, depths, conv_embed, drop_rate, drop_path_rate, out_features,
             output_norm, frozen_stages, activation_checkpointing, stem_padding: see
             :class:`StagedBackbone`.
-    Raises: ValueError on inconsistent arguments.
+    Raises: ValueError for a value that is out of range or does not fit the others.
     Source: arXiv:2107.00641; microsoft/Focal-Transformer:classification/focal_transformer.py.
     """
 
@@ -118,15 +119,7 @@ class FocalTransformer(StagedBackbone):
         valid_context: bool = False,
         stem_padding: int = 2,
     ) -> None:
-        _check_stages(embed_dim, window_size, depths=depths, num_heads=num_heads,
-                      focal_windows=focal_windows)  # fmt: skip
-        if not 0 <= 2 * expand_size <= window_size:
-            raise ValueError(
-                "expand_size must lie in 0 .. window_size / 2, or the published four shifts leave "
-                f"gaps; got {expand_size} with windows of {window_size}."
-            )
-        if any(side < 1 or side % 2 == 0 for side in focal_windows):
-            raise ValueError(f"focal_windows must be odd, got {tuple(focal_windows)}.")
+        check_transformer_arguments(locals())  # by name, as they were given
 
         def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
             attention = FocalAttention(
@@ -171,7 +164,7 @@ class FocalTransformerV2(StagedBackbone):
         in_channels, embed_dim, depths, conv_embed, drop_rate, drop_path_rate, out_features,
             output_norm, frozen_stages, activation_checkpointing, stem_padding: see
             :class:`StagedBackbone`.
-    Raises: ValueError on inconsistent arguments.
+    Raises: ValueError for a value that is out of range or does not fit the others.
     Source: microsoft/Focal-Transformer:classification/focal_transformer_v2.py.
     """
 
@@ -195,9 +188,7 @@ class FocalTransformerV2(StagedBackbone):
         valid_context: bool = False,
         stem_padding: int = 2,
     ) -> None:
-        _check_stages(embed_dim, window_size, depths=depths, num_heads=num_heads)
-        if top_k < 1:
-            raise ValueError(f"top_k must be 1 or more, got {top_k}.")
+        check_transformer_arguments(locals())  # by name, as they were given
 
         def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
             attention = NearestAttention(
@@ -223,20 +214,3 @@ class FocalTransformerV2(StagedBackbone):
             patch_size=4,
             stem_padding=stem_padding,
         )
-
-
-def _check_stages(embed_dim: int, window_size: int, **stages: Sequence[int]) -> None:
-    counts = {name: len(values) for name, values in stages.items()}
-    if len(set(counts.values())) > 1:
-        entries = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ValueError(f"One entry per stage is needed in each of: {entries} entries.")
-    if any(depth < 1 for depth in stages["depths"]):
-        raise ValueError("depths must be 1 or more in every stage.")
-    if window_size < 3 or window_size % 2 == 0:
-        raise ValueError(f"window_size must be odd, 3 or more, got {window_size}.")
-    for stage, heads in enumerate(stages["num_heads"]):
-        dim = embed_dim * 2**stage
-        if heads < 1 or dim % heads:
-            raise ValueError(
-                f"Stage {stage + 1} has {dim} channels, not a multiple of {heads} heads."
-            )

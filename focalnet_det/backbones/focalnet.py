@@ -21,6 +21,7 @@ from ..ops import aggregate_contexts, dispatch, fused
 from ..ops.kernels.parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
 from ..ops.kernels.training import Residual
 from .stages import StagedBackbone
+from .validation import check_arguments
 
 
 class FocalModulation(nn.Module):
@@ -261,7 +262,7 @@ class FocalNet(StagedBackbone):
         patch_size: stride of the stem.
         stem_padding: of the ``conv_embed`` stem; 2 as in the classification code that made the
             published weights, 3 as in the official detection file.
-    Raises: ValueError on inconsistent arguments.
+    Raises: ValueError for a value that is out of range or does not fit the others.
     Source: arXiv:2203.11926; microsoft/FocalNet:classification/focalnet.py, and
     FocalNet/FocalNet-DINO:models/dino/focal.py for the large models as detection backbones.
     """
@@ -291,7 +292,7 @@ class FocalNet(StagedBackbone):
         patch_size: int = 4,
         stem_padding: int = 2,
     ) -> None:
-        _check_stages(depths, focal_levels, focal_windows)
+        check_arguments(locals())  # by name, as they were given
 
         def make_block(stage: int, dim: int, rate: float) -> FocalNetBlock:
             return FocalNetBlock(
@@ -324,17 +325,3 @@ class FocalNet(StagedBackbone):
             patch_size=patch_size,
             stem_padding=stem_padding,
         )
-
-
-def _check_stages(
-    depths: Sequence[int], focal_levels: Sequence[int], focal_windows: Sequence[int]
-) -> None:
-    if not len(depths) == len(focal_levels) == len(focal_windows):
-        raise ValueError(
-            "depths, focal_levels and focal_windows need one entry per stage, got "
-            f"{len(depths)}, {len(focal_levels)} and {len(focal_windows)} entries."
-        )
-    if any(depth < 1 for depth in depths) or any(level < 0 for level in focal_levels):
-        raise ValueError("depths must be 1 or more and focal_levels 0 or more in every stage.")
-    if any(window < 1 or window % 2 == 0 for window in focal_windows):
-        raise ValueError(f"focal_windows must be odd, got {tuple(focal_windows)}.")

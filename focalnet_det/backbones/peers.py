@@ -60,7 +60,7 @@ class SwinBackbone(Backbone):
                 self.add_module(f"norm{i}", nn.LayerNorm(self.channels[name]))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> {name: (N, C, ceil(H / stride), ceil(W / stride))}."""
+        """Map (N, 3, H, W) to {name: (N, C, ceil(H / stride), ceil(W / stride))}."""
         x = self.features[0](pad_to_multiple(x, 4))
         features = {}
         for i, name in enumerate(NAMES):
@@ -72,7 +72,7 @@ class SwinBackbone(Backbone):
         return features
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each returned feature."""
+        """Return channels and stride of each returned feature."""
         strides = {name: 4 * 2**i for i, name in enumerate(NAMES)}
         return {
             name: feature_shape(channels=self.channels[name], stride=strides[name])
@@ -83,7 +83,7 @@ class SwinBackbone(Backbone):
 def resnet_backbone(
     *, depth: int = 50, out_features: Sequence[str] | None = None, freeze_at: int = 2
 ) -> ResNet:
-    """Detectron2's ResNet for RGB images and weights of torchvision's layout (stride in the 3x3).
+    """Build Detectron2's ResNet for RGB images, with torchvision's stride in the 3x3.
 
     Args:
         depth: 50, 101, ...

@@ -1,7 +1,7 @@
-"""Reading, inspecting, converting and loading of published and own weights."""
+"""Read, inspect, convert and load published and own weights."""
 
 from .convert import Conversion, convert_checkpoint, convert_state_dict
-from .files import Checkpoint, read_checkpoint, read_state_dict, write_state_dict
+from .files import Checkpoint, check_file, read_checkpoint, read_state_dict, write_state_dict
 from .growth import advance_growth
 from .inspect import Inspection, inspect_checkpoint
 from .layouts import LAYOUTS
@@ -16,6 +16,7 @@ __all__ = [
     "Inspection",
     "LoadReport",
     "advance_growth",
+    "check_file",
     "convert_checkpoint",
     "convert_state_dict",
     "inspect_checkpoint",

@@ -1,19 +1,23 @@
-"""From one layout to another: state dicts and files."""
+"""Convert state dicts and files from one layout to another."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..atomic import write_text
 from ..backbones.variants import FOCALNETS
-from .detectors import METHODS, find_method, find_own_method, to_detectron2, to_public
+from .architecture import infer_architecture
+from .detectors import METHODS, find_own_method, find_public_method, to_detectron2, to_public
 from .files import read_checkpoint, unwrap, write_state_dict
+from .fit import value_problem
 from .focal_transformer import MODULES, is_focal_transformer
-from .inspect import match_variant, visible_shapes
 from .layouts import LAYOUTS
+from .peers import find_family
+from .shapes import match_variant, visible_shapes
 from .translate import is_post_norm, translate, write
 from .zoo import resolve_weights
 
@@ -45,7 +49,7 @@ class Conversion:
 
 
 def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
-    """Translates a state dict; values are never changed.
+    """Translate a state dict; values are never changed.
 
     Methods with a table in ``detectors.py`` go to Detectron2 and back as a whole; of other models,
     and to other layouts, the backbone alone.
@@ -53,11 +57,20 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
     Args:
         tensors: in any layout of ``LAYOUTS``.
         to: "official", "timm", "huggingface", "detectron2", or "mmdet" or "mmseg" for whole models.
-    Raises: ValueError if a name is in no row, or the layout cannot be written.
+    Raises: ValueError if a name is in no row, the layout cannot be written, or a weight is not
+        finite or no floating-point number.
     """
+    public = to == "detectron2" and find_public_method(tensors) is not None
+    if find_family(tensors) is not None and not public:
+        raise ValueError(
+            f"This is {infer_architecture(tensors)}: FocalNets and Focal Transformers are "
+            "converted here, and models of mmdet's layout to detectron2. Its file loads as it is."
+        )
     if to in DETECTOR_LAYOUTS:
+        _check_values(tensors.items())
         return Conversion("detectron2", _to_public(tensors, to))
-    if to == "detectron2" and find_method(tensors) is not None:
+    if public:
+        _check_values(tensors.items())
         converted, layout = to_detectron2(tensors)
         return Conversion(layout, converted)
     translation = translate(tensors)
@@ -67,13 +80,26 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
             f"{translation.unknown[0]} is in no row of {LAYOUTS[translation.layout].title} names"
             + (f" (and {more} more)." if more else ".")
         )
+    renamed, backbone = translation.renamed, translation.backbone
     known = LAYOUTS[to].modules if to in LAYOUTS else ()
-    if is_focal_transformer(translation.backbone) and not set(MODULES) <= set(known):
+    if is_focal_transformer(backbone) and not set(MODULES) <= set(known):
         raise ValueError(f"There are no Focal Transformers in {to!r} files.")
+    _check_values((renamed.get(name, name), tensor) for name, tensor in backbone.items())
     written, homeless = write(translation.backbone, to)
     dropped = {translation.renamed.get(name, name): rule for name, rule in homeless.items()}
     outside = dict.fromkeys(translation.others, "outside the backbone")
     return Conversion(translation.layout, written, translation.dropped | dropped | outside)
+
+
+def _check_values(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that tensors are weights.
+
+    Raises: ValueError that names the first that is none and counts the others.
+    """
+    problems = [p for p in (value_problem(name, tensor) for name, tensor in tensors) if p]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"Nothing was converted: {problems[0]}{more}.")
 
 
 def _to_public(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -91,7 +117,7 @@ def _to_public(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 def convert_checkpoint(
     source: str | Path | Mapping[str, Any], output: str | Path, to: str
 ) -> Conversion:
-    """Converts a file; see :func:`convert_state_dict`.
+    """Convert a file; see :func:`convert_state_dict`.
 
     Args:
         source: path, URL, registered name or state dict.
@@ -114,12 +140,12 @@ def convert_checkpoint(
         config = huggingface_config(translate(conversion.tensors).backbone)
     write_state_dict(output, conversion.tensors, container)
     if config is not None:
-        output.with_name("config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_text(output.with_name("config.json"), json.dumps(config, indent=2) + "\n")
     return conversion
 
 
 def huggingface_config(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of transformers' FocalNetConfig for official names and shapes.
+    """Return the fields of transformers' FocalNetConfig for official names and shapes.
 
     Raises: ValueError if transformers cannot express the network.
     """

@@ -1,6 +1,6 @@
-"""Whole models of mmdet's and mmseg's layouts to Detectron2's names and back.
+"""Rename whole models of mmdet's and mmseg's layouts to Detectron2's names and back.
 
-One table of rows per method; which one a file belongs to is told by its names.
+One table of rows per method; which one a file belongs to is told by ``architecture.py``.
 
 For R-CNNs every tensor keeps its shape and order: both sides flatten RoI features as
 (C, 7, 7), order anchors by ratio, deltas as dx dy dw dh per class, and put the background last
@@ -17,7 +17,9 @@ from functools import cache
 
 from torch import Tensor
 
+from .architecture import find_method
 from .layouts import PAIR, Names, fill
+from .peers import translate_peer
 from .translate import translate
 
 BACKBONE = "backbone.bottom_up."
@@ -31,8 +33,8 @@ class DetectorRules:
     """How a method's parts outside the backbone are named on both sides.
 
     Attributes:
-        signature: pattern of a name that only this method has in its public layout.
         layout: of the public files, "mmdet" or "mmseg".
+        companion: pattern of a name that tells them from Detectron2's.
         backbone: prefix of the backbone in Detectron2's names.
         modules: public module -> Detectron2 module, with weight and bias each.
         norms: the same for batch norms.
@@ -40,9 +42,9 @@ class DetectorRules:
             is ordered differently under the same shape; one undoes the other.
     """
 
-    signature: str
     modules: Mapping[str, str]
     layout: str = "mmdet"
+    companion: str = r"(neck|roi_head|bbox_head)\."
     backbone: str = BACKBONE
     norms: Mapping[str, str] = field(default_factory=dict)
     to_detectron2: Mapping[str, Change] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class DetectorRules:
 
 
 def _fpn(levels: int, first: int) -> dict[str, str]:
-    """FPN over stages; mmdet counts from the finest one, Detectron2 names levels by stride."""
+    """Name an FPN over stages: mmdet counts from the finest, Detectron2 names levels by stride."""
     rows = {}
     for i in range(levels):
         rows[f"neck.lateral_convs.{i}.conv"] = f"backbone.fpn_lateral{i + first}"
@@ -78,7 +80,7 @@ _RPN = {
 
 
 def _cascade_stage(k: int) -> dict[str, str]:
-    """Box and mask head of a stage of the published form."""
+    """Name the box and mask head of a stage of the published form."""
     theirs, ours = f"roi_head.bbox_head.{k}", f"roi_heads.box_head.{k}"
     masks, own_masks = f"roi_head.mask_head.{k}", f"roi_heads.mask_head.{k}"
     return {
@@ -93,7 +95,7 @@ def _cascade_stage(k: int) -> dict[str, str]:
 
 
 def _other_anchor_order(tensor: Tensor) -> Tensor:
-    """Swaps ratios and sizes, three of each, in the order of anchors; its own inverse.
+    """Swap ratios and sizes, three of each, in the order of anchors; its own inverse.
 
     mmdet has the sizes of one ratio next to each other, Detectron2 the ratios of one size.
     """
@@ -104,7 +106,6 @@ _RETINANET_ORDER = {r"^head\.(cls_score|bbox_pred)\.": _other_anchor_order}
 
 METHODS: dict[str, DetectorRules] = {
     "mask_rcnn": DetectorRules(
-        signature=r"roi_head\.mask_head\.conv_logits\.weight$",
         modules={
             **_fpn(4, first=2),
             **_RPN,
@@ -121,7 +122,6 @@ METHODS: dict[str, DetectorRules] = {
         },
     ),
     "cascade_mask_rcnn": DetectorRules(
-        signature=r"roi_head\.mask_head\.0\.conv_logits\.weight$",
         modules={
             **_fpn(4, first=2),
             **_RPN,
@@ -135,7 +135,6 @@ METHODS: dict[str, DetectorRules] = {
         },
     ),
     "retinanet": DetectorRules(
-        signature=r"bbox_head\.retina_cls\.weight$",
         modules={
             **_fpn(3, first=3),
             "neck.fpn_convs.3.conv": "backbone.top_block.p6",
@@ -149,8 +148,8 @@ METHODS: dict[str, DetectorRules] = {
         to_public=_RETINANET_ORDER,
     ),
     "upernet": DetectorRules(
-        signature=r"decode_head\.psp_modules\.",
         layout="mmseg",
+        companion=r"decode_head\.",
         backbone="backbone.",
         modules={
             **{f"{theirs}.conv": f"{ours}.conv" for theirs, ours in _UPERNET_CONVS.items()},
@@ -175,17 +174,17 @@ def _rows(method: str, reading: bool) -> tuple[Names, list[str]]:
     return Names(sources), list(targets)
 
 
-def find_method(names: Iterable[str]) -> str | None:
-    """The method of a model in a public layout, None if no table fits it."""
+def find_public_method(names: Iterable[str]) -> str | None:
+    """Return the method of a model in a public layout, None if no table fits it."""
     names = list(names)
-    for method, rules in METHODS.items():
-        if any(re.match(rules.signature, name) for name in names):
-            return method
-    return None
+    method = find_method(names)
+    if method not in METHODS:
+        return None
+    return method if any(re.match(METHODS[method].companion, name) for name in names) else None
 
 
 def find_own_method(names: Iterable[str]) -> str | None:
-    """The method of a model in Detectron2's names: the one whose table has all of them."""
+    """Return the method of a model in Detectron2's names: the one whose table has all of them."""
     names = list(names)
     for method in METHODS:
         others = _outside(names, METHODS[method].backbone)
@@ -196,28 +195,28 @@ def find_own_method(names: Iterable[str]) -> str | None:
 
 
 def _outside(names: Iterable[str], backbone: str) -> list[str]:
-    """Names outside the backbone. The necks of Detectron2 are modules beside ``bottom_up``."""
+    """Return names outside the backbone; Detectron2's necks are modules beside ``bottom_up``."""
     return [n for n in names if not n.startswith((backbone, "pixel_"))]
 
 
 def to_detectron2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """A model in a public layout in Detectron2's names; anything else as it is.
+    """Return a model of a public layout in Detectron2's names; anything else as it is.
 
     Returns: the tensors, and the layout they were in ("mmdet", "mmseg" or "detectron2").
     Raises: ValueError if a name of the model is in no row.
     """
-    method = find_method(tensors)
+    method = find_public_method(tensors)
     if method is None:
         return dict(tensors), "detectron2"
     rules = METHODS[method]
-    translation = translate(tensors, rules.layout)
+    translation = translate_peer(tensors) or translate(tensors, rules.layout)
     _no_unknown(translation.unknown)
     result = {rules.backbone + name: tensor for name, tensor in translation.backbone.items()}
     return result | _renamed(translation.others, method, True, rules.to_detectron2), rules.layout
 
 
 def to_public(tensors: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
-    """The inverse of :func:`to_detectron2`, to the layout of the method's public files.
+    """Undo :func:`to_detectron2`, to the layout of the method's public files.
 
     Raises: ValueError if a name is in no row of the method's table, KeyError if it has no table.
     """

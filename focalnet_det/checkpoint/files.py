@@ -1,41 +1,29 @@
-"""Reading checkpoint files without running what is in them; writing them whole or not at all."""
+"""Read checkpoint files without running what is in them; write them whole or not at all."""
 
-import json
-import mmap
-import os
-import pickletools
-import struct
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from ..atomic import replacing
+from .formats import describe_foreign
+from .pickled import UNFIT, Content, as_tensor, read_pickles, read_zip
+from .raw import LOCAL_MAGIC
+from .unpickle import Placeholder
 
 # Where a file keeps its tensors; the teacher is what self-distillation keeps.
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "ema_model")
 # What wrappers put before every name: DistributedDataParallel, torch.compile, Lightning.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "teacher.")
+# What modules may keep beside their tensors; PyTorch's name for it.
+EXTRA_STATE = "_extra_state"
 # Progress of training, as the various trainers name it.
 PROGRESS = ("epoch", "iteration", "iter", "step", "global_step")
-# torch.save stores without compression; more than this is no honest file.
-MAX_INFLATION = 20
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-MAX_HEADER = 100_000_000
 
 
 @dataclass
@@ -47,48 +35,85 @@ class Checkpoint:
         origin: the file, for messages.
         containers: keys that led to the tensors.
         progress: such as {"epoch": 299}, where the file says so.
+        ignored: classes and functions that the file names beside its tensors; they were left out.
     """
 
     tensors: dict[str, Tensor]
     origin: str
     containers: tuple[str, ...] = ()
     progress: dict[str, int] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a file of torch.save or of safetensors, on the CPU.
+    """Read a file of torch.save or of safetensors on the CPU, running nothing that is in it.
 
-    Nothing but tensors and plain containers is unpickled, so a file cannot run code. Before that,
-    its declared sizes are held against its real ones, and its checksums are verified.
+    Tensors, arrays and plain containers are read; whatever else a file holds, such as the config
+    and the log of mmdet's, is left out, see :mod:`.unpickle`. All checksums are verified.
 
     Args:
         path: file, or a folder of Hugging Face's ``save_pretrained``.
-    Raises: ValueError if the file is missing, damaged, or holds anything else.
+    Raises: ValueError if the file is missing, damaged, of another kind, or has no state dict.
     """
     path = _file_in(Path(path))
-    if path.stat().st_size == 0:
-        raise ValueError(f"Could not read {path}: it is empty.")
-    with path.open("rb") as file:
-        start = file.read(16)
-    if path.suffix == ".safetensors" or (len(start) > 8 and start[8:10] == b'{"'):
-        return unwrap(_read_safetensors(path), str(path))
     try:
-        if zipfile.is_zipfile(path):
-            _check_zip(path)
-        else:
-            _check_legacy(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise almost anything
-        raise ValueError(
-            f"Could not read {path} as a file of tensors: it is damaged, or holds Python objects, "
-            "which are never loaded because they can run code. Save its state dict alone with "
-            f"torch.save(model.state_dict(), ...) where it was made. ({_first_line(error)})"
-        ) from error
-    checkpoint = unwrap(content, str(path))
+        content = _read_content(path)
+    except ValueError as error:
+        raise ValueError(f"Could not read {path}: {error}.") from error
+    checkpoint = unwrap(content.tree, str(path))
+    checkpoint.ignored = tuple(content.ignored)
     empty = [name for name, tensor in checkpoint.tensors.items() if tensor.is_meta]
     if empty:
         raise ValueError(f"Could not read {path}: {empty[0]} has a shape and no numbers.")
     return checkpoint
+
+
+def check_file(path: str | Path) -> str | None:
+    """Say in a phrase why a file cannot be read as a checkpoint; run nothing that is in it.
+
+    All checksums of a zip file of torch.save are verified, at the speed of reading it. Files of
+    safetensors and of torch.save before PyTorch 1.6 have none: their structure is verified.
+
+    Args:
+        path: file of torch.save or safetensors.
+    Returns: None if it is whole; otherwise a phrase for "Could not read FILE: ...", such as
+        "it is cut off" or "the checksum of archive/data/3 is wrong".
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            return "it is a folder" if path.is_dir() else "there is no such file"
+        _read_content(path)
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be opened: {error.strerror or error}"
+    return None
+
+
+def _read_content(path: Path) -> Content:
+    """Read a file of any known format.
+
+    Raises: ValueError with a phrase that says what is wrong with the file.
+    """
+    foreign = describe_foreign(path)
+    if foreign is not None:
+        raise ValueError(foreign)
+    with path.open("rb") as file:
+        start = file.read(16)
+    # Eight bytes of length, then a table.
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return _read_safetensors(path)
+    return read_zip(path) if start.startswith(LOCAL_MAGIC) else read_pickles(path)
+
+
+def _read_safetensors(path: Path) -> Content:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Content({**tensors, "__metadata__": file.metadata() or {}})
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"it is damaged or cut off ({error})") from error
 
 
 def _file_in(path: Path) -> Path:
@@ -101,102 +126,8 @@ def _file_in(path: Path) -> Path:
     return path
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
-
-
-def _check_zip(path: Path) -> None:
-    """Raises: ValueError for a zip bomb, a lying storage size or a wrong checksum."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        declared = sum(entry.file_size for entry in entries)
-        if declared > MAX_INFLATION * size:
-            raise ValueError(f"it has {size:,} bytes and declares {declared:,}")
-        for entry in entries:
-            if entry.filename.endswith("data.pkl"):
-                _check_storages(archive.read(entry), size, path.name)
-        # torch.load does not look at them.
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"the checksum of {damaged} is wrong")
-
-
-def _check_legacy(path: Path) -> None:
-    """The same for the format before PyTorch 1.6: pickles in a row, then the raw storages."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for _ in range(4):  # magic number, protocol, byte sizes, the content
-            _check_storages(_one_pickle(file), size, path.name)
-
-
-def _one_pickle(file: BinaryIO) -> bytes:
-    start = file.tell()
-    for _ in pickletools.genops(file):  # decodes, and runs nothing
-        pass
-    length = file.tell() - start
-    file.seek(start)
-    return file.read(length)
-
-
-def _check_storages(pickled: bytes, size: int, name: str) -> None:
-    """Raises: ValueError if the storages that a pickle refers to are larger than its file."""
-    largest, last_int = 0, 0
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name in ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"):
-            last_int = int(argument or 0)
-        elif opcode.name == "BINPERSID":  # ("storage", type, key, device, number of elements)
-            largest = max(largest, last_int)
-    if largest > size:
-        raise ValueError(f"{name} has {size:,} bytes and declares {largest:,} elements")
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Tensors and, under "__metadata__", text; the tensors share a private mapping of the file."""
-    try:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        header, start = _safetensors_header(content)
-        metadata = header.pop("__metadata__", {})
-        tensors = {name: _one_tensor(content, start, row) for name, row in header.items()}
-        held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if held != len(content) - start:
-            raise ValueError(f"its tensors have {held:,} bytes of {len(content) - start:,}")
-    except Exception as error:  # damaged headers raise almost anything
-        raise ValueError(f"Could not read {path}: it is damaged ({_first_line(error)}).") from error
-    return {**tensors, "__metadata__": metadata}
-
-
-def _safetensors_header(content: mmap.mmap) -> tuple[dict[str, Any], int]:
-    (length,) = struct.unpack("<Q", content[:8])
-    if length > min(len(content) - 8, MAX_HEADER):
-        raise ValueError(f"its header declares {length:,} bytes, the file has {len(content):,}")
-    header = json.loads(content[8 : 8 + length])
-    if not isinstance(header, dict):
-        raise ValueError("its header is no table")
-    return header, 8 + length
-
-
-def _one_tensor(content: mmap.mmap, start: int, row: dict[str, Any]) -> Tensor:
-    if row["dtype"] not in SAFETENSORS_DTYPES:
-        raise ValueError(f"its dtype {row['dtype']!r} is none that weights have")
-    dtype, shape = SAFETENSORS_DTYPES[row["dtype"]], [int(n) for n in row["shape"]]
-    begin, end = (int(n) for n in row["data_offsets"])
-    count = 1
-    for n in shape:
-        count *= n
-    if min([begin, *shape]) < 0 or end - begin != count * dtype.itemsize:
-        raise ValueError("a shape does not fit its bytes")
-    if start + end > len(content):
-        raise ValueError("it is cut off")
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(content, dtype=dtype, count=count, offset=start + begin).reshape(shape)
-
-
 def unwrap(content: Any, origin: str) -> Checkpoint:
-    """The state dict inside what a file holds, without its containers and wrappers.
+    """Return the state dict inside what a file holds, without its containers and wrappers.
 
     Raises: ValueError if there is none, or if its tensors are not dense tensors in memory.
     """
@@ -209,16 +140,31 @@ def unwrap(content: Any, origin: str) -> Checkpoint:
             break
         containers.append(key)
         content = content[key]
-    tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = _tensors_in(content, origin, bare=not containers)
     if not tensors:
         raise ValueError(f"{origin} holds no state dict.")
     for name, tensor in tensors.items():
         _check_dense(name, tensor, origin)
     return Checkpoint(_without_wrappers(tensors), origin, tuple(containers), progress)
+
+
+def _tensors_in(content: Mapping[Any, Any], origin: str, *, bare: bool) -> dict[str, Tensor]:
+    """Return the tensors among the entries of a file, or of a container in it.
+
+    Raises: ValueError if something that is not built may stand in the place of a weight.
+    """
+    tensors = {}
+    for name, value in content.items():
+        tensor = as_tensor(value)
+        if tensor is not None:
+            tensors[str(name)] = tensor
+        elif isinstance(value, Placeholder) and value.name in UNFIT:
+            raise ValueError(f"{origin}: {name} is {UNFIT[value.name]}.")
+        elif isinstance(value, Placeholder) and not bare and not str(name).endswith(EXTRA_STATE):
+            raise ValueError(f"{origin}: {name} is no tensor but {value.name}, which is not built.")
+    return tensors
 
 
 def _progress(content: Mapping[str, Any]) -> dict[str, int]:
@@ -231,7 +177,7 @@ def _progress(content: Mapping[str, Any]) -> dict[str, int]:
 
 def _check_dense(name: str, tensor: Tensor, origin: str) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise ValueError(f"{origin}: {name} is sparse or quantised, weights are dense.")
+        raise ValueError(f"{origin}: {name} is sparse or quantized, weights are dense.")
     # An expanded tensor has fewer numbers than it says. (A caller's dict may be on meta.)
     held = tensor.untyped_storage().nbytes()
     if not tensor.is_meta and held < tensor.numel() * tensor.element_size():
@@ -247,61 +193,33 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint file, by name; see :func:`read_checkpoint`."""
+    """Read the tensors of a checkpoint file, by name; see :func:`read_checkpoint`."""
     return read_checkpoint(path).tensors
 
 
 def write_state_dict(
     path: str | Path, tensors: Mapping[str, Tensor], container: str | None = None
 ) -> None:
-    """Writes tensors to a temporary name, then renames it.
+    """Write tensors, whole or not at all; see :func:`focalnet_det.atomic.replacing`.
 
     Args:
         path: ``.safetensors``, or anything else for torch.save.
         container: key under which torch.save's file keeps them, None for none.
-    Raises: OSError with the path if it cannot be written; what was there stays.
+    Raises: OSError with the path if it cannot be written; what was there stays. ValueError for a
+        dtype that safetensors lacks.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     # Views of a larger storage would be saved with all of it.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary:
             if path.suffix == ".safetensors":
-                for chunk in _safetensors_bytes(whole):
-                    file.write(chunk)
+                # "pt" is what transformers demands of a file.
+                save_file(whole, temporary, metadata={"format": "pt"})
             else:
-                torch.save(whole if container is None else {container: whole}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
+                torch.save(whole if container is None else {container: whole}, temporary)
+    except KeyError as error:
+        name = next(n for n, t in whole.items() if t.dtype == error.args[0])
+        raise ValueError(f"safetensors has no dtype for {name}, {error}.") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"Could not write {path}: {error}.") from error
-    finally:
-        # Nothing is there after the renaming.
-        temporary.unlink(missing_ok=True)
-
-
-def _safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterable[bytes]:
-    """Header and data; larger elements first, so that all are aligned."""
-    # "pt" is what transformers demands of a file.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    offset = 0
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in SAFETENSORS_NAMES:
-            raise ValueError(f"safetensors has no dtype for {name}, which is {tensor.dtype}.")
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": SAFETENSORS_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
-    for name in names:
-        yield tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes()

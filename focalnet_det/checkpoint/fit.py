@@ -1,4 +1,4 @@
-"""Fitting a backbone's tensors, in official names, to a network of other sizes."""
+"""Fit a backbone's tensors, in official names, to a network of other sizes."""
 
 import re
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..backbones.focal_attention import SETS
 from .focal_transformer import takes_set
 from .layouts import OUTPUT_NORMS
 from .resize import identity_kernel, resize_gates, resize_image_channels, resize_kernel
@@ -14,6 +15,8 @@ from .resize import identity_kernel, resize_gates, resize_image_channels, resize
 State = Mapping[str, Tensor]
 LEVEL_MODES = ("official", "by_kernel", "preserving", "shrink")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Counters and indices, which are no weights.
+INTEGER = re.compile(rf"(num_batches_tracked|relative_position_index|{SETS}\d)$")
 
 # Names that a file may hold and a network lack, each by a named rule.
 CLASSIFIER = re.compile(r"^(head|norm)\.(weight|bias)$")
@@ -32,6 +35,7 @@ class Fit:
         resized: name -> what was done to it.
         dropped: name -> rule.
         problems: why nothing can be loaded, empty if all is well.
+        cropped: kernels that are larger in the file, whose borders were cut off.
         global_levels: modulation -> level that its global context goes on reading.
     """
 
@@ -40,6 +44,18 @@ class Fit:
     dropped: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     global_levels: dict[str, float] = field(default_factory=dict)
+    cropped: list[str] = field(default_factory=list)
+
+    def prefixed(self, prefix: str) -> "Fit":
+        """Return the same with the names that a backbone's parameters have in a detector."""
+        return Fit(
+            tensors={prefix + name: tensor for name, tensor in self.tensors.items()},
+            resized={prefix + name: text for name, text in self.resized.items()},
+            dropped={prefix + name: rule for name, rule in self.dropped.items()},
+            problems=self.problems,
+            global_levels={prefix + name: level for name, level in self.global_levels.items()},
+            cropped=[prefix + name for name in self.cropped],
+        )
 
 
 def fit_backbone(
@@ -50,7 +66,7 @@ def fit_backbone(
     levels: str | None = None,
     normalized: bool = False,
 ) -> Fit:
-    """Fits tensors to a network, without changing either.
+    """Fit tensors to a network, without changing either.
 
     Args:
         tensors: of the file.
@@ -70,6 +86,8 @@ def fit_backbone(
         if module != name:
             fit.global_levels[module] = float(tensor)
         elif takes_set(name, target):
+            problem = value_problem(name, tensor)
+            fit.problems += [] if problem is None else [problem]
             fit.tensors[name] = tensor
         elif name not in target:
             rule = unneeded(name, target)
@@ -82,14 +100,31 @@ def fit_backbone(
     return fit
 
 
-def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) -> None:
-    if tensor.is_floating_point() != target.is_floating_point() or (
+def value_problem(name: str, tensor: Tensor, expected: torch.dtype | None = None) -> str | None:
+    """Say why a tensor of a file cannot be what its name says, None if it can.
+
+    Args:
+        expected: dtype in the network; None for a weight, or a counter or index by its name.
+    """
+    if expected is None:
+        expected = torch.int64 if INTEGER.search(name) else torch.float32
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype.startswith("float8"):
+        return f"{name} is {dtype}: without its scales it is no weight; save it as bfloat16"
+    if tensor.is_floating_point() != expected.is_floating_point or (
         tensor.is_floating_point() and tensor.dtype not in FLOATS
     ):
-        fit.problems.append(f"{name} is {tensor.dtype} in the file, {target.dtype} in the network")
-        return
+        wanted = str(expected).removeprefix("torch.")
+        return f"{name} is {dtype} in the file, where {wanted} is expected"
     if not tensor.is_meta and not torch.isfinite(tensor).all():
-        fit.problems.append(f"{name} has NaN or infinite values in the file")
+        return f"{name} has NaN or infinite values in the file"
+    return None
+
+
+def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) -> None:
+    problem = value_problem(name, tensor, target.dtype)
+    if problem is not None:
+        fit.problems.append(problem)
         return
     if tensor.shape != target.shape:
         try:
@@ -105,12 +140,15 @@ def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) 
             )
             return
         fit.resized[name] = f"{tuple(tensor.shape)} -> {tuple(target.shape)}"
+        # A border of zeros, as padding leaves it, is no loss.
+        if KERNEL.match(name) and resized.count_nonzero() < tensor.count_nonzero():
+            fit.cropped.append(name)
         tensor = resized
     fit.tensors[name] = tensor
 
 
 def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor | None:
-    """The tensor at the size of the target; None if only an error can be right."""
+    """Return the tensor at the size of the target; None if only an error can be right."""
     if tensor.ndim != 4 or target.ndim != 4:
         return None
     if KERNEL.match(name) and tensor.shape[:2] == target.shape[:2]:
@@ -122,7 +160,7 @@ def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor | None:
 
 
 def unneeded(name: str, target: State) -> str | None:
-    """The rule by which a file may hold a name that the network lacks, None if there is none.
+    """Return the rule by which a file may hold a name that the network lacks, or None.
 
     A backbone has no classifier, and none of the stages, downsamplings and output norms that its
     ``out_features`` do not need.
@@ -144,7 +182,7 @@ def unneeded(name: str, target: State) -> str | None:
 def _fit_levels(
     tensors: dict[str, Tensor], target: State, mode: str | None, normalized: bool, fit: Fit
 ) -> dict[str, Tensor]:
-    """Brings every modulation that both sides have to the target's number of levels."""
+    """Bring every modulation that both sides have to the target's number of levels."""
     for name in [n for n in target if GATES.match(n) and n.endswith("weight")]:
         module = name.removesuffix("f.weight")
         if name not in tensors or tensors[name].ndim != 2:
@@ -195,7 +233,7 @@ def _regroup(
     mode: str,
     fit: Fit,
 ) -> None:
-    """Writes gates and kernels of one modulation for ``len(sizes)`` levels."""
+    """Write gates and kernels of one modulation for ``len(sizes)`` levels."""
     dim, old, new = kernels[0].shape[0], len(kernels), len(sizes)
     sources = _sources([kernel.shape[-1] for kernel in kernels], sizes, mode)
     for part in ("weight", "bias"):
@@ -223,7 +261,7 @@ def _regroup(
 
 
 def _sources(old: list[int], new: list[int], mode: str) -> list[int | None]:
-    """Which old level each new one takes its weights from, by index or by kernel size."""
+    """Return which old level each new one takes its weights from, by index or by kernel size."""
     if mode == "by_kernel":
         return [old.index(size) if size in old else None for size in new]
     return [k if k < len(old) else None for k in range(len(new))]

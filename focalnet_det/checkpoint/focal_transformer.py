@@ -14,6 +14,8 @@ from ..backbones.focal_attention import SETS, NearestAttention
 from ..backbones.variants import FOCAL_TRANSFORMERS, FocalTransformerSpec, FocalTransformerV2Spec
 from ..ops.window_layout import neighbor_columns
 
+# In the names of both versions, and in no other network's: Swin Transformers have `attn.qkv` too.
+SIGN = "pool_layers.0."
 _PAIR = ("weight", "bias")
 _ATTENTION = "layers.{i}.blocks.{j}.attn"
 # Modules of the official code that FocalNet does not have, and their parameters.
@@ -38,19 +40,20 @@ DROPS = (
     ),
 )
 NEIGHBORS = re.compile(r"^layers\.(\d+)\.blocks\.\d+\.attn\..*_to_neighbors$")
-SET = re.compile(rf"^(layers\.\d+\.blocks\.\d+\.attn)\.{SETS}[01]$")
+# Also with the prefix that a backbone has in a detector.
+SET = re.compile(rf"^((?:.+\.)?layers\.\d+\.blocks\.\d+\.attn)\.{SETS}[01]$")
 UNUSED_SET = "closest tokens of no size of map that these windows have; found anew"
 FIELDS = ("embed_dim", "depths", "num_heads", "window_size", "conv_embed", "mlp_ratio")
 FIELDS_V1 = (*FIELDS, "expand_size", "focal_windows")
 
 
 def is_focal_transformer(names: Iterable[str]) -> bool:
-    """Whether official names are those of a Focal Transformer."""
-    return "layers.0.blocks.0.attn.qkv.weight" in names
+    """Tell whether official names are those of a Focal Transformer."""
+    return f"layers.0.blocks.0.{SIGN}weight" in names
 
 
 def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of the Focal Transformer that official names and shapes belong to.
+    """Return the constructor arguments of the Focal Transformer that names and shapes belong to.
 
     ``top_k`` of version 2 is in no shape.
 
@@ -91,7 +94,7 @@ def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
 def rows_of(
     shapes: Mapping[str, Any],
 ) -> tuple[dict[str, FocalTransformerSpec | FocalTransformerV2Spec], tuple[str, ...]]:
-    """The rows of the version that shapes belong to, and the fields that shapes reveal."""
+    """Return the rows of the version that shapes belong to, and the fields that shapes reveal."""
     first = "expand_size" in shapes
     version = FocalTransformerSpec if first else FocalTransformerV2Spec
     rows = {n: row for n, row in FOCAL_TRANSFORMERS.items() if isinstance(row, version)}
@@ -99,7 +102,7 @@ def rows_of(
 
 
 def absent_neighbors(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
-    """Tables of neighbors of the last stages that a file lacks, as files of small images do.
+    """Return tables of neighbors of the last stages that a file lacks, as for small images.
 
     Where one window covers a map the official network has no neighbors: at 224 in stage 4.
 
@@ -119,13 +122,13 @@ def absent_neighbors(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]
 
 
 def takes_set(name: str, target: Mapping[str, Tensor]) -> bool:
-    """Whether a name is that of a set of closest tokens, and the network's block reads such."""
+    """Tell whether a name is that of a set of closest tokens that the network's block reads."""
     match = SET.match(name)
     return match is not None and f"{match[1]}.coord2rpb_all.0.0.weight" in target
 
 
 def unused_sets(net: nn.Module, names: Iterable[str]) -> list[str]:
-    """Which loaded sets of closest tokens a network does not use."""
+    """Return the loaded sets of closest tokens that a network does not use."""
     unused = []
     for name in names:
         match = SET.match(name)
@@ -137,7 +140,7 @@ def unused_sets(net: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def notes(net: nn.Module, absent: Iterable[str]) -> list[str]:
-    """What a loader should say about a network that has just got its weights."""
+    """Return what a loader should say about a network that has just got its weights."""
     found = []
     stages = sorted({f"stage {int(name.split('.')[1]) + 1}" for name in absent})
     if stages:

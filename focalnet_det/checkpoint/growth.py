@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalModulation
 from ..layers import channels_first, channels_last
+from ..layers.recast import recast, set_submodule
 
 
 class GrownFocalModulation(FocalModulation):
@@ -29,7 +30,7 @@ class GrownFocalModulation(FocalModulation):
     global_level: Tensor
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C); as in :class:`FocalModulation` but for the global term."""
+        """Modulate (N, H, W, C) as :class:`FocalModulation` does, but for the global term."""
         parts = (self.dim, self.dim, self.focal_level + 1)
         query, context, gates = (channels_first(t) for t in self.f(x).split(parts, dim=-1))
         mask = None if valid is None else valid.to(context.dtype)
@@ -61,29 +62,34 @@ def _mean(context: Tensor, mask: Tensor | None) -> Tensor:
     return context.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)
 
 
-def grow(modulation: FocalModulation, level: float) -> None:
-    """Lets the global context of a modulation read this level from now on.
+def grow(net: nn.Module, name: str, level: float) -> None:
+    """Let the global context of a modulation read this level from now on.
 
+    Args:
+        net: the network, in which the modulation is replaced by one with the same parameters.
+        name: of the modulation in it.
     Raises: ValueError if there is no such level.
     """
+    modulation = cast(FocalModulation, net.get_submodule(name))
     if not 1 <= level <= modulation.focal_level:
         raise ValueError(
             f"The global context can read levels 1..{modulation.focal_level}, not {level}."
         )
-    modulation.__class__ = GrownFocalModulation
+    grown = recast(modulation, GrownFocalModulation)
     device = modulation.f.weight.device
-    modulation.register_buffer("global_level", torch.tensor(float(level), device=device))
+    grown.register_buffer("global_level", torch.tensor(float(level), device=device))
+    set_submodule(net, name, grown)
 
 
 def growing(net: nn.Module) -> Iterator[GrownFocalModulation]:
-    """The modulations of a network that have not moved on to their new levels."""
+    """Yield the modulations of a network that have not moved on to their new levels."""
     for module in net.modules():
         if isinstance(module, GrownFocalModulation):
             yield module
 
 
 def advance_growth(net: nn.Module, levels: float) -> None:
-    """Moves the global contexts of a grown network towards its last level.
+    """Move the global contexts of a grown network towards its last level.
 
     To be called after every optimizer step, with a small number: 1e-4 takes 10,000 steps per new
     level. At the last level the network is an ordinary one, which any code loads.
@@ -95,19 +101,20 @@ def advance_growth(net: nn.Module, levels: float) -> None:
     """
     if not levels >= 0:
         raise ValueError(f"Growth moves forward only, got {levels} levels.")
-    for modulation in list(growing(net)):
-        modulation.global_level += levels
-        if modulation.global_level >= modulation.focal_level:
-            _finish(modulation)
+    for name, modulation in list(net.named_modules()):
+        if isinstance(modulation, GrownFocalModulation):
+            modulation.global_level += levels
+            if modulation.global_level >= modulation.focal_level:
+                _finish(net, name, modulation)
 
 
-def _finish(modulation: GrownFocalModulation) -> None:
+def _finish(net: nn.Module, name: str, modulation: GrownFocalModulation) -> None:
     del modulation.global_level
-    cast(nn.Module, modulation).__class__ = FocalModulation
+    set_submodule(net, name, recast(modulation, FocalModulation))
 
 
 def growth(net: nn.Module) -> dict[str, float]:
-    """The level that each growing modulation's global context reads, by the module's name."""
+    """Return the level that each growing modulation's global context reads, by module name."""
     return {
         name: float(module.global_level)
         for name, module in net.named_modules()
@@ -116,13 +123,13 @@ def growth(net: nn.Module) -> dict[str, float]:
 
 
 def saved_growth(state: Mapping[str, Tensor]) -> dict[str, float]:
-    """:func:`growth` of the network that a state dict was taken from."""
+    """Return the :func:`growth` of the network that a state dict was taken from."""
     suffix = ".global_level"
     return {n.removesuffix(suffix): float(t) for n, t in state.items() if n.endswith(suffix)}
 
 
 def set_growth(net: nn.Module, levels: Mapping[str, float]) -> None:
-    """Gives a network this :func:`growth`: modulations that are not named become ordinary ones.
+    """Give a network this :func:`growth`: modulations that are not named become ordinary ones.
 
     Raises: ValueError if a name is no modulation of the network, or it lacks the level.
     """
@@ -132,6 +139,6 @@ def set_growth(net: nn.Module, levels: Mapping[str, float]) -> None:
             raise ValueError(f"{name} grows in the checkpoint, but is no modulation here.")
     for name, modulation in modules.items():
         if name in levels:
-            grow(modulation, levels[name])
+            grow(net, name, levels[name])
         elif isinstance(modulation, GrownFocalModulation):
-            _finish(modulation)
+            _finish(net, name, modulation)

@@ -1,6 +1,5 @@
-"""What a checkpoint is, from its names and shapes alone."""
+"""Say what a checkpoint is, from its names and shapes alone."""
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -10,27 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalNet
-from ..backbones.variants import FOCALNETS, BackboneSpec
+from ..backbones.variants import FOCALNETS
 from . import focal_transformer
-from .detectors import find_method, find_own_method
+from .architecture import infer_architecture
 from .files import Checkpoint, read_checkpoint, unwrap
 from .layouts import LAYOUTS, OUTPUT_NORMS
+from .peers import find_family, translate_peer
+from .shapes import match_variant, nearest_variants, visible_shapes
 from .translate import Translation, find, translate
 from .zoo import resolve_weights
-
-BLOCK_START = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.modulation\.f\.weight$")
-# Fields of a variant that shapes reveal. Windows come last: detectors enlarge them.
-VISIBLE = (
-    "embed_dim",
-    "depths",
-    "focal_levels",
-    "conv_embed",
-    "post_norm_in_modulation",
-    "layer_scale",
-    "patch_size",
-    "mlp_ratio",
-    "focal_windows",
-)
 
 
 @dataclass
@@ -39,25 +26,28 @@ class Inspection:
 
     Attributes:
         origin: the file.
-        layout: key of ``LAYOUTS``, None if it is no FocalNet.
-        family: "focalnet", "focal_transformer" or "unknown".
+        layout: key of ``LAYOUTS``, None if it is neither FocalNet nor Focal Transformer.
+        architecture: for people, such as "a Mask R-CNN (80 classes, FocalNet-T LRF)".
+        family: "focalnet", "focal_transformer", "swin", "resnet" or "unknown".
         variant: name of the row it equals, None if there is none.
         overrides: fields in which it differs from that row, such as enlarged windows.
         shapes: constructor arguments that shapes reveal.
         classes: outputs of the classifier, None without one.
         output_norms: stages that have one.
         feature_scales: maps that a DETR-like detector reads, None if there is none.
-        method: of a whole model with a table in ``detectors.py``, such as "mask_rcnn"; else None.
+        method: of a whole model, a key of ``METHODS`` in ``architecture.py``; else None.
         parts: names outside the backbone, counted by their first word.
         parameters: numbers in the backbone.
         precision: dtypes of the backbone's tensors.
         progress: such as {"epoch": 299}.
+        ignored: classes and functions that the file names beside its weights; they were left out.
         unknowns: what no shape reveals, with the default taken and why.
         candidates: nearest layouts or variants and the first difference, for unknown files.
     """
 
     origin: str
     layout: str | None = None
+    architecture: str = ""
     family: str = "unknown"
     variant: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -70,12 +60,13 @@ class Inspection:
     parameters: int = 0
     precision: list[str] = field(default_factory=list)
     progress: dict[str, int] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
     unknowns: list[str] = field(default_factory=list)
     candidates: list[str] = field(default_factory=list)
 
 
 def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
-    """Says what a checkpoint is.
+    """Say what a checkpoint is.
 
     Args:
         weights: path, registered name or state dict.
@@ -85,8 +76,21 @@ def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
         checkpoint = unwrap(weights, "the given state dict")
     else:
         checkpoint = read_checkpoint(resolve_weights(weights))
+    architecture = infer_architecture(checkpoint.tensors)
+    result = Inspection(
+        checkpoint.origin,
+        architecture=str(architecture),
+        family=find_family(checkpoint.tensors) or "unknown",
+        method=architecture.method if architecture.is_detector else None,
+        classes=architecture.classes,
+        progress=checkpoint.progress,
+        ignored=list(checkpoint.ignored),
+    )
+    peer = translate_peer(checkpoint.tensors)
+    if peer is not None:
+        _describe_tensors(result, peer)
+        return result
     translation = translate(checkpoint.tensors)
-    result = Inspection(checkpoint.origin, progress=checkpoint.progress)
     try:
         result.shapes = visible_shapes(translation.backbone)
     except (ValueError, KeyError):
@@ -106,101 +110,24 @@ def _describe(result: Inspection, checkpoint: Checkpoint, translation: Translati
         result.candidates = nearest_variants(result.shapes)
     else:
         result.variant, result.overrides = match
-    if "head.weight" in backbone:
-        result.classes = backbone["head.weight"].shape[0]
     result.output_norms = [n for n in OUTPUT_NORMS if f"{n}.weight" in backbone]
     scales = next((n for n in checkpoint.tensors if n.endswith("transformer.level_embed")), None)
     if scales is not None:
         result.feature_scales = checkpoint.tensors[scales].shape[0]
-    result.method = find_method(checkpoint.tensors) or find_own_method(checkpoint.tensors)
-    result.parts = dict(Counter(name.split(".")[0] for name in translation.others))
-    result.parameters = sum(tensor.numel() for tensor in backbone.values())
-    result.precision = sorted({str(t.dtype).removeprefix("torch.") for t in backbone.values()})
+    _describe_tensors(result, translation)
     result.unknowns = unknowns(backbone, None)
     result.candidates += [f"{name} is in no row of this layout" for name in translation.unknown[:3]]
 
 
-def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of the network that official names and shapes belong to.
-
-    Raises: ValueError or KeyError if they are those of no network of this package.
-    """
-    if focal_transformer.is_focal_transformer(backbone):
-        return focal_transformer.visible_shapes(backbone)
-    stem = backbone["patch_embed.proj.weight"]
-    matches = (BLOCK_START.match(name) for name in backbone)
-    blocks = {(int(m[1]), int(m[2])) for m in matches if m}
-    stages = 1 + max((i for i, _ in blocks), default=-1)
-    depths = tuple(1 + max((j for i, j in blocks if i == s), default=-1) for s in range(stages))
-    if stem.ndim != 4 or stages == 0 or 0 in depths:
-        raise ValueError("no FocalNet: blocks are missing")
-    levels, windows = [], []
-    for stage in range(stages):
-        module = f"layers.{stage}.blocks.0.modulation"
-        rows, dim = backbone[f"{module}.f.weight"].shape
-        levels.append(rows - 2 * dim - 1)
-        windows.append(backbone[f"{module}.focal_layers.0.0.weight"].shape[-1])
-    first = "layers.0.blocks.0"
-    hidden, dim = backbone[f"{first}.mlp.fc1.weight"].shape
-    # A stem of 4x4 or 16x16 does not overlap, one of 7x7 has stride 4.
-    kernel = stem.shape[-1]
-    return {
-        "in_channels": stem.shape[1],
-        "embed_dim": stem.shape[0],
-        "depths": depths,
-        "mlp_ratio": hidden / dim,
-        "focal_levels": tuple(levels),
-        "focal_windows": tuple(windows),
-        "conv_embed": kernel == 7,
-        "post_norm_in_modulation": f"{first}.modulation.ln.weight" in backbone,
-        "layer_scale": f"{first}.gamma_1" in backbone,
-        "patch_size": 4 if kernel == 7 else kernel,
-    }
-
-
-def _rows(shapes: Mapping[str, Any]) -> tuple[Mapping[str, BackboneSpec], tuple[str, ...]]:
-    """The rows of the family that shapes belong to, and its visible fields."""
-    if "focal_levels" in shapes:
-        return FOCALNETS, VISIBLE
-    return focal_transformer.rows_of(shapes)
-
-
-def _seen(spec: BackboneSpec, name: str) -> Any:
-    """A field of a row, as far as shapes reveal it."""
-    return spec.layer_scale is not None if name == "layer_scale" else getattr(spec, name)  # type: ignore[union-attr]
-
-
-def _difference(shapes: Mapping[str, Any], spec: BackboneSpec) -> list[str]:
-    _, fields = _rows(shapes)
-    return [name for name in fields if shapes[name] != _seen(spec, name)]
-
-
-def match_variant(shapes: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The variant that shapes belong to, and the windows or channels in which it differs."""
-    channels = {} if shapes["in_channels"] == 3 else {"in_channels": shapes["in_channels"]}
-    choices: tuple[list[str], ...] = ([], ["focal_windows"])
-    rows, _ = _rows(shapes)
-    for allowed in choices:
-        for name, spec in rows.items():
-            if _difference(shapes, spec) == allowed:
-                return name, {field: shapes[field] for field in allowed} | channels
-    return None
-
-
-def nearest_variants(shapes: Mapping[str, Any]) -> list[str]:
-    """The three most similar rows, each with its first difference."""
-    rows, _ = _rows(shapes)
-    ranked = sorted(rows, key=lambda name: len(_difference(shapes, rows[name])))
-    texts = []
-    for name in ranked[:3]:
-        first = _difference(shapes, rows[name])[0]
-        expected = _seen(rows[name], first)
-        texts.append(f"{name}, but {first} is {shapes[first]} instead of {expected}")
-    return texts
+def _describe_tensors(result: Inspection, translation: Translation) -> None:
+    tensors = translation.backbone.values()
+    result.parts = dict(Counter(name.split(".")[0] for name in translation.others))
+    result.parameters = sum(tensor.numel() for tensor in tensors)
+    result.precision = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
 
 
 def nearest_layouts(names: Collection[str]) -> list[str]:
-    """The three layouts that fit most names, each with the first name that does not fit."""
+    """Return the three layouts that fit most names, each with the first name that does not fit."""
     scored = []
     for key, layout in LAYOUTS.items():
         for prefix in layout.prefixes:
@@ -214,7 +141,7 @@ def nearest_layouts(names: Collection[str]) -> list[str]:
 
 
 def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]:
-    """What no shape of a file reveals and matters for it, with the value taken and why.
+    """List what no shape of a file reveals and matters for it, with the value taken and why.
 
     Args:
         backbone: tensors in official names.
@@ -230,7 +157,11 @@ def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]
     spec = FOCALNETS[match[0]] if match else None
     notes = []
     if max(shapes["focal_levels"]) >= 4 and not shapes["post_norm_in_modulation"]:
-        taken = _normalises(net) if net is not None else bool(spec and spec.normalize_modulator)
+        taken = (
+            normalizes_modulators(net)
+            if net is not None
+            else bool(spec and spec.normalize_modulator)
+        )
         why = f"the row of {match[0]} ({spec.source})" if match and spec else "the default"
         why = "the network" if net is not None else why
         notes.append(
@@ -247,12 +178,13 @@ def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]
     return notes
 
 
-def _normalises(net: nn.Module) -> bool:
+def normalizes_modulators(net: nn.Module) -> bool:
+    """Tell whether a network, or a part of it, divides its modulators."""
     return any(getattr(module, "normalize_modulator", False) for module in net.modules())
 
 
 def describe_backbone(backbone: Mapping[str, Tensor], net: nn.Module) -> str:
-    """One sentence that sets a file against a network, "" if the file is no FocalNet."""
+    """Return one sentence that sets a file against a network, "" if no family fits the file."""
     try:
         shapes, own = visible_shapes(backbone), visible_shapes(net.state_dict())
     except (ValueError, KeyError):

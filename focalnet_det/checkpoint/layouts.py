@@ -63,7 +63,7 @@ class Names:
             self._rows.setdefault(shape, []).append((number, tokens))
 
     def find(self, name: str) -> tuple[int, dict[str, int]] | None:
-        """Which template a name fits, and its indices; None if it fits none."""
+        """Return which template a name fits, and its indices; None if it fits none."""
         tokens = tuple(name.split("."))
         shape = tuple("#" if t.isdecimal() and t.isascii() else t for t in tokens)
         for number, template in self._rows.get(shape, ()):
@@ -90,7 +90,7 @@ def _bind(template: Tokens, tokens: Tokens) -> dict[str, int] | None:
 
 
 def fill(template: str, indices: Mapping[str, int]) -> str:
-    """The name that a template and indices make."""
+    """Return the name that a template and indices make."""
     return _PLACEHOLDER.sub(lambda m: str(indices[m[1]] + int(m[2] or 0)), template)
 
 
@@ -104,7 +104,7 @@ class Layout:
         prefixes: what may stand before every name but the classifier's; the first is written.
         companion: pattern of a name beside the backbone that tells this layout from others of the
             same backbone names.
-        post_norm_modules: overrides of ``modules`` for post-normalised networks.
+        post_norm_modules: overrides of ``modules`` for post-normalized networks.
         outside: modules that stand without the prefix.
         aliases: (pattern, replacement) applied to names before they are looked up.
         drops: (pattern, rule) of names that are left out, with the rule's name.
@@ -127,7 +127,7 @@ class Layout:
     source: str
 
     def rows(self) -> list[tuple[str, str, bool]]:
-        """(official parameter, this layout's, whether it stands without the prefix), all forms."""
+        """List (official parameter, this layout's, whether it stands without the prefix)."""
         pairs = [*self.modules.items(), *self.post_norm_modules.items()]
         return [
             (_join(ours, part), _join(theirs, part), ours in self.outside)

@@ -1,4 +1,4 @@
-"""How much a change of the weights changes the features."""
+"""Measure how much a change of the weights changes the features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ..backbones.focalnet import FocalModulation, FocalNet
-from .inspect import visible_shapes
+from .shapes import visible_shapes
 
 
 def shrinking_error(
     net: FocalNet, original: Mapping[str, Tensor], fitted: Mapping[str, Tensor]
 ) -> str:
-    """Features of the file's own network against those with fewer levels, on one random image.
+    """Compare the features of the file's network with those of fewer levels, on one random image.
 
     Args:
         net: gives the sizes, and the flags that no shape reveals; it is not changed.

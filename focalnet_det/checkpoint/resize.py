@@ -1,4 +1,4 @@
-"""Fitting a tensor to another size: kernels, focal levels, image channels."""
+"""Fit a tensor to another size: kernels, focal levels, image channels."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def resize_kernel(kernel: Tensor, size: int) -> Tensor:
-    """Centre-pads with zeros, or centre-crops, a square odd kernel.
+    """Pad with zeros, or crop, a square odd kernel around its center.
 
     Growing changes nothing in the result of the convolution (with "same" padding); shrinking
     drops the outer taps.
@@ -33,7 +33,7 @@ def resize_kernel(kernel: Tensor, size: int) -> Tensor:
 
 
 def resize_gates(projection: Tensor, dim: int, sources: Sequence[int | None]) -> Tensor:
-    """Rows of the first projection of a modulation, for another number of focal levels.
+    """Return the rows of the first projection of a modulation, for another number of focal levels.
 
     Query, context and the gate of the global context are kept. A level without a source gets a
     gate of zero, so that it adds nothing until it has learned to.
@@ -51,12 +51,12 @@ def resize_gates(projection: Tensor, dim: int, sources: Sequence[int | None]) ->
 
 
 def identity_kernel(dim: int, size: int, like: Tensor) -> Tensor:
-    """(dim, 1, size, size), one at the centre: the convolution passes its input on."""
+    """Return (dim, 1, size, size), one at the center: the convolution passes its input on."""
     return resize_kernel(torch.ones(dim, 1, 1, 1, dtype=like.dtype, device=like.device), size)
 
 
 def resize_image_channels(kernel: Tensor, channels: int) -> Tensor:
-    """The stem's kernel for images with another number of channels.
+    """Return the stem's kernel for images with another number of channels.
 
     More channels: the first ones are as before and the others start at zero, so that nothing
     changes until they have been learned. Fewer channels: each takes an equal part of the sum, so

@@ -1,4 +1,4 @@
-"""Translation of whole state dicts between layouts, by the rows of ``layouts.py``."""
+"""Translate whole state dicts between layouts, by the rows of ``layouts.py``."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,7 @@ def _writing(layout: str, post_norm: bool) -> tuple[Names, list[tuple[str, str, 
 
 
 def find(layout: str, prefix: str, name: str) -> str | None:
-    """The official name of a name in a layout, None if no row fits it."""
+    """Return the official name of a name in a layout, None if no row fits it."""
     table = LAYOUTS[layout]
     for pattern, replacement in table.aliases:
         name = re.sub(pattern, replacement, name)
@@ -68,7 +68,7 @@ def find(layout: str, prefix: str, name: str) -> str | None:
 
 
 def detect(names: Iterable[str]) -> tuple[str, str, int]:
-    """The layout that fits most names, its prefix, and how many names fit it.
+    """Return the layout that fits most names, its prefix, and how many names fit it.
 
     Among layouts that differ in what surrounds the backbone only, the surroundings decide.
     """
@@ -89,7 +89,7 @@ def detect(names: Iterable[str]) -> tuple[str, str, int]:
 
 
 def translate(tensors: Mapping[str, Tensor], layout: str | None = None) -> Translation:
-    """Reads a state dict in any layout.
+    """Read a state dict in any layout.
 
     Args:
         tensors: by name, without containers and wrappers.
@@ -147,12 +147,12 @@ def _official_shape(official: str, tensor: Tensor) -> Tensor:
 
 
 def is_post_norm(backbone: Mapping[str, Tensor]) -> bool:
-    """Whether a network is post-normalised: in every published row, layer scale goes with it."""
+    """Tell whether a network is post-normalized: layer scale goes with it in every row."""
     return any(name.endswith(".gamma_1") for name in backbone)
 
 
 def write(backbone: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Official names to a layout.
+    """Rename official names to those of a layout.
 
     Returns: the tensors, and {official name: rule} of those that have no place there.
     Raises: ValueError if the layout cannot be written.

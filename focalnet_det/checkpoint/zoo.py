@@ -1,14 +1,19 @@
 """Published weights by name: which files they are, where they live, where they are looked for."""
 
 import hashlib
+import http.client
 import os
 import re
 import urllib.error
+import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from ..atomic import replacing
+from .files import check_file
 
 # The authors' storage, whose public access was withdrawn (microsoft/FocalNet#43, #45), and the
 # release of the same repository.
@@ -135,12 +140,12 @@ WEIGHTS: dict[str, PublishedWeights] = {
 
 
 def list_weights() -> list[str]:
-    """Sorted names of the published weights."""
+    """Return the sorted names of the published weights."""
     return sorted(WEIGHTS)
 
 
 def weights_folder() -> Path:
-    """Where files are looked for first and downloaded to.
+    """Return where files are looked for first and downloaded to.
 
     ``FOCALNET_DET_WEIGHTS``, or ``focalnet_det`` in the user's cache folder.
     """
@@ -150,14 +155,15 @@ def weights_folder() -> Path:
 
 
 def resolve_weights(weights: str | Path) -> Path:
-    """The file that a path, URL or registered name stands for; downloads it if need be.
+    """Return the file that a path, URL or registered name stands for; download it if need be.
 
-    A URL may end in ``#sha256=<hash>``, and is refused then if the file has another.
+    A URL may end in ``#sha256=<hash>``, and is refused then if the file has another. Files are
+    cached by their whole URL.
 
     Raises: ValueError if there is no such file; for a name that says where to put which file.
     """
     text = str(weights)
-    if re.match(r"https?://", text):
+    if re.match(r"(https?|file)://", text):
         url, _, fragment = text.partition("#")
         expected = fragment.removeprefix("sha256=")
         try:
@@ -175,7 +181,7 @@ def resolve_weights(weights: str | Path) -> Path:
 
 
 def _places(row: PublishedWeights) -> Iterable[Path]:
-    """Files that may hold a row's weights on this machine, the official one first."""
+    """Yield files that may hold a row's weights on this machine, the official one first."""
     yield weights_folder() / row.file
     yield Path(torch.hub.get_dir()) / "checkpoints" / row.file
     hub = os.getenv("HF_HUB_CACHE") or os.getenv("HUGGINGFACE_HUB_CACHE")
@@ -203,17 +209,46 @@ def _fetch(name: str, row: PublishedWeights) -> Path:
 
 
 def _download(url: str, sha256: str) -> Path:
-    """Raises: OSError if the link is dead, ValueError if the file has another hash."""
-    target = weights_folder() / Path(url.partition("?")[0]).name
+    """Return the file of a URL from the cache, or download it: whole, or not at all.
+
+    Raises: OSError if the link is dead or gives no whole checkpoint, ValueError if the file has
+        another hash than is pinned.
+    """
+    target = cached_file(url)
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(target))
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            with replacing(target) as temporary:
+                torch.hub.download_url_to_file(url, str(temporary))
+                _check_download(temporary, url, sha256)
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
             raise OSError(str(error)) from error
-    if sha256 and _sha256(target) != sha256.lower():
-        raise ValueError(f"{target} from {url} has sha256 {_sha256(target)}, expected {sha256}.")
+    _check_hash(target, url, sha256)
     return target
+
+
+def cached_file(url: str) -> Path:
+    """Return where the file of a URL is kept.
+
+    Sites give different files the same name, so the whole address is a part of the path.
+    """
+    key = hashlib.sha256(url.encode()).hexdigest()[:16]
+    name = Path(urllib.parse.urlsplit(url).path).name or "weights"
+    return weights_folder() / "downloads" / key / name
+
+
+def _check_download(path: Path, url: str, sha256: str) -> None:
+    _check_hash(path, url, sha256)
+    # A server that hangs up early, or that answers with a page, is not told from one that is done.
+    problem = check_file(path)
+    if problem is not None:
+        raise OSError(f"what it gives is no whole checkpoint: {problem}")
+
+
+def _check_hash(path: Path, url: str, sha256: str) -> None:
+    if sha256 and _sha256(path) != sha256.lower():
+        found = _sha256(path)
+        kept = f"; remove {path} to download it again" if path == cached_file(url) else ""
+        raise ValueError(f"The file of {url} has sha256 {found}, expected {sha256}{kept}.")
 
 
 def _sha256(path: Path) -> str:

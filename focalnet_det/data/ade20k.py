@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from .io.pictures import open_header
 from .labels import LabelRule, read_values
 from .mappers import size_message
 from .semantic import paired_files
@@ -59,7 +59,7 @@ def convert(job: tuple[Path, Path, Path]) -> int:
     """
     image, path, target = job
     values: Any = read_values(path)
-    with Image.open(image) as picture:
+    with open_header(image) as picture:
         size = (picture.height, picture.width)
     if values.shape != size:
         raise ValueError(size_message(path, values.shape, size))

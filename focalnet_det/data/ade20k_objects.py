@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 from numpy.typing import NDArray
-from PIL import Image
 
+from ..atomic import write_text
 from .ade20k import COUNTS, RULE
+from .io.panoptic_rows import VOID
+from .io.pictures import open_header, open_picture
 from .labels import IGNORE, UnreadableLabelsError, read_labels
 from .mappers import size_message
-from .panoptic import VOID, Record, read_segment_ids, segment_colors
+from .panoptic import Record, read_segment_ids, segment_colors
 from .semantic import paired_files
 from .shapes_export import ADE_NAMES, encode_rle, mask_box
-from .writing import run_jobs, write_atomically, write_picture
+from .writing import run_jobs, write_picture
 
 # Scene parsing class, 1..150, of each of the 100 instance classes, 1..100.
 # Source: facebookresearch/Mask2Former:datasets/ade20k_instance_catid_mapping.txt.
@@ -120,7 +122,7 @@ def _write(
     categories: Sequence[Record],
 ) -> None:
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_atomically(path, [json.dumps(content, separators=(",", ":")), "\n"])
+    write_text(path, [json.dumps(content, separators=(",", ":")), "\n"])
 
 
 def image_record(path: Path) -> Record:
@@ -131,7 +133,7 @@ def image_record(path: Path) -> Record:
     number = re.search(r"\d+$", path.stem)
     if number is None:
         raise ValueError(f"{path} has no number at the end of its name, as ADE20K's images have.")
-    with Image.open(path) as picture:
+    with open_header(path) as picture:
         width, height = picture.size
     return {"id": int(number[0]), "file_name": path.name, "width": width, "height": height}
 
@@ -143,7 +145,7 @@ def read_objects(path: Path, image: Record) -> dict[int, tuple[int, NDArray[np.b
 
     Raises: ValueError if the size is not the image's, or an instance has no class or several.
     """
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         mode, pixels = picture.mode, np.asarray(picture)
     if mode != "RGB":
         raise UnreadableLabelsError(f"{path} is a picture of mode {mode}, not RGB.")

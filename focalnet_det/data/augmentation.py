@@ -33,11 +33,34 @@ class PlainResizeTransform(T.ResizeTransform):
         return np.asarray(resized).reshape(self.new_h, self.new_w, *img.shape[2:])
 
 
-class PlainResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, with :class:`PlainResizeTransform`."""
+def at_least_a_pixel(transform: T.Transform) -> T.Transform:
+    """Let no side of a resize be 0, as that of a 1 x 20,000 image would."""
+    if isinstance(transform, T.ResizeTransform):
+        transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+    return transform
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, for images of any shape."""
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
-        """Draws the size."""
+        """Draw the size."""
+        return at_least_a_pixel(super().get_transform(image))
+
+
+class ResizeScale(T.ResizeScale):
+    """Detectron2's, for images of any shape."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Draw the size."""
+        return at_least_a_pixel(super().get_transform(image))
+
+
+class PlainResizeShortestEdge(ResizeShortestEdge):
+    """The same with :class:`PlainResizeTransform`."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Draw the size."""
         chosen = super().get_transform(image)
         if not isinstance(chosen, T.ResizeTransform):
             return chosen
@@ -57,7 +80,7 @@ def shortest_edge(
     short_sides: Sequence[int] | int, max_long_side: int, antialias: bool
 ) -> T.ResizeShortestEdge:
     """Resizes the short side to one of some lengths, pixels; ``antialias=False`` as mmdet does."""
-    kind = T.ResizeShortestEdge if antialias else PlainResizeShortestEdge
+    kind = ResizeShortestEdge if antialias else PlainResizeShortestEdge
     sides = short_sides if isinstance(short_sides, int) else tuple(short_sides)
     return kind(sides, max_long_side, "choice")
 
@@ -118,7 +141,7 @@ def resize_and_crop(
     augmentations: list[T.Augmentation] = [T.RandomFlip()]
     if vertical_flip:
         augmentations.append(T.RandomFlip(horizontal=False, vertical=True))
-    augmentations.append(T.ResizeShortestEdge(tuple(short_sides), max_long_side, "choice"))
+    augmentations.append(ResizeShortestEdge(tuple(short_sides), max_long_side, "choice"))
     return [*augmentations, RandomCrop("absolute", (crop, crop))]
 
 
@@ -133,7 +156,7 @@ def large_scale_jitter(
     Source: arXiv:2012.07177, section 3; detectron2:model_zoo/configs/new_baselines.
     """
     low, high = scale
-    jitter = T.ResizeScale(low, high, target_height=size, target_width=size)
+    jitter = ResizeScale(low, high, target_height=size, target_width=size)
     flips = [T.RandomFlip()] if flip else []
     return [*flips, jitter, T.FixedSizeCrop(crop_size=(size, size))]
 

@@ -1,23 +1,29 @@
 """Data loaders over Detectron2's, with the few options that the recipes need."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
+from detectron2.data.build import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    print_instances_class_histogram,
+)
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.utils import comm
 
 from .augmentation import scaled
 from .copy_paste import CopyPaste
 from .mappers import InstanceMapper, ViewMapper
-from .stream import open_stream
+from .stream import fingerprint, open_stream
+from .workers import protect_workers
+
+logger = logging.getLogger("focalnet_det")
 
 
 class TrainLoader:
@@ -27,6 +33,7 @@ class TrainLoader:
         open_at: (seed, iteration) -> batches of this process from that iteration on.
         num_images: images in the training set, after those without annotations are left out.
         batch_size: images per iteration, over all processes.
+        fingerprint: of the training set, see :func:`~focalnet_det.data.stream.fingerprint`.
     Attributes:
         seed, start: what the stream is opened with; set them before the first iteration.
         file_issues: problems that were settled when the annotation files were read, by name.
@@ -38,8 +45,10 @@ class TrainLoader:
         *,
         num_images: int,
         batch_size: int,
+        fingerprint: str = "",
     ) -> None:
         self.open_at = open_at
+        self.fingerprint = fingerprint
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = 0
@@ -90,8 +99,8 @@ def build_train_loader(
         raise ValueError("copy_paste needs masks=True and keypoints=False.")
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     dicts = dataset_records(names, filter_empty=filter_empty, min_keypoints=int(keypoints))
-    if masks and not any(map(has_masks, dicts)):
-        raise ValueError(f"No annotation of {', '.join(names)} has a mask; train a box detector.")
+    if masks:
+        check_masks(", ".join(names), dicts, evaluation=False)
     mapper = InstanceMapper(
         is_train=True,
         augmentations=augmentations,
@@ -122,17 +131,46 @@ def build_train_loader(
             mix=CopyPaste(copy_paste) if copy_paste else None,
         )
 
-    loader = TrainLoader(open_at, num_images=len(dicts), batch_size=batch_size)
+    loader = TrainLoader(
+        open_at, num_images=len(dicts), batch_size=batch_size, fingerprint=fingerprint(dicts)
+    )
     for name in names:
         loader.file_issues.update(MetadataCatalog.get(name).get("file_issues", {}))
     return loader
 
 
-def has_masks(record: dict[str, Any]) -> bool:
-    """Whether a record has an instance mask, or panoptic segments in place of annotations."""
-    if "annotations" not in record:
-        return "pan_seg_file_name" in record
-    return any("segmentation" in annotation for annotation in record["annotations"])
+def check_masks(subject: str, records: Sequence[dict[str, Any]], *, evaluation: bool) -> None:
+    """Check that objects have masks: all in an evaluation, more than half in a training.
+
+    Records with panoptic segments in place of annotations have them.
+
+    Raises: ValueError that says how many lack one.
+    """
+    rows = [row for record in records for row in record.get("annotations", ())]
+    if not evaluation:
+        rows = [row for row in rows if not row.get("iscrowd")]
+    without = sum(not has_mask(row) for row in rows)
+    if rows and without == len(rows):
+        raise ValueError(f"No annotation of {subject} has a mask: train a box detector.")
+    if without and (evaluation or 2 * without > len(rows)):
+        raise ValueError(
+            f"{without} of {len(rows)} annotations of {subject} have no mask: add `segmentation`, "
+            "or train and evaluate a box detector."
+        )
+    if without:
+        logger.warning(
+            "%s: %d of %d annotations have no mask and are left out: their objects count as "
+            "background.",
+            subject,
+            without,
+            len(rows),
+        )
+
+
+def has_mask(row: dict[str, Any]) -> bool:
+    """Return whether an annotation has a mask of any kind."""
+    mask = row.get("segmentation")
+    return mask is not None and not (isinstance(mask, list | str) and not mask)
 
 
 def dataset_records(
@@ -140,20 +178,69 @@ def dataset_records(
 ) -> list[dict[str, Any]]:
     """Records of registered data sets.
 
-    Raises: FileNotFoundError that says where the data should be; ValueError if no image has
-        keypoints and they are asked for.
+    Raises: FileNotFoundError that says where the data should be; ValueError if no image can be
+        used, or the data set names no keypoints and they are asked for.
     """
     if min_keypoints:
         check_keypoints(names)
     try:
-        return get_detection_dataset_dicts(
-            list(names), filter_empty=filter_empty, min_keypoints=min_keypoints
-        )
+        sets = [DatasetCatalog.get(name) for name in names]
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Data set {', '.join(names)}: {error.filename} does not exist. Put the data there, or "
             "set DETECTRON2_DATASETS to the folder that holds it; see datasets/README.md."
         ) from error
+    records = usable_records(
+        list(chain.from_iterable(sets)),
+        names,
+        filter_empty=filter_empty,
+        min_keypoints=min_keypoints,
+    )
+    classes = common_classes(names)
+    if classes and "annotations" in records[0]:
+        print_instances_class_histogram(records, classes)
+    return records
+
+
+def common_classes(names: Sequence[str]) -> list[str] | None:
+    """Return the class names of the things of data sets, None if they have none.
+
+    Raises: ValueError if they are not the same in all.
+    """
+    classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
+    for name, found in zip(names, classes, strict=True):
+        if found != classes[0]:
+            raise ValueError(f"Data sets {names[0]} and {name} do not have the same classes.")
+    return classes[0]
+
+
+def usable_records(
+    records: list[dict[str, Any]],
+    names: Sequence[str],
+    *,
+    filter_empty: bool,
+    min_keypoints: int = 0,
+) -> list[dict[str, Any]]:
+    """Leave out records without objects, or without enough keypoints.
+
+    Raises: ValueError if there is no record, or none that can be used.
+    """
+    subject = f"Data set {', '.join(names)}"
+    if not records:
+        raise ValueError(f"{subject} has no image.")
+    if "annotations" not in records[0]:
+        return records
+    kept = filter_images_with_only_crowd_annotations(records) if filter_empty else records
+    if not kept:
+        raise ValueError(
+            f"{subject}: none of its {len(records)} images has an annotation that is not a crowd. "
+            "There is nothing to learn: check image_id and iscrowd of the annotations."
+        )
+    if min_keypoints:
+        kept = filter_images_with_few_keypoints(kept, min_keypoints)
+    if not kept:
+        raise ValueError(f"{subject}: no object of its {len(records)} images has a keypoint.")
+    return kept
 
 
 def check_keypoints(names: Sequence[str]) -> None:
@@ -194,6 +281,8 @@ def build_test_loader(
         resizes = resizes or [scaled(augmentations, scale) for scale in scales or (1.0,)]
         mirrored = [[*resize, T.RandomFlip(prob=1.0)] for resize in resizes] if flip else []
         mapper = ViewMapper(views=[*resizes, *mirrored], image_format=image_format)
-    return build_detection_test_loader(
-        dataset_records([dataset], filter_empty=False), mapper=mapper, num_workers=num_workers
+    return protect_workers(
+        build_detection_test_loader(
+            dataset_records([dataset], filter_empty=False), mapper=mapper, num_workers=num_workers
+        )
     )

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from .mappers import follow_masks
+
 Example = dict[str, Any]
 
 
@@ -17,8 +19,9 @@ class CopyPaste:
 
     Both images are augmented already, best by large-scale jitter. Where they differ in size, what
     lies outside the target is cut off. Objects of the target lose the pixels that are pasted over,
-    and those without any left are dropped; boxes follow the masks. Crowds are no objects of either
-    image; an image without objects gives nothing, and can be pasted onto.
+    and those without any left are dropped; the boxes of objects that were cut follow their masks.
+    Crowds are no objects of either image; an image without objects gives nothing, and can be pasted
+    onto.
 
     Attributes:
         probability: that an example is changed, 0..1.
@@ -67,7 +70,14 @@ def paste(target: Example, source: Example, chosen: torch.Tensor) -> Example:
     classes = torch.cat([before.gt_classes, objects.gt_classes])
     visible = every.flatten(1).any(dim=1)
     kept = BitMasks(every[visible])
-    boxes = kept.get_bounding_boxes() if len(kept) else Boxes(torch.zeros(0, 4))
+    cut = torch.cat(
+        [
+            (before.gt_masks.tensor & covered).flatten(1).any(dim=1),
+            masks.flatten(1).sum(dim=1) < objects.gt_masks.tensor.flatten(1).sum(dim=1),
+        ]
+    )
+    whole = torch.cat([before.gt_boxes.tensor, objects.gt_boxes.tensor])
+    boxes = Boxes(follow_masks(whole[visible], kept, cut[visible]))
     instances = Instances(
         before.image_size, gt_boxes=boxes, gt_classes=classes[visible], gt_masks=kept
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
-from PIL import Image
+
+from .io.pictures import number_of_pages, open_picture
 
 IGNORE = 255
 # Grey or black and white, palette (whose index is the class), 16 and 32 bits.
@@ -31,12 +31,20 @@ class LabelRule:
     """How the values of a label file become classes 0..num_classes-1.
 
     Attributes:
-        num_classes: values of no class are an error, None for no check.
+        num_classes: values of no class are an error; None for 255, as many as there can be.
         first_label: value of the first class. With 1, as in ADE20K, 0 is ignored.
     """
 
     num_classes: int | None = None
     first_label: int = 0
+
+    def __post_init__(self) -> None:
+        most = IGNORE - self.first_label
+        if self.num_classes is not None and self.num_classes > most:
+            raise ValueError(
+                f"{self.num_classes} classes: labels can tell {most} apart, since {IGNORE} is "
+                "ignored."
+            )
 
     def read(self, path: str | Path) -> NDArray[np.int64]:
         """Classes of a label file; errors as in ``read_values`` and ``classes``."""
@@ -47,19 +55,18 @@ class LabelRule:
 
         Raises: ValueError that names the file and the values that are no class.
         """
-        labels = values.astype(np.int64)
-        ignored = (labels == IGNORE) | (labels < self.first_label)
-        labels = np.where(ignored, IGNORE, labels - self.first_label)
-        if self.num_classes is not None:
-            unknown = labels[(labels >= self.num_classes) & ~ignored]
-            if unknown.size:
-                found = (np.unique(unknown)[:5] + self.first_label).tolist()
-                raise ValueError(
-                    f"{path} holds {', '.join(map(str, found))}, but the {self.num_classes} "
-                    f"classes are numbered {self.first_label} to "
-                    f"{self.first_label + self.num_classes - 1} (255 is ignored). Check the class "
-                    "list, and --first-label."
-                )
+        values = values.astype(np.int64)
+        count = IGNORE if self.num_classes is None else self.num_classes
+        ignored = (values == IGNORE) | ((values >= 0) & (values < self.first_label))
+        labels = np.where(ignored, IGNORE, values - self.first_label)
+        unknown = values[((labels < 0) | (labels >= count)) & ~ignored]
+        if unknown.size:
+            found = ", ".join(map(str, np.unique(unknown)[:5].tolist()))
+            last = self.first_label + count - 1
+            raise ValueError(
+                f"{path} holds {found}, but the {count} classes are numbered {self.first_label} "
+                f"to {last} (255 is ignored). Check the class list, and --first-label."
+            )
         return labels
 
 
@@ -70,16 +77,21 @@ def read_values(path: str | Path) -> NDArray[Any]:
         it is absent.
     """
     try:
-        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+        with open_picture(path) as image:
+            pages = number_of_pages(image)
             image.load()
-            mode, values = image.mode, np.asarray(image)
+            mode, values = image.mode, np.array(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Label file {path} does not exist.") from error
-    except MemoryError:
+    except (MemoryError, IsADirectoryError, PermissionError):
         raise
     # Pillow's decoders meet damage with many kinds of error.
     except Exception as error:
         raise UnreadableLabelsError(f"Cannot read label file {path}: {error}.") from error
+    if pages > 1:
+        raise UnreadableLabelsError(
+            f"Label file {path} has {pages} pages: save the one that is meant alone."
+        )
     if mode not in LABEL_MODES:
         raise UnreadableLabelsError(
             f"Label file {path} is a colour picture ({mode}): labels are the values of a "

@@ -8,28 +8,24 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, BoxMode
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints
 from numpy.typing import NDArray
-from pycocotools import mask as mask_utils
 
+from .io.masks import clean_segmentation
 from .labels import UnreadableLabelsError, read_labels
-from .panoptic import segment_annotations
+from .panoptic import all_listed, read_segment_ids, segment_annotations
 from .reading import UnreadableImageError, read_rgb, to_array
 from .tally import (
     BOX_OUTSIDE,
     CROWD,
     EMPTY_BOX,
-    EMPTY_MASK,
     LABEL_SIZE_DIFFERS,
     MALFORMED_BOX,
-    MALFORMED_MASK,
-    MALFORMED_PART,
     NO_ANNOTATION,
-    NO_MASK,
     SIZE_DIFFERS,
-    UNLISTED_IMAGE,
     UNREADABLE_IMAGE,
     UNREADABLE_LABELS,
+    VOID_SEGMENT,
 )
 
 DATA_ISSUES = "data_issues"
@@ -84,7 +80,8 @@ class InstanceMapper(DatasetMapper):
             image_format: channel order, "RGB" or "BGR".
             masks: give instance masks, as bitmaps: polygons, RLE and arrays alike.
             keypoints: give keypoints.
-            recompute_boxes: take boxes from the masks after augmentation.
+            recompute_boxes: take the boxes of objects that augmentation cut, or rotated, from what
+                is left of their masks; other boxes keep their fractions of a pixel.
             keypoint_hflip_indices: where each keypoint goes in a horizontal flip.
         Raises: ValueError if boxes are to be recomputed without masks.
         """
@@ -98,8 +95,8 @@ class InstanceMapper(DatasetMapper):
             use_keypoint=keypoints,
             instance_mask_format="bitmask",
             keypoint_hflip_indices=keypoint_hflip_indices,
-            recompute_boxes=recompute_boxes,
         )
+        self.recompute_boxes = recompute_boxes
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """
@@ -122,7 +119,8 @@ class InstanceMapper(DatasetMapper):
 
         sem_seg = self._read_labels(record, size) if self.is_train else None
         if self.is_train and annotations is None and "pan_seg_file_name" in record:
-            annotations = self._read_segments(record)
+            annotations, disagreements = self._read_segments(record)
+            issues.update(disagreements)
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         image = augmented.image
@@ -170,25 +168,90 @@ class InstanceMapper(DatasetMapper):
         # Types that the resizing of transforms can handle.
         return labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.int32)
 
-    def _read_segments(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        """Instances of the panoptic segments of a record."""
+    def _read_segments(self, record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return instances of the panoptic segments of a record, and problems."""
         try:
-            return segment_annotations(record)
+            ids = read_segment_ids(record["pan_seg_file_name"])
         except UnreadableLabelsError as error:
             raise SkippedImage(UNREADABLE_LABELS, str(error)) from error
+        segments = record["segments_info"]
+        problems = [] if all_listed(ids, segments) else [VOID_SEGMENT]
+        return segment_annotations(ids, segments), problems
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: Sequence[int]
     ) -> None:
-        if dataset_dict["annotations"]:
-            super()._transform_annotations(dataset_dict, transforms, image_shape)
-            return
-        # Detectron2 gives no masks here, and fails if boxes are to be recomputed from them.
-        del dataset_dict["annotations"]
-        instances = detection_utils.annotations_to_instances([], tuple(image_shape))
+        """Put augmented instances in place of annotations, whose boxes are xyxy in the image."""
+        annotations, shape = dataset_dict.pop("annotations"), tuple(image_shape)
+        for annotation in annotations:
+            self._choose_fields(annotation)
+        boxes = np.array([annotation["bbox"] for annotation in annotations]).reshape(-1, 4)
+        moved = [
+            detection_utils.transform_instance_annotations(
+                annotation, transforms, shape, keypoint_hflip_indices=self.keypoint_hflip_indices
+            )
+            for annotation in annotations
+        ]
+        instances = detection_utils.annotations_to_instances(moved, shape, mask_format="bitmask")
+        if not moved:
+            self._add_empty_fields(instances, shape)
+        elif self.recompute_boxes:
+            instances.gt_boxes = Boxes(
+                tight_boxes(instances, transforms.apply_box(boxes), is_rotated(transforms))
+            )
+        dataset_dict["instances"] = detection_utils.filter_empty_instances(instances)
+
+    def _choose_fields(self, annotation: dict[str, Any]) -> None:
+        """Remove what is not trained; objects without keypoints get invisible ones."""
+        if not self.use_instance_mask:
+            annotation.pop("segmentation", None)
+        if not self.use_keypoint:
+            annotation.pop("keypoints", None)
+        elif self.keypoint_hflip_indices is not None and "keypoints" not in annotation:
+            annotation["keypoints"] = np.zeros(3 * len(self.keypoint_hflip_indices))
+
+    def _add_empty_fields(self, instances: Instances, shape: tuple[int, ...]) -> None:
+        """Add masks and keypoints of length 0, which Detectron2 leaves out."""
         if self.use_instance_mask:
-            instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
-        dataset_dict["instances"] = instances
+            instances.gt_masks = BitMasks(torch.zeros(0, *shape, dtype=torch.bool))
+        if self.use_keypoint and self.keypoint_hflip_indices is not None:
+            count = len(self.keypoint_hflip_indices)
+            instances.gt_keypoints = Keypoints(np.zeros((0, count, 3), dtype=np.float32))
+
+
+def is_rotated(transforms: T.TransformList) -> bool:
+    """Return whether transforms turn boxes by other than right angles."""
+    return any(isinstance(transform, T.RotationTransform) for transform in transforms.transforms)
+
+
+def tight_boxes(instances: Instances, moved: NDArray[np.float64], rotated: bool) -> torch.Tensor:
+    """Return boxes that are tight around what augmentation has left of the masks.
+
+    Args:
+        instances: with boxes clipped to the image, and bitmap masks.
+        moved: the boxes before clipping, (N, 4), xyxy, absolute pixels.
+        rotated: whether all boxes, and not only those that reach out of the image, are loose.
+    Returns: (N, 4). A side that the mask confirms to a pixel keeps its fraction.
+    """
+    height, width = instances.image_size
+    clipped = instances.gt_boxes.tensor
+    limits = np.array([width, height, width, height])
+    cut = ((moved < -BOX_ROUNDING) | (moved > limits + BOX_ROUNDING)).any(axis=1) | rotated
+    return follow_masks(clipped, instances.gt_masks, torch.as_tensor(cut))
+
+
+def follow_masks(boxes: torch.Tensor, masks: BitMasks, changed: torch.Tensor) -> torch.Tensor:
+    """Return boxes, (N, 4), of which those of changed masks, (N,), are tight around them.
+
+    A side that the mask confirms to a pixel keeps its fraction.
+    """
+    if not changed.any():
+        return boxes
+    result = boxes.clone()
+    tight = masks[changed].get_bounding_boxes().tensor
+    own = result[changed]
+    result[changed] = torch.where((tight - own).abs() < 1, own, tight)
+    return result
 
 
 class ViewMapper(InstanceMapper):
@@ -286,137 +349,11 @@ def box_xyxy(annotation: Mapping[str, Any]) -> NDArray[np.float64] | None:
     try:
         # As floats: Detectron2 cuts off the decimals when it resizes boxes of integers.
         numbers = [float(number) for number in annotation["bbox"]]
+        if any(isinstance(number, str) for number in annotation["bbox"]):
+            return None
         box = BoxMode.convert(numbers, annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    except (KeyError, TypeError, ValueError, AssertionError):
+    except (KeyError, TypeError, ValueError, OverflowError, AssertionError):
         return None
     box = np.asarray(box, dtype=np.float64)
-    return box if box.shape == (4,) and np.isfinite(box).all() else None
-
-
-def clean_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Any, str | None]:
-    """A mask of any kind, as Detectron2's transforms take it.
-
-    Args:
-        segmentation: polygons (a list of x, y, x, y, ..., absolute pixels), RLE, compressed or not,
-            or an array (H, W) that is not 0 inside the mask.
-        size: height and width of the image, pixels.
-    Returns: polygons or compressed RLE, None if the mask is dropped; and its problem, or None.
-    """
-    if segmentation is None or (isinstance(segmentation, list) and not segmentation):
-        return None, NO_MASK
-    if isinstance(segmentation, list):
-        return clean_polygons(segmentation, size)
-    if isinstance(segmentation, dict):
-        return clean_rle(segmentation, size)
-    if not isinstance(segmentation, np.ndarray) or segmentation.shape != size:
-        return None, MALFORMED_MASK
-    if not segmentation.any():
-        return None, EMPTY_MASK
-    return mask_utils.encode(np.asfortranarray(segmentation != 0, dtype=np.uint8)), None
-
-
-def clean_polygons(
-    parts: Sequence[Any], size: tuple[int, int]
-) -> tuple[list[NDArray[np.float64]] | None, str | None]:
-    """Well-formed polygons of a mask; see ``clean_segmentation``."""
-    polygons = [polygon for part in parts if (polygon := well_formed(part, size)) is not None]
-    if not polygons:
-        return None, MALFORMED_MASK
-    if not np.any(mask_utils.area(mask_utils.frPyObjects(polygons, *size))):
-        return None, EMPTY_MASK
-    return polygons, None if len(polygons) == len(parts) else MALFORMED_PART
-
-
-def well_formed(part: Any, size: tuple[int, int]) -> NDArray[np.float64] | None:
-    """A polygon as a new array (2 N,) of x, y, x, y, ...; None if it is malformed."""
-    try:
-        # As floats: Detectron2 cuts off the decimals when it resizes polygons of integers.
-        polygon = np.array(part, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        return None
-    if not enough_coordinates(polygon):
-        return None
-    # The time and memory that pycocotools takes grow with the outline, without limit.
-    margin = max(size)
-    xy = polygon.reshape(-1, 2)
-    # Written so that NaN is out of range.
-    inside = (xy >= -margin) & (xy <= np.array(size[::-1]) + margin)
-    return polygon if inside.all() else None
-
-
-def enough_coordinates(polygon: Any) -> bool:
-    """Whether a polygon has three points or more, and y for every x."""
-    return len(polygon) % 2 == 0 and len(polygon) >= 6
-
-
-def clean_rle(
-    rle: Mapping[str, Any], size: tuple[int, int]
-) -> tuple[dict[str, Any] | None, str | None]:
-    """A run-length encoded mask, compressed; see ``clean_segmentation``."""
-    try:
-        runs = run_lengths(rle["counts"])
-        same_size = tuple(rle["size"]) == size
-    except (KeyError, TypeError, ValueError):
-        return None, MALFORMED_MASK
-    # pycocotools decodes runs that end early into memory that it did not set.
-    if not same_size or min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
-        return None, MALFORMED_MASK
-    if not any(runs[1::2]):
-        return None, EMPTY_MASK
-    return mask_utils.frPyObjects({"size": list(size), "counts": runs}, *size), None
-
-
-def run_lengths(counts: Any) -> list[int]:
-    """Lengths of the runs outside, inside, outside, ... a mask, from either kind of RLE.
-
-    The compressed kind holds differences to the run before the last, from the fourth run on, in
-    groups of five bits, lowest first; each character, less 48, is a group and a sixth bit that says
-    whether another follows. The highest bit of the last group is the sign.
-
-    Raises: TypeError or ValueError if it is neither.
-    Source: cocodataset/cocoapi:common/maskApi.c (rleFrString).
-    """
-    if not isinstance(counts, str | bytes):
-        if any(int(run) != run for run in counts):
-            raise ValueError("A run of a fraction of a pixel.")
-        return [int(run) for run in counts]
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts.encode() if isinstance(counts, str) else counts:
-        group = character - 48
-        if not 0 <= group < 64:
-            raise ValueError(f"No character of compressed RLE: {character}.")
-        value |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("Compressed RLE that ends within a number.")
-    return runs
-
-
-def problems_of_file(content: Mapping[str, Any]) -> dict[str, int]:
-    """Problems that Detectron2's ``load_coco_json`` settles itself, so that no record shows them.
-
-    It leaves out polygons without enough coordinates, annotations that have no other polygon, and
-    annotations of images that the file does not list.
-
-    Args:
-        content: of a COCO file.
-    Returns: counts by problem of ``POLICIES``, without zeros.
-    """
-    images = {image["id"] for image in content["images"]}
-    issues: Counter[str] = Counter()
-    for annotation in content["annotations"]:
-        segmentation = annotation.get("segmentation")
-        if annotation["image_id"] not in images:
-            issues[UNLISTED_IMAGE] += 1
-        elif segmentation and isinstance(segmentation, list):
-            enough = sum(map(enough_coordinates, segmentation))
-            if enough < len(segmentation):
-                issues[MALFORMED_PART if enough else MALFORMED_MASK] += 1
-    return dict(issues)
+    sound = box.shape == (4,) and np.isfinite(box).all() and (box[2:] >= box[:2]).all()
+    return box if sound else None

@@ -1,7 +1,6 @@
 """COCO panoptic files: a JSON of segments, and PNGs whose colours are the segments' ids."""
 
 import errno
-import json
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
-from PIL import Image
 
+from .io.panoptic_rows import VOID, read_panoptic_rows
+from .io.pictures import open_picture
 from .labels import IGNORE, UnreadableLabelsError
 from .shapes_export import mask_box
-
-VOID = 0
 
 Record = dict[str, Any]
 
@@ -43,53 +40,13 @@ class PanopticFile:
 
 
 def read_panoptic_json(path: str | Path) -> PanopticFile:
-    """Reads a panoptic JSON.
+    """Read a panoptic JSON, and check every row.
 
-    Raises: FileNotFoundError if there is none, ValueError if it is not in COCO's panoptic format,
-        or contradicts itself in categories or image ids.
+    Raises: FileNotFoundError if there is none, DataError with all faults.
     """
     path = Path(path)
-    content = panoptic_content(path)
-    for key, problem in category_problems(content["categories"]):
-        raise ValueError(f"{path}: {key}: {problem}.")
-    images = {image["id"]: image for image in content["images"]}
-    annotations: dict[int, Record] = {}
-    for annotation in content["annotations"]:
-        image_id = annotation["image_id"]
-        if image_id not in images:
-            raise ValueError(f"{path} annotates image {image_id!r}, which it does not list.")
-        if image_id in annotations:
-            raise ValueError(f"{path} annotates image {image_id!r} twice.")
-        annotations[image_id] = annotation
-    categories = {c["id"]: c for c in sorted(content["categories"], key=lambda c: c["id"])}
+    images, annotations, categories = read_panoptic_rows(path)
     return PanopticFile(path=path, images=images, annotations=annotations, categories=categories)
-
-
-def panoptic_content(path: Path) -> Record:
-    """Content of a panoptic JSON; contradictions are let pass, errors as in the function above."""
-    if not PathManager.isfile(str(path)):
-        raise FileNotFoundError(errno.ENOENT, "No such panoptic file", str(path))
-    try:
-        with PathManager.open(str(path), "r") as file:
-            content: Record = json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}.") from error
-    needed = {
-        "images": {"id", "file_name"},
-        "annotations": {"image_id", "file_name", "segments_info"},
-        "categories": {"id", "name", "isthing"},
-    }
-    for name, keys in needed.items():
-        rows = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise ValueError(f"{path} is not in COCO's panoptic format: it has no list {name!r}.")
-        for row in rows:
-            if lacking := keys - set(row):
-                raise ValueError(
-                    f"{path} is not in COCO's panoptic format: an element of {name!r} lacks "
-                    f"{', '.join(sorted(lacking))}."
-                )
-    return content
 
 
 def category_problems(categories: Sequence[Record]) -> Iterator[tuple[str, str]]:
@@ -115,14 +72,14 @@ def read_segment_ids(path: str | Path) -> NDArray[np.int32]:
         not in RGB.
     """
     try:
-        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+        with open_picture(path) as image:
             image.load()
-            mode, colors = image.mode, np.asarray(image)
+            mode, colors = image.mode, np.array(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             errno.ENOENT, "No such file of panoptic segments", str(path)
         ) from error
-    except MemoryError:
+    except (MemoryError, IsADirectoryError, PermissionError):
         raise
     # Pillow's decoders meet damage with many kinds of error.
     except Exception as error:
@@ -198,14 +155,23 @@ class SegmentLabels:
         return labels
 
 
-def segment_annotations(record: Mapping[str, Any]) -> list[Record]:
-    """Instances of the things of a record with panoptic segments, in Detectron2's format.
+def all_listed(ids: NDArray[np.int32], segments: Sequence[Record]) -> bool:
+    """Return whether every pixel, (H, W), has the id of a listed segment, or of void."""
+    listed = np.zeros(int(ids.max(initial=0)) + 1, dtype=bool)
+    listed[VOID] = True
+    listed[[s["id"] for s in segments if 0 <= s["id"] < len(listed)]] = True
+    return bool(listed[ids].all())
 
-    Raises: as ``read_segment_ids``.
+
+def segment_annotations(ids: NDArray[np.int32], segments: Sequence[Record]) -> list[Record]:
+    """Return instances of the things of panoptic segments, in Detectron2's format.
+
+    Args:
+        ids: of the segments, (H, W).
+        segments: with "id", "category_id" (the class) and "isthing".
     """
-    ids = read_segment_ids(record["pan_seg_file_name"])
     annotations = []
-    for segment in record["segments_info"]:
+    for segment in segments:
         if not segment["isthing"]:
             continue
         mask = ids == segment["id"]

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from .ade20k import default_ade20k_root
 from .ade20k_objects import panoptic_categories
+from .datasets import check_images, coco_records, register_coco_later, replace_registered
+from .io.coco import read_coco
+from .io.panoptic_files import check_segment_files
 from .labels import IGNORE, LabelReader, LabelRule
 from .panoptic import PanopticFile, Record, SegmentLabels, read_panoptic_json
 from .semantic import ClassList, paired_files, register_sem_seg
@@ -184,10 +186,7 @@ def register_panoptic(name: str, files: PanopticFiles, classes: PanopticClasses)
 def _replace(
     name: str, records: Callable[[], list[Record]], files: PanopticFiles, metadata: Record
 ) -> None:
-    if name in DatasetCatalog.list():
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, records)
+    replace_registered(name, records)
     json_file = None if files.instances_json is None else str(files.instances_json)
     MetadataCatalog.get(name).set(
         panoptic_json=str(files.panoptic_json),
@@ -201,11 +200,17 @@ def _replace(
     )
 
 
-def register_panoptic_json(name: str, files: PanopticFiles) -> PanopticClasses:
-    """Registers a panoptic JSON under a name, things and stuff as the file says.
+def register_panoptic_json(
+    name: str, files: PanopticFiles, *, evaluation: bool = False
+) -> PanopticClasses:
+    """Check a panoptic JSON, its images and PNGs, and register it under a name.
 
+    Things and stuff are those that the file names.
+
+    Args:
+        evaluation: hold the files to what an evaluation needs: segments and PNGs must agree.
     Returns: its classes.
-    Raises: ValueError if a folder does not exist or the file is not as it should be,
+    Raises: ValueError if a folder does not exist or with all faults of the files,
         FileNotFoundError if there is no such file.
     """
     for what, folder in (("image", files.images), ("panoptic", files.panoptic_root)):
@@ -219,7 +224,9 @@ def register_panoptic_json(name: str, files: PanopticFiles) -> PanopticClasses:
                 f"{'semantic' if things else 'instance'} segmentation."
             )
     classes = separated_classes(list(file.categories.values()))
-    panoptic_records(file, files, classes)
+    records = panoptic_records(file, files, classes)
+    check_images(file.path, records, evaluation=evaluation)
+    check_segment_files(file.path, records, evaluation=evaluation)
     register_panoptic(name, files, classes)
     MetadataCatalog.get(name).set(num_annotated_images=len(file.annotations))
     return classes
@@ -281,7 +288,8 @@ def separated_records(files: PanopticFiles, name: str) -> list[Record]:
     Raises: FileNotFoundError if a file is missing, ValueError if images have no labels.
     """
     assert files.sem_seg_root is not None
-    instances = load_coco_json(str(files.instances_json), str(files.images), name)
+    assert files.instances_json is not None
+    instances = coco_records(read_coco(files.instances_json, files.images), files.images)
     labels = {str(image): str(png) for image, png in paired_files(files.images, files.sem_seg_root)}
     unlabelled = [r["file_name"] for r in instances if r["file_name"] not in labels]
     if unlabelled:
@@ -315,4 +323,4 @@ def register_ade20k_panoptic() -> None:
         register_panoptic(f"ade20k_panoptic_{split}", files, separated_classes(categories))
         if (name := f"ade20k_instance_{split}") not in DatasetCatalog.list():
             metadata = {"thing_classes": [thing["name"] for thing in things]}
-            register_coco_instances(name, metadata, str(instances), str(images))
+            register_coco_later(name, instances, images, metadata)

@@ -1,16 +1,21 @@
-"""Images of any kind that Pillow knows, as upright 8-bit RGB."""
+"""Images of many formats and modes, as upright 8-bit RGB."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import detection_utils
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from .tally import DEEPER_THAN_8_BITS, EXIF_ROTATED, OTHER_COLOURS, TRANSPARENT
+from .io.pictures import FORMATS, number_of_pages, open_picture
+from .tally import (
+    DEEPER_THAN_8_BITS,
+    EXIF_ROTATED,
+    OTHER_COLOURS,
+    SEVERAL_PICTURES,
+    TRANSPARENT,
+)
 
 IMAGE_FORMATS = ("RGB", "BGR")
 ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
@@ -28,7 +33,7 @@ def read_image(path: str | Path, image_format: str) -> NDArray[np.uint8]:
     """Reads an image file.
 
     Turns it upright by its EXIF orientation. ``POLICIES`` of ``tally`` says how each kind of image
-    is converted. Of an animation, the first picture.
+    is converted. Of an animation or a file of several pages, the first picture.
 
     Args:
         path: of the file.
@@ -61,24 +66,22 @@ def read_rgb(path: str | Path) -> tuple[Image.Image, list[str]]:
     Raises: OSError as ``read_image`` does.
     """
     try:
-        with PathManager.open(str(path), "rb") as file:
-            content = file.read()
+        with open_picture(path) as image:
+            pages = [SEVERAL_PICTURES] if number_of_pages(image) > 1 else []
+            image.load()
+            picture, problems = repaired(image)
+            return picture, pages + problems
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Image {path} does not exist. Check the image folder, and file_name in the "
             "annotation file."
         ) from error
-    if not content:
-        raise UnreadableImageError(f"Cannot read image {path}: the file is empty.")
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        return repaired(image)
-    except MemoryError:
+    except (MemoryError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(
-            f"Cannot read image {path}: its format is none that Pillow knows."
+            f"Cannot read image {path}: unsupported image format ({', '.join(FORMATS)} can be "
+            "read)."
         ) from error
     # Pillow's decoders meet damage with OSError, SyntaxError, ValueError, EOFError, struct.error,
     # IndexError and more, depending on the format.
@@ -125,7 +128,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
     Raises: ValueError if a value is outside 0..65535 or NaN.
     """
-    values: NDArray[Any] = np.asarray(image, dtype=np.float64)
+    values: NDArray[Any] = np.array(image, dtype=np.float32)  # exact up to 24 bits
     smallest, largest = values.min(), values.max()
     if not (smallest >= 0 and largest <= FULL_RANGE):
         raise ValueError(
@@ -135,7 +138,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     full = FULL_RANGE
     if image.mode == "F":
         full = next(candidate for candidate in FLOAT_RANGES if largest <= candidate)
-    return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+    values *= 255 / full
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 
 def lab_to_rgb(image: Image.Image) -> Image.Image:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from .ade20k_colors import ADE20K_COLORS
+from .datasets import replace_registered
+from .io.label_files import check_label_files
+from .io.pictures import FORMATS
 from .labels import IGNORE, LabelRule
 from .shapes import default_root
 from .shapes_export import ADE_NAMES, COLOURS
@@ -58,6 +61,8 @@ def read_class_list(path: str | Path, first_label: int | None = None) -> ClassLi
     names = tuple(name for _, name in rows)
     if len(set(names)) != len(names) or not all(names):
         raise ValueError(f"{path} must give a different name for each class.")
+    if len(names) > IGNORE - (first_label or 0):
+        raise ValueError(f"{path} names {len(names)} classes; label values 255 and above are none.")
     ids = [number for number, _ in rows if number is not None]
     if not ids:
         return ClassList(names=names, first_label=first_label or 0)
@@ -121,14 +126,15 @@ def files_by_stem(folder: str | Path, suffixes: Sequence[str] | None) -> dict[st
     """Pictures below a folder by their relative path without suffix.
 
     Args:
-        suffixes: None for all that Pillow knows.
+        suffixes: None for all formats of images that can be read.
     Raises: FileNotFoundError if there is no such folder, ValueError if two files differ in their
         suffix alone.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(folder))
-    known = set(suffixes or Image.registered_extensions())
+    extensions = Image.registered_extensions().items()
+    known = set(suffixes or (suffix for suffix, kind in extensions if kind in FORMATS))
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in known or path.name.startswith("."):
@@ -155,6 +161,34 @@ def sem_seg_records(
     ]
 
 
+def register_label_folders(
+    name: str,
+    images: str | Path,
+    labels: str | Path,
+    classes: ClassList,
+    *,
+    evaluation: bool = False,
+) -> int:
+    """Check a pair of folders, and register it under a name.
+
+    Args:
+        evaluation: hold the files to what an evaluation needs.
+    Returns: number of images.
+    Raises: ValueError with all faults of a sample of the files, or if no names agree;
+        FileNotFoundError if a folder is missing.
+    """
+    pairs = paired_files(images, labels)
+    check_label_files(
+        labels,
+        pairs,
+        num_classes=len(classes.names),
+        first_label=classes.first_label,
+        evaluation=evaluation,
+    )
+    register_sem_seg(name, images, labels, classes)
+    return len(pairs)
+
+
 def register_sem_seg(
     name: str,
     images: str | Path,
@@ -170,10 +204,7 @@ def register_sem_seg(
     Args:
         colors: RGB of each class, 0..255, for pictures.
     """
-    if name in DatasetCatalog.list():
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: sem_seg_records(images, labels, classes.rule))
+    replace_registered(name, lambda: sem_seg_records(images, labels, classes.rule))
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes.names),
         stuff_colors=None if colors is None else [tuple(color) for color in colors],

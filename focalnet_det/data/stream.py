@@ -4,6 +4,7 @@ A training that is stopped and resumed sees the pictures it would have seen, aug
 have been, whatever the number of loader processes.
 """
 
+import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .mappers import DATA_ISSUES, SkippedImage
+from .workers import protect_workers
 
 # The number of a draw in the stream, and the index of the record that was drawn.
 Draw = tuple[int, int]
@@ -131,6 +133,24 @@ class DrawnImages(Dataset[dict[str, Any]]):
         )
 
 
+def fingerprint(records: Sequence[dict[str, Any]]) -> str:
+    """Describe training records so that a resumed run knows whether they are the same.
+
+    Args:
+        records: in Detectron2's format. Folders do not count, file names, classes and boxes do.
+    Returns: such as "1000 images (3f2a91c07b55)".
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        name = record.get("file_name", "").replace("\\", "/").rpartition("/")[2]
+        rows = [
+            (a.get("category_id"), [round(float(x), 3) for x in a.get("bbox", ())])
+            for a in record.get("annotations", ())
+        ]
+        digest.update(repr((name, record.get("image_id"), rows)).encode())
+    return f"{len(records)} images ({digest.hexdigest()[:12]})"
+
+
 @contextmanager
 def seeded(seed: int, number: int) -> Iterator[None]:
     """Python's, NumPy's and PyTorch's random numbers from (seed, number), then as they were."""
@@ -164,7 +184,7 @@ def open_stream(
     sampler = DrawSampler(
         groups, batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size
     )
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         DrawnImages(records, mapper, seed, mix),
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -174,6 +194,7 @@ def open_stream(
         # Images then go to a GPU while it computes.
         pin_memory=torch.cuda.is_available(),
     )
+    return protect_workers(loader)
 
 
 def _as_list(examples: list[Any]) -> list[Any]:

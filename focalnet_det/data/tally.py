@@ -1,9 +1,12 @@
 """What is done about each problem of images and labels, and how often each was met."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger("focalnet_det")
 
 UNREADABLE_IMAGE = "unreadable image"
 MISSING_IMAGE = "missing image file"
@@ -27,6 +30,15 @@ UNREADABLE_LABELS = "unreadable label file"
 LABEL_SIZE_DIFFERS = "label file of another size"
 UNKNOWN_LABEL = "label of no class"
 UNKNOWN_CATEGORY = "unknown category id"
+SEVERAL_PICTURES = "file of several pictures"
+NO_SIZE = "image without width or height"
+IMAGE_TWICE = "image listed twice"
+NO_ID = "annotation without an id of its own"
+BOX_FROM_MASK = "box taken from the mask"
+BOX_CONTRADICTS = "box that contradicts its mask"
+AREA_REPLACED = "area that cannot be"
+OBJECT_TWICE = "object listed twice"
+VOID_SEGMENT = "pixels of no listed segment"
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,9 @@ POLICIES: dict[str, Policy] = {
     UNREADABLE_IMAGE: Policy(
         "skipped",
         "stopped",
-        "Empty, truncated, of no format that Pillow can decode, or of more pixels than Pillow "
-        "allows. What a truncated file still holds is not used. An evaluation that left images out "
-        "would not be comparable.",
+        "Empty, truncated, of no format of the list above, of more than 89 million pixels, or no "
+        "file but a device or a pipe. What a truncated file still holds is not used. An evaluation "
+        "that left images out would not be comparable.",
     ),
     MISSING_IMAGE: Policy(
         "stopped",
@@ -91,6 +103,15 @@ POLICIES: dict[str, Policy] = {
         "Grey, black and white, palette, CMYK, YCbCr, HSV and Lab are converted, and an alpha "
         "channel that hides nothing is removed. Colour profiles are not applied.",
     ),
+    SEVERAL_PICTURES: Policy(
+        "repaired",
+        "repaired",
+        "Of a TIFF of several pages or an animation, the first picture is used.",
+    ),
+    NO_SIZE: Policy("repaired", "repaired", "The size of the upright image is used."),
+    IMAGE_TWICE: Policy(
+        "kept", "kept", "Two entries of `images`, with an id each, name the same file."
+    ),
     NO_ANNOTATION: Policy(
         "kept",
         "kept",
@@ -105,7 +126,42 @@ POLICIES: dict[str, Policy] = {
         "kept",
         "`iscrowd: 1` outlines a group, not an object. Evaluation ignores detections inside it.",
     ),
-    MALFORMED_BOX: Policy("dropped", "kept", "Missing, or not four finite numbers."),
+    MALFORMED_BOX: Policy(
+        "dropped",
+        "stopped",
+        "Missing, not four finite numbers, or of negative width or height, and without a mask to "
+        "take it from. A file without one usable object stops a training.",
+    ),
+    BOX_FROM_MASK: Policy(
+        "repaired",
+        "repaired",
+        "The box is missing or malformed, the mask is not: the box around it is used.",
+    ),
+    BOX_CONTRADICTS: Policy(
+        "kept",
+        "kept",
+        "The box and the one around the polygons have an IoU below 0.5. Boxes are trained on as "
+        "they are, since some sets have boxes of whole objects and masks of their visible parts.",
+    ),
+    AREA_REPLACED: Policy(
+        "repaired",
+        "repaired",
+        "`area` is missing, no number, not above 0, or more than twice that of the box: it is "
+        "counted in the mask, or is that of the box. AP of small, medium and large objects, and of "
+        "keypoints, depends on it.",
+    ),
+    NO_ID: Policy(
+        "repaired",
+        "repaired",
+        "`id` is missing, or another annotation has it: all annotations of the file are numbered "
+        "anew. Perfect predictions would score 25 % otherwise.",
+    ),
+    OBJECT_TWICE: Policy(
+        "kept",
+        "kept",
+        "The same class, box and mask in the same image: one of the two can only be missed. Remove "
+        "one.",
+    ),
     BOX_OUTSIDE: Policy(
         "repaired", "kept", "Clipped to the image. Less than 0.01 px is rounding, and not counted."
     ),
@@ -115,14 +171,14 @@ POLICIES: dict[str, Policy] = {
     NO_MASK: Policy("dropped", "kept", "Only where masks are trained."),
     MALFORMED_MASK: Policy(
         "dropped",
-        "kept",
-        "Polygons of an odd number of coordinates, of less than three points, or with points "
-        "further from the image than its longer side; RLE of another size than the image, or whose "
-        "runs do not fill it.",
+        "stopped",
+        "Neither polygons nor RLE; polygons of an odd number of coordinates, of less than three "
+        "points, with points further from the image than its longer side, or with an outline too "
+        "long for the image; RLE of another size than the image, or whose runs do not fill it.",
     ),
     MALFORMED_PART: Policy(
         "repaired",
-        "kept",
+        "repaired",
         "Some polygons of a mask are malformed: they are left out, and the others are used.",
     ),
     EMPTY_MASK: Policy("dropped", "kept", "No pixel of the image belongs to it."),
@@ -146,6 +202,11 @@ POLICIES: dict[str, Policy] = {
         "stopped",
         "A value in a file of semantic labels that is neither a class nor 255 (with "
         "`--first-label 1`: nor 0). Most often the class list is wrong, or shifted by one.",
+    ),
+    VOID_SEGMENT: Policy(
+        "repaired",
+        "stopped",
+        "A PNG of panoptic segments has colors that the JSON does not list: their pixels are void.",
     ),
     UNKNOWN_CATEGORY: Policy(
         "stopped", "stopped", "A `category_id` that is not among `categories` of the file."
@@ -202,6 +263,17 @@ class DataTally:
             f"{name:<{widths[0]}}  {action:<{widths[1]}}  {count:>{widths[2]}}"
             for name, action, count in rows
         )
+
+
+def report_issues(subject: object, issues: Mapping[str, int], *, evaluation: bool) -> None:
+    """Log what was found in a file, and what is done about it."""
+    # Crowds are a part of sound data.
+    if met := [name for name in POLICIES if issues.get(name) and name != CROWD]:
+        rows = (
+            f"{issues[n]} x {n} ({POLICIES[n].evaluation if evaluation else POLICIES[n].training})"
+            for n in met
+        )
+        logger.warning("%s: %s. See datasets/README.md.", subject, ", ".join(rows))
 
 
 def policy_table() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .io.faults import Faults
 from .labels import IGNORE, UnreadableLabelsError, read_values
 from .mappers import size_message
 from .reading import UnreadableImageError, read_rgb
@@ -20,19 +21,35 @@ class Finding:
     Attributes:
         problem: what it is.
         remedy: what to do.
-        examples: of the files or classes that have it, all of them.
+        examples: of the files or classes that have it.
         fatal: whether training or evaluation cannot use the data as it is.
+        count: how many have it; None for as many as there are examples.
     """
 
     problem: str
     remedy: str
     examples: tuple[str, ...]
     fatal: bool = True
+    count: int | None = None
 
     def __str__(self) -> str:
-        shown = ", ".join(self.examples[:3]) + (", ..." if len(self.examples) > 3 else "")
+        count = len(self.examples) if self.count is None else self.count
+        shown = ", ".join(self.examples[:3]) + (", ..." if count > 3 and self.examples else "")
         kind = "ERROR" if self.fatal else "note"
-        return f"{kind}: {self.problem} ({len(self.examples)}): {shown}\n  {self.remedy}"
+        where = f": {shown}" if shown else ""
+        return f"{kind}: {self.problem} ({count}){where}\n  {self.remedy}"
+
+
+def findings_of_faults(faults: Faults) -> Iterator[Finding]:
+    """Yield a fatal finding for each kind of fault."""
+    for kind, remedy in faults.remedies.items():
+        if count := faults.counts.get(kind, 0):
+            yield Finding(
+                problem=f"{faults.subject}: {kind}",
+                remedy=remedy,
+                examples=tuple(faults.rows[kind]),
+                count=count,
+            )
 
 
 def verify_sem_seg(images: str | Path, labels: str | Path, classes: ClassList) -> list[Finding]:
@@ -105,10 +122,11 @@ def problems_of_values(values: Counter[int], classes: ClassList) -> Iterator[Fin
     count, first = len(classes.names), classes.first_label
     last = first + count - 1
     unlisted = sorted(v for v in values if v != IGNORE and not 0 <= v <= last)
-    if unlisted == [last + 1] and first == 0 and 0 not in values:
+    if unlisted == [last + 1] and first == 0:
         yield Finding(
             problem="labels shifted by one",
-            remedy=f"Values run from 1 to {last + 1}: use --first-label 1.",
+            remedy=f"Values run from {min(v for v in values if v >= 0)} to {last + 1}: use "
+            "--first-label 1 (0 is then ignored), or name the class 0 first in the list.",
             examples=(str(last + 1),),
         )
         return

@@ -4,19 +4,22 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from .io.faults import DataError
+from .io.json_files import read_json_lists
+from .io.panoptic_rows import PANOPTIC_LISTS
 from .labels import UnreadableLabelsError
 from .mappers import size_message
 from .panoptic import (
     Record,
     category_problems,
-    panoptic_content,
+    read_panoptic_json,
     read_segment_ids,
     segment_pixels,
     segment_problems,
 )
 from .reading import UnreadableImageError, read_rgb
 from .shapes_export import mask_box
-from .verify import Finding
+from .verify import Finding, findings_of_faults
 
 # Problem: remedy, whether it is fatal.
 REMEDIES = {
@@ -64,7 +67,15 @@ def verify_panoptic(panoptic_json: Path, panoptic_root: Path, images: Path) -> l
     Raises: FileNotFoundError if the JSON is missing, ValueError if it is not in COCO's panoptic
         format.
     """
-    content = panoptic_content(Path(panoptic_json))
+    try:
+        read_panoptic_json(panoptic_json)
+    except DataError as error:
+        # What the checks below know, they explain with all examples.
+        if error.faults is None or not set(error.faults.counts) <= set(REMEDIES):
+            if error.faults is None:
+                raise
+            return list(findings_of_faults(error.faults))
+    content = read_json_lists(panoptic_json, PANOPTIC_LISTS, "COCO panoptic")
     found: dict[str, list[str]] = defaultdict(list)
     for problem, detail in (
         *category_problems(content["categories"]),

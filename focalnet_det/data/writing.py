@@ -1,8 +1,6 @@
-"""Files that are whole or absent, and many of them in parallel."""
+"""Pictures that are whole or absent, and many of them in parallel."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,31 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from ..atomic import replacing
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def write_atomically(path: Path, parts: Iterable[str]) -> None:
-    """Writes text, in parts, to a temporary name beside a path, and renames it."""
-    with _renamed_to(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-
-
 def write_picture(path: Path, pixels: NDArray[Any]) -> None:
-    """Writes a PNG of bytes, (H, W) or (H, W, 3), in the same way."""
-    with _renamed_to(path) as temporary:
+    """Write a PNG of bytes, (H, W) or (H, W, 3), whole or not at all."""
+    with replacing(path, durable=False) as temporary:
         Image.fromarray(pixels.astype(np.uint8)).save(temporary, format="png")
-
-
-@contextmanager
-def _renamed_to(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_jobs(

@@ -1,164 +1,312 @@
-"""Checkpoints: whole or absent, the last few and the best, and with everything that a run needs."""
+"""Checkpoints of a run: whole or absent, the last few and the best, and the newest whole one."""
 
 import logging
-import os
-import random
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
+from .. import __version__
+from ..atomic import replacing, write_text
+from ..checkpoint.files import check_file
 from ..checkpoint.growth import saved_growth, set_growth
+from .numerics import NumericalTrouble, all_finite, first_not_finite
+from .resume import check_same_tensors, config_changes, flatten, named
+from .run_folder import LAST, in_first_process
 
 logger = logging.getLogger("focalnet_det")
 
+FINAL = "model_final.pth"
+BEST = "model_best.pth"
+AVERAGED = "model_ema.pth"
+BROKEN = ".broken"
 
-class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, but a file is whole or absent, never torn.
 
-    A network whose focal levels were growing when it was saved goes on growing.
+class TrainerState(Protocol):
+    """Whatever decides how a training goes on, apart from the weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it. Called in all processes."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from it."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says of the run that wrote it, besides its state.
+
+    Attributes:
+        id: of ``run.json``.
+        config: text of the full config.
+        data: fingerprint of the training data.
+        classes: names, in the model's order; () where the data names none.
     """
 
-    def _load_model(self, checkpoint: Any) -> Any:
-        set_growth(self.model, saved_growth(checkpoint["model"]))
-        return super()._load_model(checkpoint)
+    id: str
+    config: str
+    data: str
+    classes: tuple[str, ...] = ()
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """As in fvcore, by way of a temporary name. To be called in all processes.
-
-        Raises: OSError with the path if the file cannot be written; earlier files stay as they are.
-        """
-        # The states of the parts are gathered from all processes.
-        data: dict[str, Any] = {
-            key: part.state_dict() for key, part in self.checkpointables.items()
-        }
-        if not self.save_dir or not self.save_to_disk:
-            return
-        path = Path(self.save_dir) / f"{name}.pth"
-        write_atomically(path, {"model": self.model.state_dict(), **data, **kwargs})
-        self.tag_last_checkpoint(path.name)
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """As in fvcore, by way of a temporary name."""
-        path = Path(self.save_dir) / "last_checkpoint"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(last_filename_basename)
-        temporary.replace(path)
+    def as_dict(self) -> dict[str, str]:
+        """Return the facts as a checkpoint holds them, with the version of this package."""
+        return {"id": self.id, "config": self.config, "data": self.data, "version": __version__}
 
 
-def write_atomically(path: Path, data: dict[str, Any]) -> None:
-    """``torch.save`` to a temporary name, then renamed.
+class Checkpoints:
+    """Writes and reads the checkpoints of a run.
 
-    Raises: OSError that says what to do; what was there stays as it is.
-    """
-    temporary = path.with_suffix(".pth.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"Could not write the checkpoint {path}: {error}. Free some space and continue "
-            "with --resume; the checkpoints before it are untouched."
-        ) from error
-
-
-class CheckpointHook(HookBase):
-    """Saves every so often and at the end, keeps the last few and, if asked, the best.
+    A file holds ``model``, ``class_names``, ``trainer`` (see :class:`TrainerState`), ``iteration``
+    (the last one done, counted from 0), ``run`` (see :class:`RunFacts`) and ``pending``: the
+    scalars of an iteration whose evaluation was not finished when the file was written, None for
+    none.
 
     Args:
-        checkpointer: where to.
-        period: iterations between two checkpoints.
-        keep: of the last checkpoints.
-        best_metric: such as "segm/AP", "" for none; the best by it is kept as ``model_best.pth``.
+        folder: of the run.
+        model: without its DistributedDataParallel wrapper.
+        trainer: the rest of the state.
+        facts: of this run.
+        keep: how many of the last checkpoints.
     """
 
     def __init__(
-        self, checkpointer: AtomicCheckpointer, *, period: int, keep: int, best_metric: str = ""
+        self, folder: Path, model: nn.Module, trainer: TrainerState, facts: RunFacts, *, keep: int
     ) -> None:
-        self.checkpointer = checkpointer
-        self.period = period
+        self.folder = folder
+        self.model = model
+        self.trainer = trainer
+        self.facts = facts
         self.keep = keep
-        self.best_metric = best_metric
         self.best: float | None = None
 
-    def after_step(self) -> None:
-        """Saves where it is due; the last iteration is saved as ``model_final.pth``."""
-        done = self.trainer.iter + 1
-        if done >= self.trainer.max_iter:
-            self.checkpointer.save("model_final", iteration=self.trainer.iter)
-        elif done % self.period == 0:
-            self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
-            if comm.is_main_process():
-                self._drop_old()
+    def save(
+        self, iteration: int, *, final: bool = False, pending: Mapping[str, float] | None = None
+    ) -> None:
+        """Write a checkpoint, then drop the oldest. To be called in all processes.
 
-    def after_evaluation(self, model: nn.Module, results: dict[str, Any]) -> None:
-        """Keeps a model if it is the best so far.
+        Args:
+            iteration: the last one done.
+            final: it is the last one of the training.
+            pending: see the class.
+        Raises: OSError with the path if the file cannot be written; earlier files stay as they
+            are. NumericalTrouble if a weight is not finite; nothing is written then.
+        """
+        # Gathered from all processes.
+        state = self.trainer.state_dict()
+
+        def write() -> None:
+            weights = self.model.state_dict()
+            check_finite(weights, iteration)
+            if "ema" in state:
+                check_finite(state["ema"], iteration)
+            name = FINAL if final else f"model_{iteration:07d}.pth"
+            content = {"model": weights, "trainer": state, "iteration": iteration}
+            extra = {
+                "run": self.facts.as_dict(),
+                "class_names": list(self.facts.classes),
+                "pending": None if pending is None else dict(pending),
+            }
+            write_checkpoint(self.folder / name, content | extra)
+            self._point_at(name)
+            self._drop_old()
+
+        in_first_process(write)
+
+    def _point_at(self, name: str) -> None:
+        # Detectron2's tools look for it.
+        try:
+            write_text(self.folder / LAST, name)
+        except OSError as error:
+            raise OSError(could_not_write(self.folder / LAST, error)) from error
+
+    def _drop_old(self) -> None:
+        numbered = sorted(numbered_checkpoints(self.folder))
+        for _, path in numbered[: -self.keep]:
+            path.unlink(missing_ok=True)
+
+    def save_best(self, model: nn.Module, metric: str, score: float | None, iteration: int) -> None:
+        """Keep a model if it scores higher than every one before. Only in the first process.
+
+        The file says what it scored, so that a resumed run knows.
 
         Args:
             model: that was evaluated.
-            results: of the first test set, {task: {metric: value}}; empty but in one process.
-        Raises: KeyError if there is no such metric.
+            metric: by which the best is kept.
+            score: of the model; None or NaN where nothing could be counted.
+            iteration: the last one done.
         """
-        if not self.best_metric or not comm.is_main_process():
+        if score is None or score != score or (self.best is not None and score <= self.best):
             return
-        task, _, metric = self.best_metric.partition("/")
-        if task not in results or metric not in results[task]:
-            known = [f"{t}/{m}" for t, metrics in results.items() for m in metrics]
-            raise KeyError(
-                f"No metric {self.best_metric!r} to keep the best by: {', '.join(known)}."
+        weights = model.state_dict()
+        check_finite(weights, iteration)
+        content = {"model": weights, "metric": metric, "score": score, "iteration": iteration}
+        extra = {"run": self.facts.as_dict(), "class_names": list(self.facts.classes)}
+        write_checkpoint(self.folder / BEST, content | extra)
+        self.best = score
+        logger.info("Best %s so far: %.2f. Kept as %s.", metric, score, self.folder / BEST)
+
+    def read_best(self, metric: str) -> None:
+        """Take over the score of the best model of this run, where there is one."""
+        path = self.folder / BEST
+        self.best = None
+        if not metric or not path.exists():
+            return
+        problem = check_file(path)
+        if problem is not None:
+            logger.warning(
+                "%s is broken (%s): the next model evaluated takes its place.", path, problem
             )
-        value = float(results[task][metric])
-        # AP is NaN where nothing could be counted.
-        if value == value and (self.best is None or value > self.best):
-            self.best = value
-            path = Path(self.checkpointer.save_dir) / "model_best.pth"
-            write_atomically(path, {"model": model.state_dict()})
-            logger.info("Best %s so far: %.2f. Kept as %s.", self.best_metric, value, path)
+            return
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if content.get("run", {}).get("id") == self.facts.id and content.get("metric") == metric:
+            self.best = float(content["score"])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The best value."""
-        return {"best": self.best}
+    def resume(self) -> dict[str, Any] | None:
+        """Load the newest whole checkpoint, all of it. To be called in all processes.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.best = state["best"]
+        Returns: its content without the weights, None if there is no checkpoint.
+        Raises: ValueError if all are broken, or the newest whole one is not of this run.
+        """
+        path = in_first_process(lambda: newest_whole(self.folder))
+        if path is None:
+            return None
+        content = read_everywhere(path)
+        try:
+            self._load(content)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be continued with this config: {error}. Use the config that it was "
+                "made with, or start a new run from its weights: another --output and "
+                f"train.init_checkpoint={path}."
+            ) from error
+        content.pop("model")
+        return content
 
-    def _drop_old(self) -> None:
-        folder = Path(self.checkpointer.save_dir)
-        found = sorted(p for p in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", p.stem))
-        for path in found[: -self.keep]:
-            path.unlink(missing_ok=True)
+    def _load(self, content: dict[str, Any]) -> None:
+        facts = content.get("run", {})
+        self._compare(facts)
+        state = content["model"]
+        set_growth(self.model, saved_growth(state))
+        check_same_tensors(state, self.model.state_dict(), "the weights")
+        self.model.load_state_dict(state)
+        self.trainer.load_state_dict({**content, **content["trainer"]})
+
+    def _compare(self, facts: Mapping[str, str]) -> None:
+        if not facts:
+            return
+        saved, now = flatten(facts["config"]), flatten(self.facts.config)
+        if facts["version"] != __version__:
+            logger.warning(
+                "The checkpoint was written by focalnet_det %s, this is %s.",
+                facts["version"],
+                __version__,
+            )
+            # Another version has other options.
+            common = saved.keys() & now.keys()
+            saved, now = {k: saved[k] for k in common}, {k: now[k] for k in common}
+        applied, refused = config_changes(saved, now)
+        if refused:
+            raise ValueError(named(refused))
+        if facts["data"] != self.facts.data:
+            raise ValueError(f"the training data was {facts['data']}, is {self.facts.data} now")
+        if applied:
+            logger.info("Changed since the checkpoint, and applied: %s.", "; ".join(applied))
 
 
-def random_states(device: str) -> dict[str, Any]:
-    """The random number generators of this process."""
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        # Lists and numbers only: a checkpoint loads without unpickling arrays.
-        "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
-        "torch": torch.get_rng_state(),
-    }
-    if device.startswith("cuda"):
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
+def check_finite(state: Mapping[str, Any], iteration: int) -> None:
+    """Raises: NumericalTrouble if a tensor of a state dict is not finite."""
+    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+    if not all_finite(tensors.values()):
+        raise NumericalTrouble(
+            f"Iteration {iteration + 1}: {first_not_finite(tensors.items())} is not finite, so "
+            "nothing was saved; the checkpoints before it are whole. Lower the learning rate, or "
+            "set train.clip_norm, and continue with --resume.",
+            iteration,
+        )
 
 
-def restore_random_states(states: dict[str, Any], device: str) -> None:
-    """The inverse of :func:`random_states`."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(states["torch"].cpu())
-    if device.startswith("cuda") and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a file by ``torch.save``, whole or not at all.
+
+    Raises: OSError that says what to do; what was there stays as it is.
+    """
+    try:
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:
+        raise OSError(could_not_write(path, error)) from error
+
+
+def could_not_write(path: Path, error: Exception) -> str:
+    """Say that a file could not be written, and what to do."""
+    return (
+        f"Could not write {path}: {error}. Free some space and continue with --resume; the "
+        "checkpoints before it are untouched."
+    )
+
+
+def numbered_checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield (iteration, path) of the periodic checkpoints, in any order."""
+    for path in folder.glob("model_*.pth"):
+        match = re.fullmatch(r"model_(\d+)", path.stem)
+        if match:
+            yield int(match[1]), path
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Return the newest checkpoint that is whole, None if there is no checkpoint at all.
+
+    Broken ones that are newer are named in warnings and renamed to ``*.broken``.
+
+    Raises: ValueError if there are checkpoints and none is whole.
+    """
+    numbered = [path for _, path in sorted(numbered_checkpoints(folder), reverse=True)]
+    final = [folder / FINAL] if (folder / FINAL).is_file() else []
+    problems: list[tuple[Path, str]] = []
+    for path in [*final, *numbered]:
+        problem = training_problem(path)
+        if problem is None:
+            for broken, text in problems:
+                logger.warning("Skipped %s: %s. Its name ends in %s now.", broken, text, BROKEN)
+                broken.rename(broken.with_name(broken.name + BROKEN))
+            return path
+        problems.append((path, problem))
+    if problems:
+        told = "; ".join(f"{path.name}: {text}" for path, text in problems)
+        raise ValueError(
+            f"No checkpoint in {folder} can be continued ({told}). Start anew without --resume: "
+            "the files are moved aside, not deleted."
+        )
+    return None
+
+
+def training_problem(path: Path) -> str | None:
+    """Return what keeps a file from being continued, None if nothing does."""
+    problem = check_file(path)
+    if problem is not None:
+        return problem
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged files raise almost anything
+        return f"it cannot be read ({str(error).strip().splitlines()[:1]})"
+    if not isinstance(content, dict) or not {"model", "trainer"} <= content.keys():
+        return "it holds weights alone, not the state of a training"
+    return None
+
+
+def read_everywhere(path: Path) -> dict[str, Any]:
+    """Read a checkpoint in every process; where a machine lacks the file, it is sent."""
+    has_file = comm.all_gather(path.is_file())
+    content: Any = None
+    if path.is_file():
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not all(has_file):
+        holder = [content if comm.is_main_process() else None]
+        torch.distributed.broadcast_object_list(holder)
+        content = holder[0]
+    return dict(content)

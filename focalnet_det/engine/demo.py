@@ -17,7 +17,7 @@ CONFIG = (
 
 
 def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
-    """Generates the data, trains, evaluates on held-out images and draws some of them.
+    """Generate the data, trains, evaluates on held-out images and draws some of them.
 
     Args:
         output: folder of the run; a finished run there is repeated, not continued.
@@ -50,7 +50,7 @@ def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
 
 
 def cpu_processes() -> int:
-    """1 or 2 processes, which share the cores; 0, meaning one process, where there is a GPU."""
+    """Return 1 or 2 processes, which share the cores; 0, meaning one, where there is a GPU."""
     if torch.cuda.is_available():
         return 0
     # Each takes one of the two images of a batch.

@@ -1,7 +1,7 @@
 """Evaluation of a model on the test sets of an experiment."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation import build_evaluator
+from ..experiment import Experiment, TrainOptions
 from ..heads.tta import TestTimeAugmentation
 from ..report import write_report
-from .experiment import Experiment, TrainOptions
 
 logger = logging.getLogger("focalnet_det")
 
@@ -42,12 +42,15 @@ def write_reports(experiment: Experiment, results: Mapping[str, Any], weights: s
         )
 
 
-def evaluate(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
-    """Evaluates on every test set, prints the tables and writes the results.
+def evaluate(
+    experiment: Experiment, model: nn.Module, *, between: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Evaluate on every test set, print the tables and write the results.
 
     Args:
         experiment: names the test sets.
         model: in any mode; it is put back into it.
+        between: called before each image; what it raises ends the evaluation.
     Returns: {data set: {task: {metric: value in percent}}}; empty on all but the first process.
     """
     results: dict[str, Any] = {}
@@ -64,7 +67,9 @@ def evaluate(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
         )
         # A loader takes a number from the model's generator: the training must not notice.
         with torch.random.fork_rng(devices=[]):
-            result = inference_on_dataset(TestTimeAugmentation(model), build_loader(), evaluator)
+            tested = TestTimeAugmentation(model)
+            tested.register_forward_pre_hook(lambda *_: between())
+            result = inference_on_dataset(tested, build_loader(), evaluator)
         if comm.is_main_process():
             results[name] = result
     return results

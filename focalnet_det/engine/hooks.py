@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..atomic import replacing, write_text
 from ..checkpoint.growth import advance_growth, growing, growth, set_growth
 
 logger = logging.getLogger("focalnet_det")
@@ -125,7 +127,8 @@ class ProfilerHook(HookBase):
     """Profiles a window of iterations with PyTorch's profiler, and leaves a trace and a table.
 
     Args:
-        folder: gets ``profile.json`` (for chrome://tracing or Perfetto) and ``profile.txt``.
+        folder: gets ``profile.json`` (for chrome://tracing or Perfetto) and ``profile.txt``; the
+            other processes of a job add theirs as ``profile.rank1.json`` and so on.
         first, last: iterations, counted from 0; both are in the window.
     Raises: ValueError if the window is empty.
     """
@@ -147,10 +150,43 @@ class ProfilerHook(HookBase):
         if self.profiler is None or self.trainer.iter < min(self.last, self.trainer.max_iter - 1):
             return
         self.profiler.stop()
-        self.profiler.export_chrome_trace(str(self.folder / "profile.json"))
+        rank = comm.get_rank()
+        stem = f"profile.rank{rank}" if rank else "profile"
+        with replacing(self.folder / f"{stem}.json", durable=False) as temporary:
+            self.profiler.export_chrome_trace(str(temporary))
         table = self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40)
-        (self.folder / "profile.txt").write_text(table)
+        write_text(self.folder / f"{stem}.txt", table, durable=False)
         self.profiler = None
+
+
+class OptionalWriter(EventWriter):
+    """Passes on to a writer that the run can do without: when it fails, it is left out.
+
+    Args:
+        writer: of metrics.
+        name: for the warning.
+    """
+
+    def __init__(self, writer: EventWriter, name: str) -> None:
+        self.writer: EventWriter | None = writer
+        self.name = name
+
+    def write(self) -> None:
+        """Write, unless the writer has failed before."""
+        self._try("write")
+
+    def close(self) -> None:
+        """Close the writer."""
+        self._try("close")
+
+    def _try(self, method: str) -> None:
+        if self.writer is None:
+            return
+        try:
+            getattr(self.writer, method)()
+        except OSError as error:
+            self.writer = None
+            logger.warning("%s is switched off: %s. metrics.json goes on.", self.name, error)
 
 
 class WandbWriter(EventWriter):

@@ -8,19 +8,17 @@ from torch import nn
 
 from ..analysis.padding import extra_padding
 from ..checkpoint import load_initial_weights
+from ..experiment import Experiment, RunArguments, describe
 from ..heads.segmentor import MmsegSegmentor
 from .evaluate import evaluate
-from .experiment import Experiment, load_config, read_experiment
-from .main import register_all
 
 
 def weighted_model(config_file: str, weights: str | None) -> tuple[Experiment, nn.Module]:
-    """Experiment and model of a config, with the weights of a whole detector or random ones.
+    """Return experiment and model of a config, with weights of a whole detector or random ones.
 
     Raises: ValueError if the weights do not fit.
     """
-    register_all()
-    experiment = read_experiment(load_config(config_file, []))
+    experiment = describe(RunArguments(config_file=config_file))
     model = experiment.model().to(experiment.options.device)
     if weights:
         load_initial_weights(model, weights, new_classes=False)
@@ -30,7 +28,7 @@ def weighted_model(config_file: str, weights: str | None) -> tuple[Experiment, n
 def scores_under_padding(
     experiment: Experiment, model: nn.Module, paddings: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """AP of every test set and task, without and with each padding, pixels.
+    """Return AP of every test set and task, without and with each padding, pixels.
 
     Raises: ValueError for a model that never pads.
     """

@@ -7,10 +7,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from ..experiment import Experiment
+from ..heads.tta import TestTimeAugmentation
 from ..visualization.curves import save_curves
 from ..visualization.panoptic import PANOPTIC
 from ..visualization.predictions import INSTANCES, save_comparison
-from .experiment import Experiment
 
 logger = logging.getLogger("focalnet_det")
 
@@ -18,11 +19,16 @@ logger = logging.getLogger("focalnet_det")
 DRAWINGS = {"coco": INSTANCES, "coco_panoptic_seg": PANOPTIC}
 
 
-def save_training_curves(experiment: Experiment) -> None:
-    """Draws losses, learning rate and test scores of a run, into ``curves.png``."""
+def save_training_curves(experiment: Experiment) -> bool:
+    """Draw losses, learning rate and test scores of a run, into ``curves.png``.
+
+    Returns: whether there was anything to draw.
+    """
     folder = Path(experiment.options.output_dir)
-    if save_curves(folder / "metrics.json", folder / "curves.png"):
+    drawn = save_curves(folder / "metrics.json", folder / "curves.png")
+    if drawn:
         logger.info("Training curves: %s", folder / "curves.png")
+    return drawn
 
 
 def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
@@ -50,7 +56,8 @@ def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
     model.eval()
     with torch.inference_mode():
         save_comparison(
-            model,
+            # With test-time augmentation the set has views in place of images.
+            TestTimeAugmentation(model),
             [records[i] for i in chosen],
             [mapped[i] for i in chosen],
             MetadataCatalog.get(name),

@@ -1,6 +1,7 @@
 """Start of a run: folders, logs, seeds, the record of what was run."""
 
-import logging
+import datetime
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,41 +10,63 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 
+from ..atomic import write_text
 from ..errors import quiet_libraries
-from .experiment import Experiment
+from ..experiment import Experiment
+from .agreement import check_agreement, library_versions
+from .logs import start_logs
 
 
-def start_run(experiment: Experiment) -> Path:
-    """Prepares the output folder and the logs of this process, and seeds it.
+def start_run(experiment: Experiment, *, evaluation_only: bool = False) -> Path:
+    """Prepare the output folder and the logs of this process, and seed it.
 
-    The folder gets ``config.yaml`` (the full config), ``environment.txt`` (command, git state,
-    versions) and ``log.txt``.
+    The folder gets `config.yaml` (the full config), `environment.txt` (a record of each start) and
+    `log.txt`. An evaluation alone leaves the first two in the folder `evaluation`: the folder may
+    hold a training, whose record they are not.
 
     Returns: the output folder.
-    Raises: OSError if the folder cannot be written.
+    Raises: OSError if the folder cannot be written, ValueError if the processes of this job
+        disagree on config or versions.
     """
     quiet_libraries()
     options = experiment.options
     folder = Path(options.output_dir)
+    check_agreement(
+        library_versions() | {"precision": options.precision, "the config": experiment.config_text}
+    )
+    # In every process: machines need not share a disk.
+    folder.mkdir(parents=True, exist_ok=True)
     if comm.is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(experiment.config_text)
-        command = " ".join(sys.argv)
-        text = f"{command}\n\n{git_state()}\n{collect_env_info()}\n"
-        (folder / "environment.txt").write_text(text)
+        record = folder / "evaluation" if evaluation_only else folder
+        write_text(record / "config.yaml", experiment.config_text)
+        append_start(record / "environment.txt", options.seed)
     comm.synchronize()
-    for name in ("fvcore", "detectron2", "focalnet_det"):
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
-    # What Detectron2 says while it works is in log.txt; the screen is for the run itself.
-    for name in ("fvcore", "detectron2"):
-        for handler in logging.getLogger(name).handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
-                handler.setLevel(logging.CRITICAL)
+    start_logs(folder, comm.get_rank())
     seed_all_rng(None if options.seed < 0 else options.seed + comm.get_rank())
     torch.backends.cudnn.benchmark = False
     return folder
+
+
+def append_start(path: Path, seed: int) -> None:
+    """Add what a start needs to be repeated: time, command, git state, seed, versions.
+
+    Args:
+        path: of `environment.txt`; the records of earlier starts stay.
+        seed: of the run, negative for a random one.
+    """
+    earlier = path.read_text(encoding="utf-8", errors="replace") + "\n" if path.exists() else ""
+    deterministic = "on" if torch.are_deterministic_algorithms_enabled() else "off"
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    write_text(
+        path,
+        [
+            earlier,
+            f"{shlex.join(sys.argv)}\n\nstarted: {now}\n",
+            f"seed: {seed if seed >= 0 else 'random'}\ndeterministic algorithms: {deterministic}\n",
+            f"{git_state()}\n{collect_env_info()}\n",
+        ],
+    )
 
 
 def git_state(folder: Path = Path(__file__).parent) -> str:

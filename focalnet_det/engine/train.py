@@ -1,319 +1,321 @@
-"""The training loop, the same for both kinds of config."""
+"""A training from its first iteration, or the one after its last checkpoint, to its products."""
 
-import contextlib
-import json
 import logging
-import math
-import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from detectron2.engine import SimpleTrainer, hooks
-from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.train_loop import TrainerBase
-from detectron2.solver import LRMultiplier
+from detectron2.engine import hooks
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
-from torch import Tensor, nn
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
+from torch import nn
 
 from ..checkpoint import load_initial_weights
-from ..checkpoint.growth import saved_growth, set_growth
-from ..data.build import TrainLoader
-from ..data.mappers import DATA_ISSUES
-from ..data.tally import DataTally
-from .checkpoints import (
-    AtomicCheckpointer,
-    CheckpointHook,
-    random_states,
-    restore_random_states,
-    write_atomically,
-)
-from .ema import averaged_model
-from .evaluate import evaluate, write_reports
-from .experiment import Experiment, TrainOptions
-from .hooks import GrowthHook, ProfilerHook, ProgressLine, WandbWriter
+from ..compat import create_ddp_model
+from ..experiment import Experiment, TrainOptions
+from .agreement import check_agreement
+from .checkpoints import AVERAGED, FINAL, Checkpoints, RunFacts, write_checkpoint
+from .evaluate import evaluate, evaluation_folder, write_reports
+from .finish import Product, finish, read_results, write_results
+from .hooks import GrowthHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
+from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
 from .pictures import save_predictions, save_training_curves
+from .run_folder import METRICS, RunFolder, in_first_process
+from .signals import RunStopped, StopSignals
+from .trainer import Rewind, Trainer, autocast
 
 logger = logging.getLogger("focalnet_det")
 
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class Trainer(SimpleTrainer):
-    """Detectron2's trainer with autocast on any device, accumulation, clipping, averaged weights.
-
-    Args:
-        model, data_loader, optimizer: as in SimpleTrainer.
-        options: ``device``, ``precision``, ``accumulation``, ``clip_*`` and ``ema_decay`` are read.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: TrainLoader,
-        optimizer: torch.optim.Optimizer,
-        options: TrainOptions,
-    ) -> None:
-        super().__init__(model, data_loader, optimizer)
-        self.options = options
-        device = options.device.split(":")[0]
-        self.scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
-        # With DistributedDataParallel the parameters are those of the module inside.
-        self.inner = getattr(model, "module", model)
-        self.start_average()
-        self.tally = DataTally()
-
-    def start_average(self) -> None:
-        """Begins the moving average, if asked for, with the weights that the model has now."""
-        decay = self.options.ema_decay
-        self.ema = averaged_model(self.inner, decay) if decay else None
-
-    @property
-    def evaluated_model(self) -> nn.Module:
-        """The averaged weights where there are some, or else the model, without its DDP wrapper."""
-        return self.inner if self.ema is None else self.ema.module
-
-    def run_step(self) -> None:
-        """One iteration: data, forward, backward, update, metrics."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        for example in data:
-            self.tally.add(example.pop(DATA_ISSUES, {}))
-        send_images(data, self.options.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = at_once(self.accumulate_gradients(data))
-        self._write_metrics(losses, data_time)
-        with torch.profiler.record_function("optimizer"):
-            self.clip_gradients()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        if self.ema is not None:
-            self.ema.update_parameters(self.inner)
-
-    def accumulate_gradients(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Gradients of the mean over the parts of a batch; returns the losses' means.
-
-        Raises: ValueError if the batch cannot be split evenly.
-        """
-        parts = self.options.accumulation
-        size, rest = divmod(len(data), parts)
-        if rest:
-            raise ValueError(
-                f"A batch of {len(data)} images per process cannot be accumulated in {parts} parts."
-            )
-        means: dict[str, Tensor] = {}
-        for part in range(parts):
-            # Processes exchange gradients once an iteration.
-            last = part == parts - 1
-            with contextlib.nullcontext() if last else self.without_exchange():
-                with autocast(self.options):
-                    losses = self.model(data[part * size : (part + 1) * size])
-                    total = sum(losses.values()) / parts
-                self.scaler.scale(total).backward()
-            for name, loss in losses.items():
-                means[name] = means.get(name, 0) + loss.detach() / parts
-        return means
-
-    def without_exchange(self) -> contextlib.AbstractContextManager[Any]:
-        """DistributedDataParallel's ``no_sync``, or nothing."""
-        no_sync = getattr(self.model, "no_sync", contextlib.nullcontext)
-        return cast(contextlib.AbstractContextManager[Any], no_sync())
-
-    def total_tally(self) -> DataTally:
-        """Of all processes, in the first one. To be called in all processes."""
-        total = DataTally()
-        for tally in comm.gather(self.tally):
-            total.merge(tally)
-        return total
-
-    def clip_gradients(self) -> None:
-        """Clips by value and by norm, as the options say, and records the norm."""
-        if not self.options.clip_norm and not self.options.clip_value:
-            return
-        self.scaler.unscale_(self.optimizer)
-        if self.options.clip_value:
-            nn.utils.clip_grad_value_(self.model.parameters(), self.options.clip_value)
-        if self.options.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
-            self.storage.put_scalar("grad_norm", norm.item(), smoothing_hint=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides how the training goes on. To be called in all processes."""
-        state = TrainerBase.state_dict(self)
-        state["optimizer"] = self.optimizer.state_dict()
-        state["scaler"] = self.scaler.state_dict()
-        state["data_seed"] = self.data_loader.seed
-        if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
-        state["tally"] = self.total_tally().state_dict()
-        state["random"] = comm.gather(random_states(self.options.device))
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse, which also reads the states that Detectron2's own trainers save.
-
-        What a file does not hold stays as it is, and is named in a warning.
-        """
-        # DefaultTrainer keeps the state of its inner trainer under a name of its own.
-        state = {**state, **state.get("_trainer", {})}
-        TrainerBase.load_state_dict(self, state)
-        if "optimizer" in state:
-            self.optimizer.load_state_dict(state["optimizer"])
-        else:
-            logger.warning("The checkpoint holds no optimizer state: its moments start from zero.")
-        scaler = state.get("scaler") or state.get("grad_scaler")
-        if scaler and self.scaler.is_enabled():
-            self.scaler.load_state_dict(scaler)
-        self.data_loader.seed = state.get("data_seed", self.data_loader.seed)
-        self.data_loader.start = self.iter + 1
-        if self.ema is not None and "ema" in state:
-            set_growth(self.ema, saved_growth(state["ema"]))
-            self.ema.load_state_dict(state["ema"])
-        elif self.ema is not None:
-            logger.warning("The checkpoint holds no averaged weights: they start from its weights.")
-            self.start_average()
-        if "tally" in state and comm.is_main_process():
-            self.tally.load_state_dict(state["tally"])
-        states = state.get("random", [])
-        if len(states) == comm.get_world_size():
-            restore_random_states(states[comm.get_rank()], self.options.device)
-        else:
-            logger.warning(
-                "The checkpoint holds the random states of %d processes, this run has %d: they "
-                "start anew, so the losses will not be those of an uninterrupted run.",
-                len(states),
-                comm.get_world_size(),
-            )
-
-
-def send_images(data: list[dict[str, Any]], device: str) -> None:
-    """Starts the copies of images to a GPU, in place, without waiting for them."""
-    if device.split(":")[0] == "cuda":
-        for example in data:
-            example["image"] = example["image"].to(device, non_blocking=True)
-
-
-def at_once(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The losses in the CPU's memory, by one copy: every copy of its own waits for the device."""
-    if not losses:
-        return losses
-    return dict(zip(losses, torch.stack(list(losses.values())).cpu(), strict=True))
-
-
-def autocast(options: TrainOptions) -> contextlib.AbstractContextManager[Any]:
-    """Autocast as the options say, or nothing for fp32."""
-    if options.precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(options.device.split(":")[0], AUTOCAST_DTYPES[options.precision])
-
-
-def train(experiment: Experiment, *, resume: bool = False) -> dict[str, Any]:
-    """Trains, with periodic checkpoints and evaluation.
+def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) -> dict[str, Any]:
+    """Train, with periodic checkpoints and evaluation, and leave what a run leaves.
 
     Args:
         experiment: what to train.
-        resume: continue from the last checkpoint in the output folder, if there is one.
+        folder: of the run.
+        resume: continue from the last whole checkpoint in the folder, if there is one.
     Returns: results of the last evaluation, as :func:`evaluate` returns them.
-    Raises: OSError if the disk is full, FloatingPointError if the loss is not finite.
+    Raises: SystemExit with status 75 (130 after Ctrl-C) if a signal asked to stop and the state is
+        saved; OSError if the disk is full; NumericalTrouble if a loss or a gradient is not finite;
+        ValueError if the checkpoint is of another run.
     """
-    options = experiment.options
-    loader = experiment.train_loader()
-    loader.seed = options.seed if options.seed >= 0 else comm.shared_random_seed()
-    model = experiment.model().to(options.device)
-    optimizer = experiment.optimizer(model)
-    max_iter = experiment.schedule.max_iter(loader.iterations_per_epoch)
-    describe(model, loader.num_images, loader.batch_size, max_iter, options)
-    trainer = Trainer(create_ddp_model(model, **options.ddp), loader, optimizer, options)
-    checkpointer = AtomicCheckpointer(
-        model, options.output_dir, save_to_disk=comm.is_main_process(), trainer=trainer
-    )
-    save_period = options.to_iterations(options.checkpoint_period, loader.iterations_per_epoch)
-    saving = CheckpointHook(
-        checkpointer,
-        period=save_period or max_iter,
-        keep=options.keep_checkpoints,
-        best_metric=options.keep_best,
-    )
-    results: dict[str, Any] = {}
+    with StopSignals(quiet=not comm.is_main_process()) as stop:
+        try:
+            return Training(experiment, folder, stop).run(resume=resume)
+        except RunStopped as stopped:
+            logger.warning("%s", stopped)
+            raise SystemExit(stopped.exit_code) from None
 
-    def evaluate_now() -> dict[str, Any]:
-        results.clear()
-        with autocast(options):
-            results.update(evaluate(experiment, trainer.evaluated_model))
-        first: dict[str, Any] = next(iter(results.values()), {})
-        saving.after_evaluation(trainer.evaluated_model, first)
-        # For the writers; a class that does not occur has no AP, and JSON no NaN.
-        return {
-            name: {
-                task: {m: v for m, v in metrics.items() if math.isfinite(v)}
-                for task, metrics in tasks.items()
-            }
-            for name, tasks in results.items()
-        }
 
-    multiplier = experiment.schedule.multiplier(loader.iterations_per_epoch)
-    eval_period = options.to_iterations(options.eval_period, loader.iterations_per_epoch)
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=LRMultiplier(optimizer, multiplier, max_iter)),
-            ProfilerHook(Path(options.output_dir), *options.profile) if options.profile else None,
-            # Before the checkpoint, which is to hold how far it is.
-            GrowthHook(options.growth_iterations),
-            saving,
-            hooks.EvalHook(eval_period, evaluate_now),
-        ]
-    )
-    start = 0
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
-        start = trainer.iter + 1
+class Training:
+    """The parts of one training, and their order.
+
+    Args:
+        experiment, folder: as in :func:`train`.
+        stop: signals that ask to stop.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, stop: StopSignals) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.stop = stop
+        self.options = options = experiment.options
+        self.results: dict[str, Any] = {}
+        self.is_evaluated = False
+        self.done = 0
+        self.loader = loader = experiment.train_loader()
+        loader.seed = options.seed if options.seed >= 0 else comm.shared_random_seed()
+        in_first_process(lambda: folder.note(data_seed=loader.seed, data=loader.fingerprint))
+        self.model = experiment.model().to(options.device)
+        optimizer = experiment.optimizer(self.model)
+        self.max_iter = experiment.schedule.max_iter(loader.iterations_per_epoch)
+        self.trainer = Trainer(
+            create_ddp_model(self.model, **options.ddp),
+            loader,
+            optimizer,
+            options,
+            folder=folder.path,
+            config_text=experiment.config_text,
+            stop=stop,
+        )
+        check_agreement(
+            {"the training data": loader.fingerprint, "the length": f"{self.max_iter} iterations"}
+        )
+        facts = RunFacts(
+            id=folder.record.id,
+            config=experiment.config_text,
+            data=loader.fingerprint,
+            classes=experiment.class_names,
+        )
+        self.checkpoints = Checkpoints(
+            folder.path, self.model, self.trainer, facts, keep=options.keep_checkpoints
+        )
+        self.end_of_iteration = self._register_hooks()
+
+    def _register_hooks(self) -> EndOfIteration:
+        options, epoch = self.options, self.loader.iterations_per_epoch
+        end = EndOfIteration(
+            self.checkpoints,
+            self._evaluate,
+            save_period=options.to_iterations(options.checkpoint_period, epoch),
+            eval_period=options.to_iterations(options.eval_period, epoch),
+            log_period=options.log_iterations,
+        )
+        self.trainer.register_hooks(
+            [
+                hooks.IterationTimer(),
+                LearningRate(self.experiment.schedule.multiplier(epoch)),
+                ProfilerHook(self.folder.path, *options.profile) if options.profile else None,
+                # Before the checkpoint, which is to hold how far it is.
+                GrowthHook(options.growth_iterations),
+                end,
+            ]
+        )
+        return end
+
+    def run(self, *, resume: bool) -> dict[str, Any]:
+        """Train to the end, and make the products."""
+        describe(
+            self.model, self.loader.num_images, self.loader.batch_size, self.max_iter, self.options
+        )
+        start = self._begin(resume=resume)
+        while True:
+            try:
+                self._train_from(start)
+                break
+            except Rewind as rewind:
+                start = self._rewind(rewind)
+        logger.info("%s", self.trainer.total_tally().table())
+        self._finish()
+        return self.results
+
+    def _begin(self, *, resume: bool) -> int:
+        """Load the last checkpoint, or the initial weights; return the first iteration."""
+        if resume:
+            content = self.checkpoints.resume()
+            if content is not None:
+                return self._continue(content)
+            logger.info("No checkpoint in %s: starting at the beginning.", self.folder.path)
+        if self.options.init_checkpoint:
+            levels = self.options.init_levels or None
+            report = load_initial_weights(self.model, self.options.init_checkpoint, levels=levels)
+            logger.info("%s", report)
+            # Growth changes which buffers there are.
+            self.trainer.start_average()
+        if comm.is_main_process():
+            # A run may have been killed before its first checkpoint.
+            drop_lines_from(self.folder.path / METRICS, 0)
+            self.trainer.tally.add(self.loader.file_issues)
+        return 0
+
+    def _continue(self, content: dict[str, Any]) -> int:
+        """Do what the run owed when it was interrupted; return the next iteration."""
+        iteration = self.trainer.iter
+        start = iteration + 1
+        if comm.is_main_process():
+            self.checkpoints.read_best(self.options.keep_best)
+            drop_lines_from(self.folder.path / METRICS, start)
         logger.info("Resuming at iteration %d.", start)
-    elif options.init_checkpoint:
-        levels = options.init_levels or None
-        logger.info("%s", load_initial_weights(model, options.init_checkpoint, levels=levels))
-        # Growth changes which buffers there are.
-        trainer.start_average()
-    if start >= max_iter:
-        logger.info("Nothing left to train: %d of %d iterations are done.", start, max_iter)
-        evaluate_now()
-        return results
-    if comm.is_main_process():
-        writers = build_writers(experiment, max_iter, loader.batch_size, start)
-        trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_iterations)])
-    if start == 0 and comm.is_main_process():
-        trainer.tally.add(loader.file_issues)
-    trainer.train(start, max_iter)
-    logger.info("%s", trainer.total_tally().table())
-    if comm.is_main_process():
-        save_training_curves(experiment)
-        save_predictions(experiment, trainer.evaluated_model)
-        write_reports(experiment, results, f"weights after {max_iter:,} iterations")
-    if trainer.ema is not None and comm.is_main_process():
-        path = Path(options.output_dir) / "model_ema.pth"
-        write_atomically(path, {"model": trainer.ema.module.state_dict()})
-        logger.info("Averaged weights: %s", path)
-    return results
+        if content.get("pending") is not None:
+            self._complete(iteration, content["pending"])
+        final = self.folder.path / FINAL
+        if start < self.max_iter and comm.is_main_process() and final.exists():
+            # The training has been made longer: the file is one of many.
+            final.rename(final.with_name(f"model_{iteration:07d}.pth"))
+        return start
+
+    def _complete(self, iteration: int, pending: Mapping[str, float]) -> None:
+        """Evaluate after the last iteration and write its metrics, unless that is on disk."""
+        metrics = self.folder.path / METRICS
+        if in_first_process(lambda: has_scores(metrics, iteration)):
+            return
+        done = iteration + 1
+        logger.info("Repeating the evaluation after iteration %d, which was cut off.", done)
+        if comm.is_main_process():
+            drop_lines_from(metrics, iteration)
+        self._open_writers(done)
+        try:
+            with EventStorage(iteration) as storage:
+                storage.put_scalars(**pending, smoothing_hint=False)
+                self.end_of_iteration.complete(iteration)
+        finally:
+            self._close_writers()
+
+    def _train_from(self, start: int) -> None:
+        self.done = max(start, self.max_iter)
+        if start >= self.max_iter:
+            logger.info(
+                "Nothing left to train: %d of %d iterations are done.", start, self.max_iter
+            )
+            self.trainer.iter = start - 1
+            if in_first_process(lambda: not (self.folder.path / FINAL).exists()):
+                self.checkpoints.save(start - 1, final=True)
+            return
+        self._open_writers(start)
+        try:
+            self.trainer.train(start, self.max_iter)
+        finally:
+            self._close_writers()
+
+    def _rewind(self, rewind: Rewind) -> int:
+        """Go back to the last checkpoint and draw other batches from there on."""
+        rewinds = self.trainer.rewinds + 1
+        content = self.checkpoints.resume()
+        if content is None:
+            raise rewind.trouble
+        start = self._continue(content)
+        self.trainer.rewinds = rewinds
+        # The same batches would lead to the same place.
+        self.loader.seed += rewinds
+        self.trainer.restart_data()
+        logger.warning(
+            "%s Back to iteration %d, with other batches: %d of at most %d times.",
+            rewind.trouble,
+            start,
+            rewinds,
+            self.options.nan_limit,
+        )
+        return start
+
+    def _evaluate(self, iteration: int) -> dict[str, float]:
+        """Evaluate the model, keep it if it is the best, and return its scores by name."""
+        model = self.trainer.evaluated_model
+
+        def stop_if_asked() -> None:
+            if self.stop.received:
+                raise RunStopped(self.stop.received, iteration + 1)
+
+        with autocast(self.options):
+            self.results = evaluate(self.experiment, model, between=stop_if_asked)
+
+        self.is_evaluated = True
+
+        def keep() -> None:
+            if self.experiment.test_loaders:
+                write_results(self.folder.path, iteration, self.results)
+            if self.options.keep_best:
+                metric = self.options.keep_best
+                self.checkpoints.save_best(model, metric, self._score(metric), iteration)
+
+        in_first_process(keep)
+        return flat_scores(self.results)
+
+    def _score(self, name: str) -> float:
+        """Return a metric of the first test set.
+
+        Raises: KeyError if there is no such metric.
+        """
+        first: dict[str, Any] = next(iter(self.results.values()), {})
+        task, _, metric = name.partition("/")
+        if task not in first or metric not in first[task]:
+            known = ", ".join(f"{t}/{m}" for t, metrics in first.items() for m in metrics)
+            raise KeyError(f"No metric {name!r} to keep the best by: {known}.")
+        return float(first[task][metric])
+
+    def _finish(self) -> None:
+        """Make what a finished run leaves."""
+        iteration = self.done - 1
+        # Processes other than the first have no results.
+        if self.experiment.test_loaders and not self.is_evaluated:
+            saved = in_first_process(lambda: read_results(self.folder.path, iteration))
+            if saved is None:
+                self._evaluate(iteration)
+            else:
+                self.results = saved if comm.is_main_process() else {}
+
+        def stop_if_asked() -> None:
+            if self.stop.received:
+                raise RunStopped(self.stop.received, iteration + 1)
+
+        finish(self.folder, self.done, self._products(self.done), between=stop_if_asked)
+
+    def _products(self, iterations: int) -> list[Product]:
+        experiment, model = self.experiment, self.trainer.evaluated_model
+
+        def averaged() -> bool:
+            path = self.folder.path / AVERAGED
+            names = list(self.checkpoints.facts.classes)
+            write_checkpoint(path, {"model": model.state_dict(), "class_names": names})
+            logger.info("Averaged weights: %s", path)
+            return True
+
+        def report(name: str) -> bool:
+            results = {name: self.results[name]}
+            write_reports(experiment, results, f"weights after {iterations:,} iterations")
+            return True
+
+        products = [
+            Product(name="curves.png", make=lambda: save_training_curves(experiment)),
+            Product(name="predictions.png", make=lambda: bool(save_predictions(experiment, model))),
+        ]
+        if self.trainer.ema is not None:
+            products.append(Product(name=AVERAGED, make=averaged, required=True))
+        for name in self.results if self.options.report else ():
+            page = evaluation_folder(self.options, name) / "report.html"
+            path = str(page.relative_to(Path(self.options.output_dir)))
+            products.append(Product(name=path, make=partial(report, name)))
+        return products
+
+    def _open_writers(self, start: int) -> None:
+        if comm.is_main_process():
+            end = self.end_of_iteration
+            end.progress = ProgressLine(self.max_iter, self.loader.batch_size)
+            end.writers = build_writers(self.experiment, start)
+
+    def _close_writers(self) -> None:
+        for writer in self.end_of_iteration.writers:
+            writer.close()
+        self.end_of_iteration.writers = ()
 
 
-def build_writers(
-    experiment: Experiment, max_iter: int, batch_size: int, start: int
-) -> list[EventWriter]:
-    """Progress line, JSON lines, TensorBoard and, if asked, Weights & Biases.
-
-    What an interrupted run wrote after its last checkpoint is taken out of the JSON lines.
-    """
+def build_writers(experiment: Experiment, start: int) -> list[EventWriter]:
+    """Return writers of JSON lines, TensorBoard and, if asked, Weights & Biases."""
     options = experiment.options
-    lines = Path(options.output_dir) / "metrics.json"
-    if lines.exists():
-        drop_lines_from(lines, start)
     writers: list[EventWriter] = [
-        ProgressLine(max_iter, batch_size),
         # Values as they are: a median over the past would begin anew after a resumption.
-        JSONWriter(str(lines), window_size=1),
-        TensorboardXWriter(options.output_dir, purge_step=start),
+        JSONWriter(str(Path(options.output_dir) / METRICS), window_size=1),
+        OptionalWriter(TensorboardXWriter(options.output_dir, purge_step=start), "TensorBoard"),
     ]
     if options.wandb_project:
         writers.append(
@@ -322,24 +324,10 @@ def build_writers(
     return writers
 
 
-def drop_lines_from(path: Path, iteration: int) -> None:
-    """Takes the lines of this iteration and later ones out of a file of JSON lines."""
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["iteration"] < iteration:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # a line that was cut off
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-
-
 def describe(
     model: nn.Module, num_images: int, batch_size: int, max_iter: int, options: TrainOptions
 ) -> None:
-    """Says in one line what is about to be trained."""
+    """Say in one line what is about to be trained."""
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
         "Training %.1f M parameters on %d images, %d iterations of batch %d, %s on %s.",

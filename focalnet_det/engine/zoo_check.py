@@ -47,12 +47,12 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether the score is the least one or more."""
+        """Return whether the score is the least one or more."""
         return self.score >= self.bar.least
 
 
 def check_zoo(output: Path, *, only: str = "", bars: Sequence[Bar] = BARS) -> list[Outcome]:
-    """Trains recipes one after the other, each in a process of its own.
+    """Train recipes one after the other, each in a process of its own.
 
     Args:
         output: gets a folder a recipe.
@@ -66,7 +66,7 @@ def check_zoo(output: Path, *, only: str = "", bars: Sequence[Bar] = BARS) -> li
 
 
 def run_bar(bar: Bar, folder: Path) -> Outcome:
-    """Trains one recipe; errors as above."""
+    """Train one recipe; errors as above."""
     before = _children_seconds()
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--output", str(folder)]
     subprocess.run([*command, "--config-file", str(ROOT / "configs" / bar.config)], check=True)
@@ -80,7 +80,7 @@ def _children_seconds() -> float:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """One row a recipe, by its method."""
+    """Return a table with a row a recipe, by its method."""
     rows = [
         [
             Path(o.bar.config).stem.partition("_focalnet")[0],

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.cocoeval import COCOeval
 
+from ..atomic import write_text
 from ..data.shapes_export import mask_box
-from ..data.writing import write_atomically
-from .coco import Record, _classes, _finite, _load_ground_truth, _percent, _summarize
+from .coco import _finite, _percent, _summarize
+from .ground_truth import Record, load_ground_truth, model_classes
 from .semantic import near_edge
 from .tables import overall_table, per_class_table
 
@@ -38,7 +39,7 @@ class BoundaryEvaluator(DatasetEvaluator):
     """Boundary AP and AR in percent, with the metrics of mask AP; NaN where nothing is measured.
 
     Args:
-        json_file, class_names, thing_dataset_id_to_contiguous_id, output_dir, max_dets,
+        json_file, image_root, class_names, thing_dataset_id_to_contiguous_id, output_dir, max_dets,
             distributed: as in :class:`COCODetectionEvaluator`; the file is `boundary_metrics.json`.
         boundary_ratio: width of a boundary, as a share of the image's diagonal.
     Raises: ValueError if the arguments and the JSON disagree, or an annotation has no mask.
@@ -49,6 +50,7 @@ class BoundaryEvaluator(DatasetEvaluator):
         self,
         *,
         json_file: str | os.PathLike[str],
+        image_root: str | os.PathLike[str] | None = None,
         class_names: Sequence[str] | None = None,
         thing_dataset_id_to_contiguous_id: Mapping[int, int] | None = None,
         output_dir: str | os.PathLike[str] | None = None,
@@ -56,9 +58,11 @@ class BoundaryEvaluator(DatasetEvaluator):
         boundary_ratio: float = 0.02,
         distributed: bool = True,
     ) -> None:
-        self._truth = _load_ground_truth(Path(json_file))
+        self._truth = load_ground_truth(
+            Path(json_file), None if image_root is None else Path(image_root)
+        )
         self._truth.check_has_masks()
-        self._classes = _classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
+        self._classes = model_classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
         self._category_ids = list(self._classes.values())
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
@@ -128,7 +132,7 @@ class BoundaryEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             finite = {name: None if math.isnan(v) else v for name, v in metrics.items()}
             text = json.dumps({"boundary": finite}, indent=2, allow_nan=False)
-            write_atomically(self._output_dir / "boundary_metrics.json", [text, "\n"])
+            write_text(self._output_dir / "boundary_metrics.json", [text, "\n"])
         return results
 
     def _evaluation(self) -> Any:

@@ -32,6 +32,7 @@ def _coco(
         names = [names[k] for k in sorted(ids.values()) if k < len(names)]
     common = {
         "json_file": PathManager.get_local_path(json_file),
+        "image_root": metadata.get("image_root"),
         "class_names": names,
         "thing_dataset_id_to_contiguous_id": ids,
         "output_dir": output_dir,
@@ -51,6 +52,7 @@ def _sem_seg(
         class_names=classes,
         output_dir=output_dir,
         save_predictions=save_predictions,
+        image_root=metadata.get("image_root"),
         colors=metadata.get("stuff_colors"),
     )
 

@@ -10,9 +10,8 @@ import logging
 import math
 import os
 import tempfile
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from torch import Tensor
 
-from focalnet_det.data.writing import write_atomically
+from focalnet_det.atomic import write_text
+from focalnet_det.evaluation.ground_truth import load_ground_truth, model_classes
 from focalnet_det.evaluation.tables import overall_table, per_class_table
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
 
     Args:
         json_file: COCO annotations; without "annotations" (a test set), nothing is scored.
+        image_root: folder of the images, for sizes that the file lacks; None for none.
         tasks: of "bbox", "segm" and "keypoints"; None scores what the predictions hold.
         class_names: by contiguous id; default: the names in `json_file`.
         thing_dataset_id_to_contiguous_id: category id -> class that the model predicts; default:
@@ -68,6 +69,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
         self,
         *,
         json_file: str | os.PathLike[str],
+        image_root: str | os.PathLike[str] | None = None,
         tasks: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
         thing_dataset_id_to_contiguous_id: Mapping[int, int] | None = None,
@@ -78,15 +80,25 @@ class COCODetectionEvaluator(DatasetEvaluator):
         if max_dets < 1:
             raise ValueError(f"max_dets must be at least 1, got {max_dets}.")
         self._tasks = None if tasks is None else _checked_tasks(tasks)
-        self._truth = _load_ground_truth(Path(json_file))
+        self._truth = load_ground_truth(
+            Path(json_file), None if image_root is None else Path(image_root)
+        )
         if self._tasks and "segm" in self._tasks:
             self._truth.check_has_masks()
-        self._classes = _classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
+        self._classes = model_classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
         self._category_ids = list(self._classes.values())
         self._output_dir = None if output_dir is None else Path(output_dir)
         # pycocotools sorts the limits and reports the largest, so 10 must go when max_dets is 5.
         self._limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
         self._distributed = distributed
+        if self._truth.most_objects > max_dets:
+            logger.warning(
+                "%s has up to %d objects of one class in an image, and only %d detections count: "
+                "raise train.max_dets and the model's own limit.",
+                json_file,
+                self._truth.most_objects,
+                max_dets,
+            )
         self.reset()
 
     @property
@@ -201,7 +213,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
                     yield from part[image_id]
 
         if self._is_main:
-            write_atomically(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
+            write_text(path, itertools.chain(["["], _separated(lines()), ["\n]\n"]))
         else:
             deque(lines(), maxlen=0)
 
@@ -287,7 +299,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 for task, metrics in results.items()
             }
             text = json.dumps(finite, indent=2, allow_nan=False)
-            write_atomically(self._output_dir / "coco_metrics.json", [text, "\n"])
+            write_text(self._output_dir / "coco_metrics.json", [text, "\n"])
 
 
 class Spool(Sequence[dict[int, list[str]]]):
@@ -325,110 +337,11 @@ class Spool(Sequence[dict[int, list[str]]]):
         return [self._file.readline().rstrip("\n") for _ in range(count)]
 
 
-@dataclass(frozen=True)
-class _GroundTruth:
-    """Ground truth by image, with what is needed to check predictions."""
-
-    path: Path
-    images: Mapping[int, Record]  # by id, with height and width where the file has them
-    annotations: Mapping[int, list[Record]]  # by image id
-    category_records: list[Record]
-    categories: Mapping[int, str]  # in order of id
-    instance_counts: Mapping[int, int]
-    has_annotations: bool
-    without_mask: int | None  # id of one annotation without segmentation
-    num_keypoints: int  # of an annotation
-
-    def known_image(self, image_id: Any) -> int:
-        if image_id in self.images:
-            return int(image_id)
-        raise ValueError(
-            f"Image id {image_id!r} is not in {self.path} ({len(self.images)} images): "
-            "evaluate on the data set that was loaded."
-        )
-
-    def check_labels(self, image_id: int, labels: Sequence[int]) -> None:
-        for label in labels:
-            if not 0 <= label < len(self.categories):
-                raise ValueError(
-                    f"Image {image_id} has a prediction of class {label}, but {self.path} has "
-                    f"{len(self.categories)} classes: set the model's number of classes to that."
-                )
-
-    def check_has_masks(self) -> None:
-        if self.without_mask is not None:
-            raise ValueError(
-                f"Annotation {self.without_mask} in {self.path} has no segmentation: mask AP "
-                'cannot be measured, use tasks=("bbox",).'
-            )
-
-    def check_masks(self, image_id: int, masks: Tensor) -> None:
-        self.check_has_masks()
-        image, size = self.images[image_id], tuple(masks.shape[1:])
-        expected = (image.get("height"), image.get("width"))
-        if len(masks) and size != expected and None not in expected:
-            raise ValueError(
-                f"Masks of image {image_id} are {size} (height, width), but {self.path} says "
-                f"{expected}: resize predictions to the original image."
-            )
-
-
-def _load_ground_truth(path: Path) -> _GroundTruth:
-    """Read COCO instance annotations; ValueError if they name unknown images or categories."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    images = {image["id"]: image for image in data["images"]}
-    categories = {c["id"]: c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])}
-    annotations = data.get("annotations", [])
-    for annotation in annotations:
-        at = f"Annotation {annotation['id']} in {path}"
-        if "area" not in annotation:
-            raise ValueError(f"{at} has no area: AP by size needs it.")
-        for key, known in (("image_id", images), ("category_id", categories)):
-            if annotation[key] not in known:
-                raise ValueError(f"{at} has an undefined {key}, {annotation[key]!r}.")
-    by_image: dict[int, list[Record]] = {image_id: [] for image_id in images}
-    for annotation in annotations:
-        by_image[annotation["image_id"]].append(annotation)
-    return _GroundTruth(
-        path=path,
-        images=images,
-        annotations=by_image,
-        category_records=data["categories"],
-        categories=categories,
-        instance_counts=Counter(a["category_id"] for a in annotations if not a.get("iscrowd")),
-        has_annotations="annotations" in data,
-        without_mask=next((a["id"] for a in annotations if not a.get("segmentation")), None),
-        num_keypoints=max((len(a.get("keypoints", ())) // 3 for a in annotations), default=0),
-    )
-
-
 def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     unknown = [task for task in tasks if task not in TASK_FIELDS]
     if isinstance(tasks, str) or unknown or not tasks:
         raise ValueError(f"Unknown tasks {tasks!r}. Known: {', '.join(sorted(TASK_FIELDS))}.")
     return tuple(task for task in TASK_FIELDS if task in tasks)
-
-
-def _classes(
-    truth: _GroundTruth, mapping: Mapping[int, int] | None, names: Sequence[str] | None
-) -> dict[str, int]:
-    """Class name -> category id, in order of contiguous id."""
-    if mapping is None:
-        mapping = {category: k for k, category in enumerate(truth.categories)}
-    if unknown := sorted(set(mapping) ^ set(truth.categories)):
-        raise ValueError(
-            f"thing_dataset_id_to_contiguous_id and {truth.path} differ in category ids {unknown}."
-        )
-    if sorted(mapping.values()) != list(range(len(mapping))):
-        raise ValueError("Contiguous ids must be 0, 1, ... without gaps or repetitions.")
-    category_ids = sorted(mapping, key=lambda category: mapping[category])
-    names = [truth.categories[c] for c in category_ids] if names is None else names
-    if len(names) != len(category_ids) or len(set(names)) != len(names):
-        raise ValueError(
-            f"{truth.path} has {len(category_ids)} categories: class_names must give a different "
-            f"name for each, got {', '.join(names)}."
-        )
-    return dict(zip(names, category_ids, strict=True))
 
 
 def _finite(field: str, values: Tensor, image_id: int) -> Tensor:

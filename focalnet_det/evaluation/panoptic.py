@@ -20,8 +20,8 @@ from hotcoco import mask as rle
 from hotcoco.metrics import panoptic_quality
 from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
-from PIL import Image
 
+from ..atomic import write_text
 from ..data.panoptic import (
     PanopticFile,
     Record,
@@ -31,7 +31,7 @@ from ..data.panoptic import (
     segment_pixels,
     segment_problems,
 )
-from ..data.writing import write_atomically
+from ..data.writing import write_picture
 from .tables import render_table, two_decimals
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 "annotations": [results[k] for k in sorted(results)],
                 "categories": list(self._truth.categories.values()),
             }
-            write_atomically(self._output_dir / "panoptic_results.json", [json.dumps(content)])
+            write_text(self._output_dir / "panoptic_results.json", [json.dumps(content)])
         return OrderedDict(panoptic_seg=metrics)
 
     def _to_category(self, image_id: int, segment: Mapping[str, Any]) -> Record:
@@ -205,8 +205,7 @@ class PanopticEvaluator(DatasetEvaluator):
         assert self._output_dir is not None
         name = Path(self._truth.annotations[image_id]["file_name"]).with_suffix(".png")
         path = self._output_dir / "panoptic" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(segment_colors(ids)).save(path)
+        write_picture(path, segment_colors(ids))
         self._results[image_id] = {
             "image_id": image_id,
             "file_name": str(name),
@@ -250,7 +249,7 @@ class PanopticEvaluator(DatasetEvaluator):
             },
         }
         text = json.dumps(content, indent=2, allow_nan=False)
-        write_atomically(self._output_dir / "panoptic_metrics.json", [text, "\n"])
+        write_text(self._output_dir / "panoptic_metrics.json", [text, "\n"])
 
 
 def _by_class(

@@ -21,11 +21,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from hotcoco.metrics import pixel_confusion
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from focalnet_det.atomic import write_text
 from focalnet_det.data.labels import IGNORE, LabelReader, read_labels, read_values
 from focalnet_det.data.mappers import size_message
+from focalnet_det.data.writing import write_picture
 from focalnet_det.evaluation.tables import render_table, two_decimals
 from focalnet_det.visualization.semantic import save_comparison, save_iou_chart
 
@@ -48,6 +49,8 @@ class SemanticEvaluator(DatasetEvaluator):
         output_dir: gets `sem_seg_metrics.json` (null for NaN), with the confusion matrix.
         save_predictions: also write `output_dir`/predictions/*.png, whose values are classes, and
             pictures of the IoU of the classes (`iou.png`) and of the worst images (`worst.png`).
+        image_root: folder of the images; saved predictions have the same subfolders. None for no
+            subfolders.
         colors: of the classes in pictures, RGB 0..255; None for a palette.
         boundary_ratio: width of a boundary, as a share of the image's diagonal.
         distributed: add the counts of all ranks.
@@ -62,6 +65,7 @@ class SemanticEvaluator(DatasetEvaluator):
         class_names: Sequence[str],
         output_dir: str | os.PathLike[str] | None = None,
         save_predictions: bool = False,
+        image_root: str | os.PathLike[str] | None = None,
         colors: Sequence[tuple[int, int, int]] | None = None,
         boundary_ratio: float = 0.02,
         distributed: bool = True,
@@ -71,6 +75,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self._classes = list(class_names)
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._save_predictions = save_predictions
+        self._image_root = None if image_root is None else Path(image_root)
         self._colors = colors
         self._boundary_ratio = boundary_ratio
         self._distributed = distributed
@@ -152,14 +157,11 @@ class SemanticEvaluator(DatasetEvaluator):
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else math.nan
 
     def _save(self, name: str, predicted: Counts) -> None:
-        path = self._prediction_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kind = np.uint8 if len(self._classes) <= 256 else np.uint16
-        Image.fromarray(predicted.astype(kind)).save(path)
+        write_picture(self._prediction_path(name), predicted)
 
     def _prediction_path(self, name: str) -> Path:
         assert self._output_dir is not None
-        return self._output_dir / "predictions" / f"{Path(name).stem}.png"
+        return prediction_path(self._output_dir, name, self._image_root)
 
     def _draw(
         self,
@@ -216,11 +218,22 @@ class SemanticEvaluator(DatasetEvaluator):
             "confusion": confusion.tolist(),
             "image_mIoU": {k: None if math.isnan(v) else v for k, v in image_iou.items()},
         }
-        self._output_dir.mkdir(parents=True, exist_ok=True)
-        path = self._output_dir / "sem_seg_metrics.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, allow_nan=False))
-        temporary.replace(path)
+        write_text(self._output_dir / "sem_seg_metrics.json", json.dumps(content, allow_nan=False))
+
+
+def prediction_path(
+    folder: Path, image: str | os.PathLike[str], image_root: str | os.PathLike[str] | None
+) -> Path:
+    """Return the file of an image's saved prediction, in the subfolders that the image is in.
+
+    Args:
+        folder: output folder of the evaluation.
+        image_root: folder of the images; None for no subfolders.
+    """
+    path = Path(image)
+    inside = image_root is not None and path.is_relative_to(image_root)
+    below = path.relative_to(str(image_root)) if inside else Path(path.name)
+    return folder / "predictions" / below.with_suffix(".png")
 
 
 def confusion_of(truth: Tensor, predicted: Tensor, num_classes: int) -> Counts:

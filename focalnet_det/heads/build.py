@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.modeling import Backbone
-from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 
 from ..data.labels import IGNORE
+from .empty import FiniteSemSegFPNHead
 from .pixel_loss import PixelCrossEntropy
 from .segmentor import MmsegSegmentor
 from .upernet import UPerNetHead
@@ -29,7 +29,7 @@ def upernet(
     pixel_std: Sequence[float] = PIXEL_STD,
     **inference: Any,
 ) -> MmsegSegmentor:
-    """UPerNet on all features of a backbone.
+    """Build UPerNet on all features of a backbone.
 
     Args:
         channels, auxiliary_channels, norm, dropout, loss: of :class:`UPerNetHead`.
@@ -65,12 +65,12 @@ def semantic_fpn(
     pixel_std: Sequence[float] = PIXEL_STD,
     **inference: Any,
 ) -> MmsegSegmentor:
-    """Semantic FPN: Detectron2's head on a backbone with FPN; arguments as in :func:`upernet`.
+    """Build semantic FPN, Detectron2's head on an FPN; arguments as in :func:`upernet`.
 
     Source: arXiv:1901.02446, section 3 (semantic segmentation branch).
     """
     shapes = backbone.output_shape()
-    head = SemSegFPNHead(
+    head = FiniteSemSegFPNHead(
         {name: shapes[name] for name in in_features},
         num_classes=num_classes,
         conv_dims=channels,

@@ -55,7 +55,7 @@ class MmdetCascadeROIHeads(CascadeROIHeads):
             )
         super().__init__(mask_head=nn.ModuleList(mask_heads), **arguments)
         self.stage_weights = tuple(stage_weights)
-        self.proposal_append_gt = False  # _sampled does, and marks them
+        self.proposal_append_gt = False  # _match_and_sample does, and marks them
 
     def forward(
         self,
@@ -64,7 +64,7 @@ class MmdetCascadeROIHeads(CascadeROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """As in ``CascadeROIHeads``; loss names end in ``_stage0``, ..."""
+        """Return what ``CascadeROIHeads`` does; loss names end in ``_stage0``, ..."""
         del images
         if self.training:
             assert targets is not None
@@ -79,42 +79,44 @@ class MmdetCascadeROIHeads(CascadeROIHeads):
         maps = [features[name] for name in self.box_in_features]
         for stage, weight in enumerate(self.stage_weights):
             with get_event_storage().name_scope(f"stage{stage}"):
-                proposals = self._sampled(proposals, targets, stage)
+                proposals = self._match_and_sample(proposals, targets, stage)
                 predictions = self._run_stage(maps, proposals, stage)
                 found = dict(self.box_predictor[stage].losses(predictions, proposals))
                 found |= self._mask_losses(features, proposals, stage)
             losses |= {f"{name}_stage{stage}": weight * loss for name, loss in found.items()}
             if stage + 1 < self.num_cascade_stages:
                 classes = torch.cat([p.gt_classes for p in proposals])
-                proposals = self._moved(predictions, proposals, stage, classes)
+                proposals = self._refine_proposals(predictions, proposals, stage, classes)
                 proposals = [p[~p.is_truth] for p in proposals]
         return losses
 
-    def _sampled(
+    def _match_and_sample(
         self, proposals: list[Instances], targets: list[Instances], stage: int
     ) -> list[Instances]:
-        """Proposals and the objects' own boxes, matched and sampled with this stage's IoU."""
+        """Match and sample proposals and the objects' boxes with this stage's IoU."""
         joined = []
         for boxes, truth in zip(proposals, targets, strict=True):
-            every = Instances(boxes.image_size)
-            every.proposal_boxes = Boxes.cat([boxes.proposal_boxes, truth.gt_boxes])
-            every.is_truth = torch.arange(len(every), device=truth.gt_boxes.device) >= len(boxes)
-            joined.append(every)
-        # What the inherited method matches with.
+            candidates = Instances(boxes.image_size)
+            candidates.proposal_boxes = Boxes.cat([boxes.proposal_boxes, truth.gt_boxes])
+            candidates.is_truth = torch.arange(
+                len(candidates), device=truth.gt_boxes.device
+            ) >= len(boxes)
+            joined.append(candidates)
+        # The inherited method matches with this one.
         self.proposal_matcher = self.proposal_matchers[stage]
         return self.label_and_sample_proposals(joined, targets)
 
     def _run_stage(
         self, features: list[Tensor], proposals: list[Instances], stage: int
     ) -> Predictions:
-        """(R, classes + 1) logits and (R, 4 classes) deltas."""
+        """Return (R, classes + 1) logits and (R, 4 classes) deltas."""
         pooled = self.box_pooler(features, [p.proposal_boxes for p in proposals])
         return self.box_predictor[stage](self.box_head[stage](pooled))
 
-    def _moved(
+    def _refine_proposals(
         self, predictions: Predictions, proposals: list[Instances], stage: int, classes: Tensor
     ) -> list[Instances]:
-        """Proposals of the next stage, clipped to the image.
+        """Return the proposals of the next stage, clipped to the image.
 
         Args:
             classes: (R,), of each proposal; where it is background, that of highest logit.
@@ -141,7 +143,7 @@ class MmdetCascadeROIHeads(CascadeROIHeads):
         logits = [predictions[0]]
         for stage in range(1, self.num_cascade_stages):
             unknown = torch.full_like(predictions[0][:, 0], self.num_classes, dtype=torch.long)
-            proposals = self._moved(predictions, proposals, stage - 1, unknown)
+            proposals = self._refine_proposals(predictions, proposals, stage - 1, unknown)
             predictions = self._run_stage(maps, proposals, stage)
             logits.append(predictions[0])
         scores = torch.stack(logits).mean(dim=0).softmax(dim=-1)
@@ -166,7 +168,7 @@ class MmdetCascadeROIHeads(CascadeROIHeads):
         return losses
 
     def _forward_mask(self, features: Features, instances: list[Instances]) -> list[Instances]:
-        """Adds the mean of the stages' masks to detections."""
+        """Add the mean of the stages' masks to detections."""
         maps = [features[name] for name in self.mask_in_features]
         pooled = self.mask_pooler(maps, [i.pred_boxes for i in instances])
         masks = []
@@ -179,5 +181,5 @@ class MmdetCascadeROIHeads(CascadeROIHeads):
 
 
 def sync_bn_box_head(**arguments: Any) -> FastRCNNConvFCHead:
-    """Detectron2's box head with batch norm over all processes, on any device."""
+    """Build Detectron2's box head with batch norm over all processes, on any device."""
     return FastRCNNConvFCHead(conv_norm=sync_batch_norm, **arguments)

@@ -10,12 +10,12 @@ from ..compat import dense_head_norm
 
 
 def retinanet_head(*, norm: str = "", **arguments: Any) -> RetinaNetHead:
-    """RetinaNet's head; arguments as in Detectron2."""
+    """Build RetinaNet's head; arguments as in Detectron2."""
     return RetinaNetHead(norm=_norm(norm), **arguments)
 
 
 def fcos_head(*, norm: str = "", **arguments: Any) -> FCOSHead:
-    """FCOS's head; arguments as in Detectron2."""
+    """Build FCOS's head; arguments as in Detectron2."""
     return FCOSHead(norm=_norm(norm), **arguments)
 
 

@@ -21,9 +21,10 @@ from detectron2.modeling import (
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+
+from .empty import EmptyImageROIHeads
 
 
 class MmdetMatcher(Matcher):
@@ -47,7 +48,7 @@ class MmdetMatcher(Matcher):
         self.min_low_quality_iou = min_low_quality_iou
 
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """(objects, anchors) IoU -> index of the object and label of each anchor."""
+        """Return the object's index and the label of each anchor from (objects, anchors) IoU."""
         matches, labels = super().__call__(match_quality_matrix)
         if match_quality_matrix.numel() == 0:
             return matches, labels
@@ -63,7 +64,7 @@ class MmdetBox2BoxTransform(Box2BoxTransform):
     """Box decoding with log-sizes limited in both directions; Detectron2 limits enlarging only."""
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """(N, 4k) deltas on (N, 4) boxes -> (N, 4k) boxes, pixels."""
+        """Return (N, 4k) boxes, pixels, from (N, 4k) deltas on (N, 4) boxes."""
         lowest = [-math.inf, -math.inf, *(-self.scale_clamp * w for w in self.weights[2:])]
         limits = deltas.new_tensor(lowest).repeat(deltas.shape[-1] // 4)
         return super().apply_deltas(torch.maximum(deltas, limits), boxes)
@@ -71,11 +72,11 @@ class MmdetBox2BoxTransform(Box2BoxTransform):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MmdetRPN(RPN):
-    """Detectron2's RPN with mmdet's assignment, box decoding and loss normalisation."""
+    """Detectron2's RPN with mmdet's assignment, box decoding and loss normalization."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        """As in RPN; the IoU thresholds and weights come from the same keys."""
+        """Read the keys of RPN; the IoU thresholds and weights come from the same keys."""
         arguments: dict[str, Any] = super().from_config(cfg, input_shape)
         rpn = cfg.MODEL.RPN
         arguments["anchor_matcher"] = MmdetMatcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS)
@@ -85,7 +86,7 @@ class MmdetRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in RPN, but anchors that cross the image's border are left out before matching.
+        """Match anchors with objects, apart from those that cross the image's border.
 
         With ``anchor_boundary_thresh`` of 0 or more, that is. Detectron2 ignores them after
         matching, so that an object whose best anchor is among them may be left without one.
@@ -111,7 +112,7 @@ class MmdetRPN(RPN):
         pred_anchor_deltas: Any,
         gt_boxes: Any,
     ) -> dict[str, Tensor]:
-        """As in RPN, but averaged over the anchors that were sampled, not those asked for."""
+        """Return RPN's losses, averaged over the anchors that were sampled, not those asked for."""
         losses: dict[str, Tensor] = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
@@ -121,7 +122,7 @@ class MmdetRPN(RPN):
 
 
 @ROI_HEADS_REGISTRY.register()
-class MmdetROIHeads(StandardROIHeads):
+class MmdetROIHeads(EmptyImageROIHeads):
     """Detectron2's heads with mmdet's box decoding."""
 
     @classmethod
@@ -134,7 +135,7 @@ class MmdetROIHeads(StandardROIHeads):
 
 @META_ARCH_REGISTRY.register()
 class MmdetRetinaNet(RetinaNet):
-    """Detectron2's RetinaNet with mmdet's assignment, loss normalisation and box decoding.
+    """Detectron2's RetinaNet with mmdet's assignment, loss normalization and box decoding.
 
     The losses are divided by the positives of the batch (one at least for each image) rather than
     by a moving average; boxes are clipped to the image before NMS rather than after it. Its P7 has
@@ -143,7 +144,7 @@ class MmdetRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """As in RetinaNet; the IoU thresholds and weights come from the same keys."""
+        """Read the keys of RetinaNet; the IoU thresholds and weights come from the same keys."""
         arguments: dict[str, Any] = super().from_config(cfg)
         node = cfg.MODEL.RETINANET
         arguments["anchor_matcher"] = MmdetMatcher(
@@ -160,7 +161,7 @@ class MmdetRetinaNet(RetinaNet):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As in RetinaNet."""
+        """Return RetinaNet's losses, divided by the positives of this batch."""
         losses: dict[str, Tensor] = super().losses(
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
@@ -169,7 +170,7 @@ class MmdetRetinaNet(RetinaNet):
         return {name: loss * factor for name, loss in losses.items()}
 
     def _ema_update(self, _: str, value: float, *__: float) -> float:
-        """No average: the positives of this batch."""
+        """Return the positives of this batch rather than a moving average."""
         return value
 
     def _decode_multi_level_predictions(self, *arguments: Any) -> Instances:

@@ -23,7 +23,7 @@ class MmdetRCNN(GeneralizedRCNN):
         detected_instances: Sequence[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> Any:
-        """As in GeneralizedRCNN."""
+        """Return the instances of each image, in the original one if they are postprocessed."""
         results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return results
@@ -37,7 +37,7 @@ class MmdetRCNN(GeneralizedRCNN):
 def in_original_image(
     results: Instances, height: int | None, width: int | None, mask_threshold: float = 0.5
 ) -> Instances:
-    """Scales boxes and pastes masks.
+    """Scale boxes and paste masks.
 
     Args:
         results: in the resized image; ``pred_masks`` are (N, 1, M, M) probabilities.

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.checks import check_integer, check_number
+
 DENOMINATORS = ("all", "valid")
 
 
@@ -21,7 +23,7 @@ class PixelCrossEntropy(nn.Module):
         ohem_threshold: with online hard example mining, a pixel counts if its class has a
             probability below this; None counts all.
         ohem_min_kept: but at least this many hardest pixels per image of the batch.
-    Raises: ValueError for an unknown ``average``.
+    Raises: ValueError for an unknown ``average``, or another value that is out of range.
     Source: arXiv:1604.03540, section 3.2 (hard examples); open-mmlab/mmsegmentation:mmseg/models/
     losses/cross_entropy_loss.py and mmseg/structures/sampler/ohem_pixel_sampler.py.
     """
@@ -40,6 +42,11 @@ class PixelCrossEntropy(nn.Module):
         super().__init__()
         if average not in DENOMINATORS:
             raise ValueError(f"Unknown average {average!r}. Known: {', '.join(DENOMINATORS)}.")
+        for weight in class_weights or ():
+            check_number("class_weights", weight, 0, 1e6)
+        if ohem_threshold is not None:
+            check_number("ohem_threshold", ohem_threshold, 0, 1)
+        check_integer("ohem_min_kept", ohem_min_kept, 0, 2**31)
         self.ignore_value = ignore_value
         self.average = average
         self.ohem_threshold = ohem_threshold
@@ -52,11 +59,11 @@ class PixelCrossEntropy(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """
+        """Return the loss, a scalar.
+
         Args:
             logits: (N, K, h, w), any size.
             labels: int64 (N, H, W), 0..K-1 or ``ignore_value``.
-        Returns: a scalar.
         """
         logits = F.interpolate(
             logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False
@@ -76,7 +83,7 @@ class PixelCrossEntropy(nn.Module):
         return total / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _hard(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """Of the valid pixels, those that are to count."""
+        """Return which of the valid pixels count."""
         assert self.ohem_threshold is not None
         own = logits.softmax(dim=1).gather(1, labels.where(valid, 0).unsqueeze(1)).squeeze(1)
         ranked = own[valid].sort().values

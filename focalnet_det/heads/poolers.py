@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import (
     ROIPooler,
@@ -11,31 +12,42 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from ..compat import renamed
+from ..layers.recast import replace_modules
 from ..ops import dispatch
 from ..ops.kernels.native import MOST_LEVELS, Pooling
 from ..ops.roi_align import roi_align
 
 
-def pool_fast(model: nn.Module) -> nn.Module:
-    """Gives each ``ROIPooler`` of a model the class below; any subclass is left as it is.
+def use_fast_roi_align(model: nn.Module) -> nn.Module:
+    """Replace each ``ROIPooler`` of a model by the class below; any subclass is left as it is.
 
     Returns: the model.
     """
-    for module in model.modules():
-        if type(module) is ROIPooler:
-            module.__class__ = FastROIPooler
-    return model
+    return replace_modules(model, {ROIPooler: FastROIPooler})
+
+
+pool_fast = renamed(
+    use_fast_roi_align,
+    "focalnet_det.heads.poolers.pool_fast",
+    "focalnet_det.heads.poolers.use_fast_roi_align",
+)
 
 
 class FastROIPooler(ROIPooler):
     """``ROIPooler`` whose RoIAlign of float32 maps on CPUs takes all levels at once, in C++.
 
-    Anything else goes to the class above it, with the same results.
+    Anything else goes to the class above it, with the same results. It also takes batches without
+    boxes in graphs of ``torch.compile``, which fail in the class above it.
     """
 
     def forward(self, x: list[Tensor], box_lists: list[Any]) -> Tensor:
-        """As in ``ROIPooler``."""
+        """Return the features of all boxes, (R, C, S, S); arguments as in ``ROIPooler``."""
         pooler = self.level_poolers[0]
+        if torch.compiler.is_compiling() and not sum(len(boxes) for boxes in box_lists):
+            # Not a constant, so that the gradient of every map is zero rather than missing.
+            nothing = sum(level[:0, :, :1, :1] for level in x)
+            return nothing + x[0].new_zeros(0, x[0].shape[1], *self.output_size)
         if not (
             x
             and box_lists

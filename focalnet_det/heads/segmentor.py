@@ -9,7 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..compat import with_image_sizes
+from ..layers.checks import check_integers
+from ..layers.padded_batch import padded_batch
 
 Record = Mapping[str, Any]
 
@@ -34,7 +35,8 @@ class MmsegSegmentor(SemanticSegmentor):
         input_format: str = "RGB",
         **parts: Any,
     ) -> None:
-        """
+        """Build the segmentor.
+
         Args:
             train_size: smallest (height, width), pixels, that training batches are padded to.
             window: (height, width), pixels, of the windows that an image is evaluated in; where
@@ -42,9 +44,12 @@ class MmsegSegmentor(SemanticSegmentor):
             window_stride: between two windows, pixels; None for two thirds of the window.
             input_format: channel order, for those that make the inputs.
             parts: of Detectron2's ``SemanticSegmentor``.
-        Raises: ValueError if the stride is larger than the window or not positive.
+        Raises: ValueError if a size is negative, or the stride is larger than the window or not
+            positive.
         """
         super().__init__(**parts)
+        for name, size in (("train_size", train_size), ("window", window)):
+            check_integers(name, size or (), 1 if name == "window" else 0, 100_000)
         self.train_size = tuple(train_size or (0, 0))
         self.input_format = input_format
         self.window = None if window is None else (window[0], window[1])
@@ -59,12 +64,13 @@ class MmsegSegmentor(SemanticSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """As in SemanticSegmentor, and ``MODEL.SEGMENTOR``."""
+        """Read the keys of SemanticSegmentor and ``MODEL.SEGMENTOR``."""
         own = {key.lower(): value or None for key, value in cfg.MODEL.SEGMENTOR.items()}
         return {**super().from_config(cfg), **own, "input_format": cfg.INPUT.FORMAT}
 
     def forward(self, batched_inputs: Sequence[Record]) -> Any:
-        """
+        """Return losses in training, else logits.
+
         Args:
             batched_inputs: "image", (3, H, W); in training "sem_seg", (H, W); "height", "width" of
                 the wanted output.
@@ -75,34 +81,34 @@ class MmsegSegmentor(SemanticSegmentor):
         return [{"sem_seg": self.segment(record)} for record in batched_inputs]
 
     def losses(self, batched_inputs: Sequence[Record]) -> dict[str, Tensor]:
-        """Losses of a batch, padded with zeros and with labels to be ignored."""
+        """Return the losses of a batch, padded with zeros and with labels to be ignored."""
         images = [self.normalized(record["image"]) for record in batched_inputs]
         labels = [record["sem_seg"].to(self.device) for record in batched_inputs]
         divisor = max(self.backbone.size_divisibility, 1)
         batch = padded(images, self.train_size, divisor, 0.0)
         targets = padded(labels, self.train_size, divisor, self.sem_seg_head.ignore_value)
-        with_image_sizes(batch, [tuple(image.shape[-2:]) for image in images])
-        _, losses = self.sem_seg_head(self.backbone(batch), targets)
+        with padded_batch([(image.shape[-2], image.shape[-1]) for image in images]):
+            _, losses = self.sem_seg_head(self.backbone(batch), targets)
         return dict(losses)
 
     def segment(self, record: Record) -> Tensor:
-        """Logits (K, H, W) of one image, at the size that the record asks for."""
+        """Return the logits (K, H, W) of one image, at the size that the record asks for."""
         image = self.normalized(record["image"]).unsqueeze(0)
         logits = self.logits(image) if self.window is None else self.slide(image, *self.window)
         size = (record.get("height", image.shape[2]), record.get("width", image.shape[3]))
         return resized_to(logits, size)[0]
 
     def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised -> (N, K, H, W), float."""
+        """Return the logits of normalized images, (N, 3, H, W) -> (N, K, H, W), float."""
         divisor = max(self.backbone.size_divisibility, 1)
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % divisor, 0, -height % divisor))
-        with_image_sizes(images, [(height, width)] * len(images))
-        logits, _ = self.sem_seg_head(self.backbone(images))
+        with padded_batch([(height, width)] * len(images)):
+            logits, _ = self.sem_seg_head(self.backbone(images))
         return resized_to(logits.float(), images.shape[-2:])[..., :height, :width]
 
     def slide(self, image: Tensor, height: int, width: int) -> Tensor:
-        """Mean logits of overlapping windows, (1, 3, H, W) -> (1, K, H, W).
+        """Return the mean logits of overlapping windows, (1, 3, H, W) -> (1, K, H, W).
 
         The last window of a row or column is moved back into the image.
         """
@@ -119,12 +125,12 @@ class MmsegSegmentor(SemanticSegmentor):
         return total / count
 
     def normalized(self, image: Tensor) -> Tensor:
-        """(3, H, W) 0..255 -> mean 0, standard deviation 1, on the model's device."""
+        """Move an image (3, H, W), 0..255, to the model's device and normalize it."""
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
 
 def padded(tensors: Sequence[Tensor], least: Sequence[int], divisor: int, value: float) -> Tensor:
-    """Stacks maps (..., H, W) of different sizes, padded at the right and the bottom.
+    """Stack maps (..., H, W) of different sizes, padded at the right and the bottom.
 
     Args:
         least: smallest height and width of the result.
@@ -138,7 +144,7 @@ def padded(tensors: Sequence[Tensor], least: Sequence[int], divisor: int, value:
 
 
 def resized_to(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, (N, K, h, w) -> (N, K, H, W)."""
+    """Resize logits bilinearly, (N, K, h, w) -> (N, K, H, W)."""
     size = (int(size[0]), int(size[1]))
     if tuple(logits.shape[-2:]) == size:
         return logits
@@ -146,7 +152,6 @@ def resized_to(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side, so that they cover it and none but a lone one ends
-    outside."""
+    """Return where windows begin along a side: they cover it, and only a lone one ends outside."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]

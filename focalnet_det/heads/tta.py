@@ -15,6 +15,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..layers.padded_batch import padded_batch
+
 VIEWS = "views"
 TRANSFORMS = "transforms"
 
@@ -41,11 +43,11 @@ class TestTimeAugmentation(nn.Module):
         self.training = model.training
 
     def forward(self, batched_inputs: Sequence[Record]) -> list[dict[str, Any]]:
-        """Records -> for each {task: answer}, as the model gives it."""
+        """Return {task: answer} for each record, as the model does."""
         return [self.answer(record) for record in batched_inputs]
 
     def answer(self, record: Record) -> dict[str, Any]:
-        """Of one record."""
+        """Return {task: answer} of one record."""
         if VIEWS not in record:
             answers: dict[str, Any] = self.model([record])[0]
             return answers
@@ -70,10 +72,10 @@ class Merger(Protocol):
     """Makes one answer of those to the views of an image."""
 
     def add(self, value: Any, view: Record) -> None:
-        """Adds the answer to one view, of the original image's size, mirrored if the view is."""
+        """Add the answer to one view, of the original image's size, mirrored if the view is."""
 
     def result(self, merged: Mapping[str, Any], /) -> Any:
-        """The answer, given those of the tasks before it in ``MERGERS``."""
+        """Return the answer, given those of the tasks before it in ``MERGERS``."""
 
 
 class SemanticMerger:
@@ -87,15 +89,15 @@ class SemanticMerger:
         self.count = 0
 
     def add(self, value: Tensor, view: Record) -> None:
-        """Adds one view: logits (K, H, W)."""
+        """Add one view: logits (K, H, W)."""
         probabilities = value.softmax(dim=0)
-        if mirrored(view[TRANSFORMS]):
+        if is_mirrored(view[TRANSFORMS]):
             probabilities = probabilities.flip(-1)
         self.total = probabilities if self.total is None else self.total + probabilities
         self.count += 1
 
     def result(self, _merged: Mapping[str, Any], /) -> Tensor:
-        """Probabilities (K, H, W)."""
+        """Return probabilities (K, H, W)."""
         assert self.total is not None
         return self.total / self.count
 
@@ -113,10 +115,10 @@ class InstanceMerger:
         # Any: the parts of Detectron2's detectors are not known to be there.
         self.model: Any = model
         self.views: list[Record] = []
-        self.found: list[Instances] = []
+        self.predictions: list[Instances] = []
 
     def add(self, value: Instances, view: Record) -> None:
-        """Adds one view.
+        """Add one view.
 
         Raises: ValueError for keypoints, which have no rule.
         """
@@ -125,33 +127,33 @@ class InstanceMerger:
                 "Test-time augmentation has no rule for keypoints: leave out the views."
             )
         self.views.append(view)
-        if self.asks_again:
+        if self.has_mask_branch:
             # They are made anew: those of all views would fill the memory.
             fields = {k: v for k, v in value.get_fields().items() if k != "pred_masks"}
             value = Instances(value.image_size, **fields)
-        self.found.append(unmirrored(value) if mirrored(view[TRANSFORMS]) else value)
+        self.predictions.append(unmirror(value) if is_mirrored(view[TRANSFORMS]) else value)
 
     @property
-    def asks_again(self) -> bool:
-        """Whether the masks of given boxes can be had from the model."""
+    def has_mask_branch(self) -> bool:
+        """Whether the model predicts the masks of given boxes."""
         return bool(getattr(getattr(self.model, "roi_heads", None), "mask_on", False))
 
     def result(self, _merged: Mapping[str, Any], /) -> Instances:
-        """Instances, best first."""
-        everything = Instances.cat(self.found)
+        """Return the instances, best first."""
+        everything = Instances.cat(self.predictions)
         threshold, limit = suppression(self.model)
         kept = batched_nms(
             everything.pred_boxes.tensor, everything.scores, everything.pred_classes, threshold
         )
         result = everything[kept[:limit]]
-        if self.asks_again:
+        if self.has_mask_branch:
             result.pred_masks = self.mean_masks(result)
             # Pastes the masks into the image.
             result = detector_postprocess(result, *result.image_size)
         return result
 
     def mean_masks(self, merged: Instances) -> Tensor:
-        """Mask probabilities of merged boxes, (N, 1, S, S), the mean over the views."""
+        """Return the mask probabilities of merged boxes, (N, 1, S, S), the mean over the views."""
         total: Tensor | None = None
         for view in self.views:
             boxes = view[TRANSFORMS].apply_box(merged.pred_boxes.tensor.cpu().numpy())
@@ -159,10 +161,12 @@ class InstanceMerger:
             device = merged.scores.device
             given.pred_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32, device=device))
             given.pred_classes, given.scores = merged.pred_classes, merged.scores
-            features = self.model.backbone(self.model.preprocess_image([view]).tensor)
-            (found,) = self.model.roi_heads.forward_with_given_boxes(features, [given])
+            images = self.model.preprocess_image([view])
+            with padded_batch(images.image_sizes):
+                features = self.model.backbone(images.tensor)
+                (found,) = self.model.roi_heads.forward_with_given_boxes(features, [given])
             masks = found.pred_masks
-            if mirrored(view[TRANSFORMS]):
+            if is_mirrored(view[TRANSFORMS]):
                 masks = masks.flip(-1)
             total = masks if total is None else total + masks
         assert total is not None
@@ -183,10 +187,10 @@ class PanopticMerger:
             ) from error
 
     def add(self, value: Any, view: Record) -> None:
-        """Nothing: the answer is made from those of the other tasks."""
+        """Ignore the answer, which is made anew from those of the other tasks."""
 
     def result(self, merged: Mapping[str, Any], /) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Map of segment ids (H, W), and the segments."""
+        """Return the map of segment ids (H, W), and the segments."""
         classes = merged["sem_seg"].argmax(dim=0)
         ids, segments = combine_semantic_and_instance_outputs(
             merged["instances"], classes, *self.thresholds
@@ -202,13 +206,13 @@ MERGERS: dict[str, Callable[[nn.Module], Merger]] = {
 }
 
 
-def mirrored(transforms: T.TransformList) -> bool:
-    """Whether an odd number of horizontal flips is among the transforms."""
+def is_mirrored(transforms: T.TransformList) -> bool:
+    """Return whether an odd number of horizontal flips is among the transforms."""
     return sum(isinstance(t, T.HFlipTransform) for t in transforms.transforms) % 2 == 1
 
 
-def unmirrored(instances: Instances) -> Instances:
-    """Instances of a mirrored image, as they are in the image itself."""
+def unmirror(instances: Instances) -> Instances:
+    """Return the instances of a mirrored image as they are in the image itself."""
     width = instances.image_size[1]
     fields = dict(instances.get_fields())
     x0, y0, x1, y1 = fields["pred_boxes"].tensor.unbind(dim=1)
@@ -219,7 +223,7 @@ def unmirrored(instances: Instances) -> Instances:
 
 
 def suppression(model: nn.Module) -> tuple[float, int]:
-    """IoU threshold of a detector's non-maximum suppression, and its detections per image.
+    """Return the IoU threshold of a detector's suppression, and its detections per image.
 
     0.5 and 100, Detectron2's own, for models that do not say.
     """

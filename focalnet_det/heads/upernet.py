@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.checks import check_integer, check_integers, check_number
 from ..layers.sync_batch_norm import sync_batch_norm
 from .pixel_loss import PixelCrossEntropy
 
@@ -43,7 +44,7 @@ class ConvModule(nn.Module):
             self.bn = get_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H, W)."""
+        """Convolve, normalize and rectify a map, (N, C, H, W) -> (N, C', H, W)."""
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -64,13 +65,13 @@ class FCNHead(nn.Module):
         self.conv_seg = classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> logits (N, K, H, W)."""
+        """Return the logits (N, K, H, W) of a feature (N, C, H, W)."""
         logits: Tensor = self.conv_seg(self.dropout(self.convs(x)))
         return logits
 
 
 def classifier(channels: int, num_classes: int) -> nn.Conv2d:
-    """A 1x1 convolution that starts with nearly equal probabilities."""
+    """Return a 1x1 convolution that starts with nearly equal probabilities."""
     conv = nn.Conv2d(channels, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
@@ -100,7 +101,8 @@ class UPerNetHead(nn.Module):
         auxiliary_channels: int = 256,
         auxiliary_weight: float = 0.4,
     ) -> None:
-        """
+        """Build the decoder.
+
         Args:
             input_shape: of the features to use, at least two; the order is that of their strides.
             num_classes: K.
@@ -111,17 +113,23 @@ class UPerNetHead(nn.Module):
             loss: None for the published one.
             loss_weight: of the main loss.
             auxiliary_weight: of the auxiliary loss; 0 builds no auxiliary head.
-        Raises: ValueError if there are fewer than two features, or not as many class weights in
-            the loss as classes.
+        Raises: ValueError if there are fewer than two features, not as many class weights in the
+            loss as classes, or a value is out of range.
         """
         super().__init__()
+        check_integer("num_classes", num_classes, 1, 65_536)
+        check_integer("channels", channels, 1, 8192)
+        check_integers("pool_scales", pool_scales, 1, 64)
+        check_number("dropout", dropout, 0, 1, below=True)
+        check_number("loss_weight", loss_weight, 0, 1e6)
+        check_integer("auxiliary_channels", auxiliary_channels, 1, 8192)
+        check_number("auxiliary_weight", auxiliary_weight, 0, 1e6)
         if len(input_shape) < 2:
             raise ValueError(f"UPerNet fuses two features or more, got {list(input_shape)}.")
+        self.pool_scales = tuple(pool_scales)
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
         widths = [input_shape[name].channels for name in self.in_features]
         self.num_classes = num_classes
-        # One value per channel has no variance.
-        self.needs_batch = 1 in pool_scales and norm in ("BN", "SyncBN")
         self.loss = loss or PixelCrossEntropy()
         weights = self.loss.class_weights
         if weights is not None and len(weights) != num_classes:
@@ -149,7 +157,7 @@ class UPerNetHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        """Reads ``MODEL.SEM_SEG_HEAD`` and ``MODEL.UPERNET``."""
+        """Read ``MODEL.SEM_SEG_HEAD`` and ``MODEL.UPERNET``."""
         head, own = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.UPERNET
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
@@ -172,7 +180,8 @@ class UPerNetHead(nn.Module):
     def forward(
         self, features: Features, targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """
+        """Return logits, or losses in training.
+
         Args:
             features: of the backbone, (N, C, H, W) each.
             targets: labels (N, H, W), in training.
@@ -190,7 +199,7 @@ class UPerNetHead(nn.Module):
         return None, losses
 
     def decode(self, features: Features) -> Tensor:
-        """Features -> logits (N, K, H, W) at the resolution of the finest one."""
+        """Return the logits (N, K, H, W) at the resolution of the finest feature."""
         *finer, last = (features[name] for name in self.in_features)
         levels = [conv(x) for conv, x in zip(self.lateral_convs, finer, strict=True)]
         levels.append(self.pool(last))
@@ -202,12 +211,26 @@ class UPerNetHead(nn.Module):
         logits: Tensor = self.conv_seg(self.dropout(x))
         return logits
 
+    def _learns_statistics_of_a_pixel(self) -> bool:
+        """Tell whether a batch norm on one pixel an image would take its variance, which is none.
+
+        Frozen ones, in eval mode or without statistics of the batch, only use what they have.
+        """
+        return any(
+            norm.training
+            for scale, level in zip(self.pool_scales, self.psp_modules, strict=True)
+            if scale == 1
+            for norm in level.modules()
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        )
+
     def pool(self, x: Tensor) -> Tensor:
         """Pyramid pooling, (N, C, H, W) -> (N, channels, H, W)."""
-        if self.training and self.needs_batch and len(x) == 1 and comm.get_world_size() == 1:
+        if len(x) == 1 and comm.get_world_size() == 1 and self._learns_statistics_of_a_pixel():
             raise ValueError(
                 "UPerNet with batch norm cannot train on one image at a time: its coarsest level "
-                'is a single pixel. Use a batch of 2 or more, less accumulation, or norm="GN".'
+                "is a single pixel. Use a batch of 2 or more, less accumulation, frozen batch "
+                'norms, or norm="GN".'
             )
         pooled = [resized(module(x), x) for module in self.psp_modules]
         out: Tensor = self.bottleneck(torch.cat([x, *pooled], dim=1))
@@ -215,7 +238,7 @@ class UPerNetHead(nn.Module):
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, to the height and width of another map."""
+    """Resize a map bilinearly to the height and width of another."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

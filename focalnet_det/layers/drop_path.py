@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole samples and rescales the rest, in training only.
+    """Drop a residual branch for whole samples and rescales the rest, in training only.
 
     Args:
         rate: probability of dropping a sample's branch, 0 <= rate < 1.
@@ -20,12 +20,12 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (N, ...)."""
+        """Drop and rescale a residual branch, (N, ...) -> (N, ...)."""
         factors = self.factors(x, x.dtype)
         return x if factors is None else x * factors
 
     def factors(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """What the samples of a branch like ``x`` are multiplied by, (N, 1, ...); None for 1."""
+        """Return the factor of each sample of a branch like ``x``, (N, 1, ...); None for 1."""
         if self.rate == 0.0 or not self.training:
             return None
         keep = 1.0 - self.rate

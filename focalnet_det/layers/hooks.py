@@ -4,7 +4,7 @@ from torch import nn
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its ``forward``."""
+    """Return whether calling a module does more than its ``forward``."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

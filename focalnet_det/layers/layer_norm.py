@@ -13,7 +13,7 @@ from .hooks import has_hooks
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """``norm(x)``, (..., C), by the kernels in C++ if it is a plain ``nn.LayerNorm`` on a CPU.
+    """Return ``norm(x)``, (..., C), by the C++ kernels if it is a plain ``nn.LayerNorm`` on a CPU.
 
     Only where a gradient may be asked for: the backward pass is what gains.
     """
@@ -49,8 +49,8 @@ class _LayerNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, statistics = ctx.saved_tensors
-        by_x = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        by_weight, by_bias = cast(Library, library()).norm_backward(
-            gradient, x, weight, statistics, out=by_x
+        grad_x = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        grad_weight, grad_bias = cast(Library, library()).norm_backward(
+            gradient, x, weight, statistics, out=grad_x
         )
-        return by_x, by_weight.to(weight.dtype), by_bias.to(weight.dtype), None
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None

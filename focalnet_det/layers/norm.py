@@ -4,10 +4,10 @@ from torch import Tensor
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """(N, H, W, C) -> (N, C, H, W)."""
+    """View (N, H, W, C) as (N, C, H, W)."""
     return x.permute(0, 3, 1, 2)
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H, W, C)."""
+    """View (N, C, H, W) as (N, H, W, C)."""
     return x.permute(0, 2, 3, 1)

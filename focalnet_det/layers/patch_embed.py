@@ -15,7 +15,7 @@ from .norm import channels_last
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pads (N, C, H, W) at the right and bottom to sides divisible by ``multiple``."""
+    """Zero-pad (N, C, H, W) at the right and bottom to sides divisible by ``multiple``."""
     height, width = x.shape[2:]
     # Not `-height % multiple`: here the symbolic height of a dynamic graph cancels in the padded
     # size, which keeps the sizes of later stages short and compilation fast.
@@ -29,7 +29,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def valid_mask(image_sizes: Sequence[tuple[int, int]], stride: int, like: Tensor) -> Tensor:
-    """Which cells of a batched feature map belong to the image rather than to batch padding.
+    """Return which cells of a batched feature map belong to the image rather than to padding.
 
     Args:
         image_sizes: one (height, width) per image, pixels.
@@ -92,7 +92,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, ceil(H / stride), ceil(W / stride), dim)."""
+        """Embed (N, in_channels, H, W) as (N, ceil(H / stride), ceil(W / stride), dim)."""
         x = pad_to_multiple(x, self.stride)
         if self._is_product(x):
             dtype, stored = dispatch.compute_dtype(x)
@@ -102,7 +102,7 @@ class PatchEmbed(nn.Module):
         return layer_norm(channels_last(self._convolve(x)), self.norm)
 
     def _is_product(self, x: Tensor) -> bool:
-        """Whether the convolution is a plain one that is faster as a matrix product."""
+        """Return whether the convolution is a plain one that is faster as a matrix product."""
         proj = self.proj
         if proj.kernel_size != proj.stride or has_hooks(proj) or type(proj) is not nn.Conv2d:
             return False

@@ -6,7 +6,7 @@ from torch.distributed.nn.functional import all_reduce
 
 
 def sync_batch_norm(channels: int) -> nn.Module:
-    """``nn.SyncBatchNorm`` where there is a GPU, :class:`SharedBatchNorm` where there is none.
+    """Return ``nn.SyncBatchNorm`` where there is a GPU, else :class:`SharedBatchNorm`.
 
     In one process, both are ``BatchNorm2d``; the names of their parameters and buffers are its.
     DistributedDataParallel refuses a model with ``nn.SyncBatchNorm`` on the CPU.
@@ -21,7 +21,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Normalize (N, C, H, W) by the statistics of all processes."""
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(x)
         x32 = x.float()

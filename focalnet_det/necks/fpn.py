@@ -1,10 +1,14 @@
 """Detectron2's feature pyramid on any backbone; shapes come from ``output_shape()``."""
 
+import itertools
 from collections.abc import Sequence
 
+from detectron2.layers import get_norm
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor
+
+from ..layers.checks import check_flag, check_integer
 
 
 def build_fpn(
@@ -15,7 +19,7 @@ def build_fpn(
     norm: str = "",
     fuse_type: str = "sum",
 ) -> FPN:
-    """FPN with a max-pooled last level: stage1..stage4 become p2..p6.
+    """Return an FPN with a max-pooled last level: stage1..stage4 become p2..p6.
 
     Args:
         bottom_up: the backbone.
@@ -23,9 +27,11 @@ def build_fpn(
         out_channels: channels of every level.
         norm: Detectron2's name of a norm for the convolutions, "" for none.
         fuse_type: "sum" or "avg".
-    Raises: ValueError for a feature that the backbone does not have.
+    Raises: ValueError for features that the backbone does not have, or whose strides do not double
+        from each to the next, and for any other value that is out of range.
     Source: arXiv:1612.03144; detectron2:modeling/backbone/fpn.py.
     """
+    check_options(out_channels, norm, fuse_type)
     return FPN(
         bottom_up=bottom_up,
         in_features=checked_features(bottom_up, in_features),
@@ -46,20 +52,22 @@ def build_retinanet_fpn(
     p6_from: str = "backbone",
     p7_relu: bool = True,
 ) -> FPN:
-    """FPN with two strided convolutions on top: stage2..4 become p3..p7.
+    """Return an FPN with two strided convolutions on top: stage2..4 become p3..p7.
 
     Args:
         bottom_up, in_features, out_channels, norm, fuse_type: as in :func:`build_fpn`; by default
             the stride-4 feature is left out.
         p6_from: "backbone", for its last feature, or "p5".
         p7_relu: ReLU between the two convolutions, which mmdet does not have.
-    Raises: ValueError for a feature that the backbone does not have, or an unknown ``p6_from``.
+    Raises: ValueError as in :func:`build_fpn`, or for an unknown ``p6_from``.
     Source: arXiv:1708.02002, section 4; detectron2:modeling/backbone/fpn.py (LastLevelP6P7).
     """
+    check_options(out_channels, norm, fuse_type)
+    check_flag("p7_relu", p7_relu)
     if p6_from not in ("backbone", "p5"):
         raise ValueError(f"Unknown p6_from {p6_from!r}. Known: backbone, p5.")
-    names = list(in_features or [n for n, s in bottom_up.output_shape().items() if s.stride > 4])
-    names = checked_features(bottom_up, names)
+    coarser = [name for name, shape in bottom_up.output_shape().items() if shape.stride > 4]
+    names = checked_features(bottom_up, in_features or coarser)
     freeze_unread_norms(bottom_up, names)
     last = names[-1]
     channels = bottom_up.output_shape()[last].channels
@@ -77,7 +85,7 @@ def build_retinanet_fpn(
 
 
 def freeze_unread_norms(bottom_up: Backbone, in_features: Sequence[str]) -> None:
-    """Freezes the output norms of features that the neck does not read.
+    """Freeze the output norms of features that the neck does not read.
 
     They get no gradient, and DistributedDataParallel refuses trainable parameters without one.
     """
@@ -91,20 +99,49 @@ class PlainP6P7(LastLevelP6P7):
     """Detectron2's two extra levels without the ReLU between them, as in mmdet."""
 
     def forward(self, c5: Tensor) -> list[Tensor]:
-        """(N, C, H, W) -> p6 and p7, of half and a quarter of the sides."""
+        """Return p6 and p7, of half and a quarter of the sides of c5, (N, C, H, W)."""
         p6 = self.p6(c5)
         return [p6, self.p7(p6)]
 
 
-def checked_features(bottom_up: Backbone, in_features: Sequence[str] | None) -> list[str]:
-    """The names, or all of the backbone's.
+def check_options(out_channels: int, norm: str, fuse_type: str) -> None:
+    """Check what both builders take.
 
-    Raises: ValueError that lists what the backbone has.
+    Raises: ValueError that names the argument, its value and what is allowed.
     """
-    known = list(bottom_up.output_shape())
-    unknown = [name for name in in_features or () if name not in known]
+    check_integer("out_channels", out_channels, 1, 8192)
+    if fuse_type not in ("sum", "avg"):
+        raise ValueError(f"Unknown fuse_type {fuse_type!r}. Known: avg, sum.")
+    try:
+        get_norm(norm, out_channels)
+    except KeyError as error:
+        raise ValueError(
+            f"Unknown norm {norm!r}. Known: BN, SyncBN, FrozenBN, GN, and an empty name for none."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"norm {norm!r} does not fit out_channels {out_channels}: {error}."
+        ) from error
+
+
+def checked_features(bottom_up: Backbone, in_features: Sequence[str] | None) -> list[str]:
+    """Return the names, or all of the backbone's.
+
+    Raises: ValueError that lists what the backbone has, or strides that do not double.
+    """
+    shapes = bottom_up.output_shape()
+    if isinstance(in_features, str):
+        raise ValueError(f"in_features must be a list of names, got {in_features!r}.")
+    unknown = [name for name in in_features or () if name not in shapes]
     if unknown:
         raise ValueError(
-            f"The backbone has no feature {', '.join(unknown)}; it returns {', '.join(known)}."
+            f"The backbone has no feature {', '.join(unknown)}; it returns {', '.join(shapes)}."
         )
-    return list(in_features or known)
+    names = list(in_features or shapes)
+    strides = [shapes[name].stride for name in names]
+    if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        raise ValueError(
+            f"in_features must be contiguous, fine to coarse, got {', '.join(names)} with strides "
+            f"{', '.join(map(str, strides))}."
+        )
+    return names

@@ -11,12 +11,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from .kernels import native
+from .kernels import capabilities, native
 
 VARIABLE = "FOCALNET_DET_OPS"
 # Fastest first.
@@ -171,17 +172,7 @@ def emulates(x: Tensor) -> bool:
 
 @constant
 def _fast(dtype: torch.dtype) -> bool:
-    return _has_instructions(dtype)
-
-
-@functools.cache
-def _has_instructions(dtype: torch.dtype) -> bool:
-    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    names = {
-        torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
-        torch.float16: ("amx_fp16", "avx512_fp16"),
-    }
-    return any(cpu.get(name) for name in names.get(dtype, ()))
+    return capabilities.cpu().computes(dtype)
 
 
 @constant
@@ -242,8 +233,22 @@ def _triton_lacks(device: torch.device) -> str:
         return f"Triton {triton.__version__} is older than 3.3, which PyTorch 2.7 brings"
     if device.type == "cpu":
         return ""
+    if missing := _missing_triton_cache():
+        logger.warning("GPU kernels are not used: %s.", missing)
+        return missing
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_GPU:
         return "the GPU is older than compute capability 8.0"
+    return ""
+
+
+def _missing_triton_cache() -> str:
+    """Return why there is no folder for compiled kernels, which Triton needs, or nothing."""
+    try:
+        home = Path(os.environ.get("TRITON_HOME") or "~").expanduser()
+        folder = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        return f"Triton has no cache, let TRITON_CACHE_DIR name a folder of yours ({error})"
     return ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from ..atomic import write_text
 from ..visualization.curves import save_curves
 from .detection import add_detection
 from .page import Bar, Page, saved_chart, table
@@ -60,9 +61,7 @@ def write_report(
     if (folder / "sem_seg_metrics.json").exists() and "sem_seg" in results:
         add_semantic(page, metadata, folder)
     path = folder / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page.html(), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page.html(), durable=False)
     logger.info("Report: %s", path)
     return path
 

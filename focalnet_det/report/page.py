@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+
+from ..visualization.figures import save_figure
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #f4f6f8; margin: 0; }
@@ -117,9 +118,7 @@ def number(value: float) -> str:
 
 def chart(figure: Figure, path: Path, caption: str = "") -> str:
     """Saves a figure as PNG, closes it, and embeds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    save_figure(figure, path, bbox_inches="tight")
     return saved_chart(path, caption)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.labels import read_labels, read_values
 from ..data.reading import read_image
+from ..evaluation.semantic import prediction_path
 from ..visualization.semantic import overlay, palette
 from .page import Bar, Note, Page, chart, photo, side_by_side, table
 
@@ -107,7 +108,7 @@ def _add_images(
         photos, seen = [], set()
         for name in chosen:
             record = records[name]
-            path = folder / "predictions" / f"{Path(name).stem}.png"
+            path = prediction_path(folder, name, metadata.get("image_root"))
             if not path.exists():
                 continue
             image = read_image(name, "RGB")

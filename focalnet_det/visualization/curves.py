@@ -9,6 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from .figures import save_figure
+
 # The metric of a task that stands for it; of others, all that are no class's.
 HEADLINES = ("AP", "mIoU", "PQ")
 
@@ -68,9 +70,7 @@ def save_curves(metrics: Path, path: Path) -> bool:
     if scores:
         _plot(axes[2], {k: scores[k] for k in sorted(scores)}, "test score, %", "o")
         axes[2].set_ylim(bottom=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
     return True
 
 

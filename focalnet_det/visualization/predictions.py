@@ -15,6 +15,7 @@ from torch import nn
 
 from ..data.mappers import clean_annotations
 from ..data.reading import read_image
+from .figures import save_figure
 
 # Every picture is at least this many pixels high, so that labels on small images can be read.
 MIN_HEIGHT = 420
@@ -103,9 +104,7 @@ def save_comparison(
             axis.set_axis_off()
     for axis, title in zip(axes[0], ("image", "ground truth", "prediction"), strict=True):
         axis.set_title(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def draw_output(

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ..data.labels import IGNORE
 from ..data.reading import read_image
+from .figures import save_figure
 
 # Of a turn. With these brightnesses and saturations, 150 colours differ by 9 of 255 or more, and
 # those of neighbouring classes by 99.
@@ -100,7 +100,7 @@ def save_comparison(
         add_legend(axis_row[1], [int(k) for k in shown], class_names, colors)
     for axis, title in zip(axes[0, 1:], ("ground truth", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_iou_chart(
@@ -123,15 +123,9 @@ def save_iou_chart(
     axis.invert_yaxis()
     axis.set_xlim(0, 110)
     axis.set_xlabel("IoU, %")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def fractions(color: tuple[int, int, int]) -> tuple[float, float, float]:
     """RGB 0..255 -> 0..1, as matplotlib takes it."""
     return color[0] / 255, color[1] / 255, color[2] / 255
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -6,7 +6,6 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 import torch
 import yaml
-from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -56,6 +55,9 @@ MODELS = {
 
 
 def zoo_config(name: str) -> CfgNode:
+    # After our package, without which main's model zoo does not import where setuptools is new.
+    from detectron2 import model_zoo
+
     file, lines, meta_architecture, _ = MODELS[name]
     cfg = get_cfg()
     add_focalnet_config(cfg)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from focalnet_det.checkpoint import load_initial_weights
 from focalnet_det.checkpoint.detectors import find_own_method, to_detectron2, to_public
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.experiment import load_config, read_experiment
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 THIN = ["model.backbone.bottom_up.embed_dim=8", "model.backbone.bottom_up.depths=[1,1,1,1]"]

@@ -14,8 +14,8 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes
 
 from focalnet_det.checkpoint import convert_checkpoint, load_initial_weights, read_state_dict
-from focalnet_det.checkpoint.detectors import find_method, to_detectron2, to_public
-from focalnet_det.engine.experiment import load_config
+from focalnet_det.checkpoint.detectors import find_public_method, to_detectron2, to_public
+from focalnet_det.experiment import load_config
 
 CONFIG = (
     Path(__file__).resolve().parents[2]
@@ -109,7 +109,7 @@ def test_every_tensor_arrives(model: nn.Module, theirs: State) -> None:
 
 
 def test_there_and_back(model: nn.Module, theirs: State, tmp_path: Path) -> None:
-    assert find_method(theirs) == "mask_rcnn"
+    assert find_public_method(theirs) == "mask_rcnn"
     back = to_public(to_detectron2(theirs)[0], "mask_rcnn")
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[n], t) for n, t in theirs.items())

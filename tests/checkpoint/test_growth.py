@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from focalnet_det import create_backbone
 from focalnet_det.backbones import FocalNet
@@ -171,8 +171,9 @@ def test_growing_modulation_by_hand() -> None:
     def gelu(v: float) -> float:
         return v * (1 + erf(v / sqrt(2))) / 2
 
-    modulation = FocalModulation(1, focal_level=2, focal_window=1)
-    grow(modulation, 1.25)
+    net = nn.Sequential(FocalModulation(1, focal_level=2, focal_window=1))
+    grow(net, "0", 1.25)
+    (modulation,) = net
     f = modulation.f
     with torch.no_grad():
         # query, context, gates of level 1, level 2 and the global context

@@ -95,7 +95,7 @@ def test_unknown_names_are_files_that_do_not_exist() -> None:
         create_backbone("focalnet_tiny_lrf", weights="focalnet_tiny_lrf.in2k")
 
 
-def test_downloads_and_their_hash(
+def test_links_are_tried_in_their_order(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -104,20 +104,16 @@ def test_downloads_and_their_hash(
         asked.append(url)
         if "github" in url:
             raise zoo.urllib.error.URLError("404")
-        Path(target).write_bytes(b"abc")
+        torch.save({"a": torch.ones(1)}, target)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", serve)
-    assert zoo.resolve_weights(NAME) == folders["ours"] / "focalnet_tiny_lrf.pth"
+    path = zoo.resolve_weights(NAME)
+    assert path.is_relative_to(folders["ours"])
+    assert path.name == "focalnet_tiny_lrf.pth"
     assert [re.sub("/.*", "", url.removeprefix("https://")) for url in asked] == [
         "github.com",
         "projects4jw.blob.core.windows.net",
     ]
-    # FIPS 180-2, appendix B.1: the digest of "abc".
-    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    url = "https://example.com/b.pth"
-    assert zoo.resolve_weights(f"{url}#sha256={digest}").read_bytes() == b"abc"
-    with pytest.raises(ValueError, match=f"has sha256 {digest}, expected 00"):
-        zoo.resolve_weights(f"{url}#sha256={'0' * 64}")
 
 
 def test_another_family_is_named_as_such() -> None:

@@ -19,8 +19,8 @@ from focalnet_det.checkpoint import (
     load_initial_weights,
     read_state_dict,
 )
-from focalnet_det.checkpoint.detectors import find_method, find_own_method, to_public
-from focalnet_det.engine.experiment import load_config
+from focalnet_det.checkpoint.detectors import find_own_method, find_public_method, to_public
+from focalnet_det.experiment import load_config
 
 CONFIG = (
     Path(__file__).resolve().parents[2]
@@ -129,7 +129,7 @@ def test_there_and_back(model: nn.Module, theirs: State, tmp_path: Path) -> None
 
 
 def test_inspection_names_the_method(model: nn.Module, theirs: State) -> None:
-    assert (find_method(theirs), find_own_method(theirs)) == ("upernet", None)
+    assert (find_public_method(theirs), find_own_method(theirs)) == ("upernet", None)
     found = inspect_checkpoint(theirs)
     assert (found.layout, found.method) == ("mmseg", "upernet")
     assert found.output_norms == ["norm0", "norm1", "norm2", "norm3"]

@@ -53,10 +53,28 @@ def test_values_of_every_kind(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labels(path, ADE), [[255, 0, 1], [2, 255, 0]])
 
 
-def test_more_than_255_classes(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", np.array([[0, 300, 255]], dtype=np.uint16))
-    rule = LabelRule(num_classes=301)
-    np.testing.assert_array_equal(read_labels(path, rule), [[0, 300, 255]])
+def test_more_classes_than_labels_can_tell_apart() -> None:
+    """Value 255 is ignored, so that class 255, or 254 from 1 on, could not be learned."""
+    assert LabelRule(num_classes=255).num_classes == 255
+    with pytest.raises(ValueError, match="256 classes: labels can tell 255 apart"):
+        LabelRule(num_classes=256)
+    with pytest.raises(ValueError, match="255 classes: labels can tell 254 apart"):
+        LabelRule(num_classes=255, first_label=1)
+
+
+@pytest.mark.parametrize("rule", [None, LabelRule(num_classes=3), ADE])
+def test_values_that_no_rule_allows(rule: LabelRule | None, tmp_path: Path) -> None:
+    for value in (-5, 256):
+        path = saved(tmp_path / "a.tif", np.array([[1, value]], dtype=np.int32))
+        with pytest.raises(ValueError, match=rf"a\.tif holds {value}, but"):
+            read_labels(path, rule)
+
+
+def test_files_of_several_pages(tmp_path: Path) -> None:
+    page = Image.fromarray(VALUES)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(UnreadableLabelsError, match="3 pages"):
+        read_labels(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_preparation_from_the_command_line(coco: Path, capsys: pytest.CaptureFix
     assert "complete, 5 files written" in capsys.readouterr().out
     assert run_script("datasets/prepare_coco_panoptic.py", "--root", coco / "absent") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "No such panoptic file" in line
+    assert "No such COCO panoptic file" in line
 
 
 def test_jobs_run_in_parallel_and_in_order() -> None:
@@ -242,10 +242,25 @@ def test_own_json(shapes: Path, tmp_path: Path) -> None:
         DatasetCatalog.remove(NAME)
         MetadataCatalog.remove(NAME)
     content = json.loads(files.panoptic_json.read_text())
+    stuff_ids = {c["id"] for c in content["categories"] if not c["isthing"]}
+    things, stuff = (
+        [
+            {
+                **annotation,
+                "segments_info": [
+                    segment
+                    for segment in annotation["segments_info"]
+                    if (segment["category_id"] in stuff_ids) == kind
+                ],
+            }
+            for annotation in content["annotations"]
+        ]
+        for kind in (False, True)
+    )
     for change, message in (
-        ({"categories": content["categories"][:6]}, "no category that is stuff"),
-        ({"categories": content["categories"][6:]}, "no category that is a thing"),
-        ({"categories": content["categories"][1:]}, r"\.png\) has a segment of category 1,"),
+        ({"categories": content["categories"][:6], "annotations": things}, "that is stuff"),
+        ({"categories": content["categories"][6:], "annotations": stuff}, "that is a thing"),
+        ({"categories": content["categories"][1:]}, r"segments of no category: .*category 1[;.]"),
     ):
         path = tmp_path / "broken.json"
         path.write_text(json.dumps(content | change))
@@ -455,7 +470,7 @@ def test_verification_from_the_command_line(own: Path, capsys: pytest.CaptureFix
     assert run_script("tools/verify_dataset.py", *arguments) == 1
     assert "ERROR: segments of no category (1)" in capsys.readouterr().out
     assert run_script("tools/verify_dataset.py", *arguments[:2]) == 2
-    assert "name label folders" in capsys.readouterr().err
+    assert "label folders (--sem-images" in capsys.readouterr().err
 
 
 def test_real_panoptic_data_has_no_fatal_problem(shared_data: Path) -> None:

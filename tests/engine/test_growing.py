@@ -14,8 +14,9 @@ from detectron2.config import get_cfg, instantiate
 from focalnet_det import add_focalnet_config, create_backbone
 from focalnet_det.checkpoint import load_initial_weights
 from focalnet_det.checkpoint.growth import growth, set_growth
-from focalnet_det.engine.experiment import TrainOptions, load_config, yacs_options
 from focalnet_det.engine.main import RunArguments, run
+from focalnet_det.experiment import TrainOptions, load_config
+from focalnet_det.experiment.yacs import read_options
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = str(ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py")
@@ -149,5 +150,5 @@ def test_options() -> None:
     cfg = get_cfg()
     add_focalnet_config(cfg)
     cfg.SOLVER.INIT_LEVELS, cfg.SOLVER.GROWTH_ITERATIONS = "shrink", 7
-    options = yacs_options(cfg)
+    options = read_options(cfg)
     assert (options.init_levels, options.growth_iterations) == ("shrink", 7)

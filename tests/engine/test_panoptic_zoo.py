@@ -10,7 +10,16 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from test_zoo import NARROW, PREDICTOR, RUN, SIZES, THIN_YAML, semantic_data, under
+from test_zoo import (
+    FAMILIES_YAML,
+    NARROW,
+    PREDICTOR,
+    RUN,
+    SIZES,
+    THIN_YAML,
+    semantic_data,
+    under,
+)
 
 from focalnet_det.engine.main import RunArguments, run
 
@@ -19,7 +28,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PANOPTIC = sorted(CONFIGS.glob("*-PanopticSegmentation/*.py"))
 PANOPTIC += CONFIGS.glob("*-PanopticSegmentation/*tiny_srf_1x.yaml")
 SEMANTIC = sorted(CONFIGS.glob("COCO-SemanticSegmentation/*.py"))
-SEMANTIC += CONFIGS.glob("COCO-SemanticSegmentation/*tiny_srf_1x.yaml")
 THIN_HEAD = "MODEL.SEM_SEG_HEAD.CONVS_DIM=32"
 THIN = {
     ".py": [
@@ -28,11 +36,10 @@ THIN = {
         *("model.roi_heads.batch_size_per_image=16", "model.sem_seg_head.conv_dims=32"),
         "model.proposal_generator.post_nms_topk=[50,50]",
     ],
-    ".yaml": [*THIN_YAML, THIN_HEAD],
+    ".yaml": [*THIN_YAML, *FAMILIES_YAML["panoptic_fpn"], THIN_HEAD],
 }
 THIN_SEGMENTOR = {
     ".py": [*RUN, *SIZES, *NARROW, "model.channels=32"],
-    ".yaml": [*(o for o in THIN_YAML if "MODEL.R" not in o and "DETECTIONS" not in o), THIN_HEAD],
 }
 
 
@@ -52,14 +59,14 @@ def test_panoptic_recipe_trains_a_step_and_evaluates(
         val_panoptic_root=[str(shapes / "panoptic_val")],
         val_images=[str(shapes / "images/val")],
     )
-    results = run(args)["panoptic_val_val"]
+    results = run(args)["panoptic_val"]
     assert set(results) == {"sem_seg", "panoptic_seg"}
     for name in ("PQ", "PQ_th", "PQ_st", "PQ-circle", "PQ-water"):
         value = results["panoptic_seg"][name]
         assert 0 <= value <= 100 or math.isnan(value)
     trained, scored = (json.loads(line) for line in (tmp_path / "metrics.json").open())
     assert 0 < trained["loss_sem_seg"] < trained["total_loss"] < 100
-    assert scored["panoptic_val_val/panoptic_seg/PQ"] == results["panoptic_seg"]["PQ"]
+    assert scored["panoptic_val/panoptic_seg/PQ"] == results["panoptic_seg"]["PQ"]
     shutil.rmtree(tmp_path)
 
 
@@ -71,7 +78,7 @@ def test_semantic_recipe_trains_a_step_and_evaluates(
     opts = THIN_SEGMENTOR[path.suffix]
     args = RunArguments(config_file=str(path), opts=opts, output=str(tmp_path))
     results = run(dataclasses.replace(args, **semantic_data(shapes)))
-    assert 0 <= results["validation_val"]["sem_seg"]["mIoU"] <= 100
+    assert 0 <= results["validation"]["sem_seg"]["mIoU"] <= 100
     trained, _ = (json.loads(line) for line in (tmp_path / "metrics.json").open())
     assert 0 < trained["total_loss"] < 100
     shutil.rmtree(tmp_path)

@@ -16,11 +16,11 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
-from focalnet_det.engine.checkpoints import AtomicCheckpointer
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.engine.checkpoints import Checkpoints, RunFacts
 from focalnet_det.engine.hooks import ProgressLine
 from focalnet_det.engine.launch import launch_run
 from focalnet_det.engine.main import RunArguments, run
+from focalnet_det.experiment import load_config, read_experiment
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NANO = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
@@ -60,19 +60,17 @@ def checkpoint(folder: Path, name: str = "model_final.pth") -> dict:
 
 def test_run_leaves_its_record_and_evaluation_repeats(shapes: Path, tmp_path: Path) -> None:
     trained = run(arguments(shapes, tmp_path / "a", "schedule.iterations=3"))
-    metrics = trained["instances_val_val"]
+    metrics = trained["instances_val"]
     assert {"bbox", "segm"} <= set(metrics)
     assert {"AP", "AP50", "AP-star"} <= set(metrics["segm"])
 
     lines = [json.loads(line) for line in (tmp_path / "a/metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
-    assert all(math.isfinite(line["total_loss"]) and line["lr"] >= 0 for line in lines[:3])
-    assert lines[3]["instances_val_val/segm/AP"] == pytest.approx(metrics["segm"]["AP"])
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    assert all(math.isfinite(line["total_loss"]) and line["lr"] >= 0 for line in lines)
+    assert lines[2]["instances_val/segm/AP"] == pytest.approx(metrics["segm"]["AP"])
     assert list((tmp_path / "a").glob("events.out.tfevents.*"))
     assert "shapes" not in (tmp_path / "a/environment.txt").read_text()[:20]
-    on_disk = json.loads(
-        (tmp_path / "a/evaluation/instances_val_val/coco_metrics.json").read_text()
-    )
+    on_disk = json.loads((tmp_path / "a/evaluation/instances_val/coco_metrics.json").read_text())
     assert on_disk["segm"]["AP"] == pytest.approx(metrics["segm"]["AP"])
 
     # Four validation images of 96 px, three panels each.
@@ -84,7 +82,12 @@ def test_run_leaves_its_record_and_evaluation_repeats(shapes: Path, tmp_path: Pa
     with Image.open(tmp_path / "b/predictions.png") as picture:
         assert picture.height < picture.width
     for task, values in metrics.items():
-        assert again["instances_val_val"][task] == pytest.approx(values, nan_ok=True)
+        assert again["instances_val"][task] == pytest.approx(values, nan_ok=True)
+
+    # Views of test-time augmentation are drawn too.
+    views = ("train.pictures=1", "dataloader.test.0.flip=True")
+    run(arguments(shapes, tmp_path / "c", weights, *views, eval_only=True))
+    assert (tmp_path / "c/predictions.png").exists()
 
     # The saved config alone rebuilds the model that the weights fit.
     saved = LazyConfig.load(str(tmp_path / "a/config.yaml"))
@@ -107,7 +110,7 @@ def test_resume_continues_iteration_optimizer_and_schedule(shapes: Path, tmp_pat
     # Cosine without warmup: after the last of 4 updates the factor is (1 + cos(pi)) / 2.
     assert last["trainer"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
     iterations = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.json").open()]
-    assert iterations == [0, 1, 2, 3, 4]  # the last line holds the evaluation
+    assert iterations == [0, 1, 2, 3]
 
 
 def test_yaml_config_trains_own_data(shapes: Path, tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_yaml_config_trains_own_data(shapes: Path, tmp_path: Path) -> None:
         "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", "MODEL.DEVICE", "cpu",
     ]  # fmt: skip
     results = run(arguments(shapes, tmp_path, config_file=str(TINY_YAML), opts=opts))
-    assert "segm" in results["instances_val_val"]
+    assert "segm" in results["instances_val"]
     weights = checkpoint(tmp_path)["model"]
     # Six classes and the background, read from the file.
     assert weights["roi_heads.box_predictor.cls_score.weight"].shape == (7, 32)
@@ -157,24 +160,34 @@ def test_evaluates_real_coco_images(shared_data: Path, tmp_path: Path) -> None:
         val_json=[str(root / "annotations/instances_val2017.json")],
         val_images=[str(root / "images/val2017")],
     )
-    metrics = run(args)["instances_val2017_val"]
+    metrics = run(args)["instances_val2017"]
     assert sum(name.startswith("AP-") for name in metrics["bbox"]) == 80
+
+
+class Progress:
+    """A state with nothing in it."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
 
 
 def test_full_disk_leaves_earlier_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpointer = AtomicCheckpointer(nn.Linear(2, 2), str(tmp_path))
-    checkpointer.save("good")
+    checkpoints = Checkpoints(tmp_path, nn.Linear(2, 2), Progress(), RunFacts("a", "", ""), keep=2)
+    checkpoints.save(3)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"bad\.pth.*No space left.*--resume"):
-        checkpointer.save("bad")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.pth", "last_checkpoint"]
-    assert (tmp_path / "last_checkpoint").read_text() == "good.pth"
+    with pytest.raises(OSError, match=r"model_0000005\.pth.*No space left.*--resume"):
+        checkpoints.save(5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000003.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
 
 
 def test_progress_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

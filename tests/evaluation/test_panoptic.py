@@ -319,23 +319,26 @@ def test_wrong_sizes_and_images_are_errors(tmp_path: Path) -> None:
 
 def test_contradictions_of_the_ground_truth_name_the_file(tmp_path: Path) -> None:
     ids, segments = two_segments()
-    scorer = evaluator(write_set(tmp_path, {7: (ids, [*segments, segments[0]])}))
-    with pytest.raises(ValueError, match=r"Ground truth .*7.png has segment ids that repeat: id 1"):
+    root = write_set(tmp_path, {7: (ids, [*segments, segments[0]])})
+    with pytest.raises(ValueError, match=r"segment ids that repeat: .*segments_info\[2\] \(id 1"):
+        evaluator(root)
+    scorer = evaluator(write_set(tmp_path, {7: (ids, segments[1:])}))
+    with pytest.raises(ValueError, match=r"Ground truth .*7.png has pixels of no listed segment"):
         feed(scorer, 7, ids, segments)
     content = json.loads((tmp_path / "panoptic.json").read_text())
     twice = {**content, "annotations": content["annotations"] * 2}
     both = {**content, "categories": [*CATEGORIES, {"id": 3, "name": "cat", "isthing": 0}]}
     none = {**content, "images": []}
     for broken, message in (
-        (twice, "annotates image 7 twice"),
-        (both, "thing and stuff: id 3"),
-        (none, "annotates image 7, which it does not list"),
-        ({}, "no list 'images'"),
+        (twice, r"images annotated twice: .*image 7"),
+        (both, r"thing and stuff: categories\[\d\] \(id 3\)"),
+        (none, r"annotations of an unlisted image: .*image 7"),
+        ({}, "it lacks annotations, categories, images"),
     ):
         (tmp_path / "panoptic.json").write_text(json.dumps(broken))
         with pytest.raises(ValueError, match=message):
             evaluator(tmp_path)
-    with pytest.raises(FileNotFoundError, match="No such panoptic file"):
+    with pytest.raises(FileNotFoundError, match="No such COCO panoptic file"):
         PanopticEvaluator(panoptic_json=tmp_path / "absent.json", panoptic_root=tmp_path)
 
 

@@ -204,6 +204,24 @@ def test_saved_predictions(tmp_path: Path) -> None:
         SemanticEvaluator(class_names=NAMES, save_predictions=True)
 
 
+def test_predictions_of_subfolders_with_equal_file_names(tmp_path: Path) -> None:
+    """City data sets number the images of each city from 0."""
+    (first, second), root = maps(2), tmp_path / "images"
+    evaluator = SemanticEvaluator(
+        class_names=NAMES, output_dir=tmp_path / "out", save_predictions=True, image_root=root
+    )
+    evaluator.reset()
+    for city, (truth, predicted) in (("bonn", first), ("ulm", second)):
+        label = tmp_path / f"{city}.png"
+        Image.fromarray(truth.astype(np.uint8)).save(label)
+        scores = torch.from_numpy(np.arange(len(NAMES))[:, None, None] == predicted).float()
+        record = {"file_name": str(root / city / "0.jpg"), "sem_seg_file_name": str(label)}
+        evaluator.process([record], [{"sem_seg": scores}])
+    for city, (_, predicted) in (("bonn", first), ("ulm", second)):
+        saved = np.asarray(Image.open(tmp_path / f"out/predictions/{city}/0.png"))
+        np.testing.assert_array_equal(saved, predicted)
+
+
 def test_pictures_show_the_worst_images_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 from torchvision.ops import batched_nms, generalized_box_iou_loss
 
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.experiment import load_config, read_experiment
 from focalnet_det.heads.cascade import MmdetCascadeROIHeads
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform
 

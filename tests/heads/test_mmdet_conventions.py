@@ -15,7 +15,8 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from focalnet_det.engine.experiment import load_config, read_experiment
+from focalnet_det.experiment import load_config, read_experiment
+from focalnet_det.heads.empty import EmptyImageROIHeads
 from focalnet_det.heads.mmdet_conventions import (
     MmdetBox2BoxTransform,
     MmdetMatcher,
@@ -115,7 +116,7 @@ def test_one_key_switches() -> None:
     usual = read_experiment(load_config(YAML, [*NANO, "MODEL.CONVENTIONS=detectron2"])).model()
     assert type(usual).__name__ == "GeneralizedRCNN"
     assert type(usual.proposal_generator).__name__ == "RPN"
-    assert type(usual.roi_heads).__name__ == "StandardROIHeads"
+    assert type(usual.roi_heads) is EmptyImageROIHeads
     names = [{n: p.shape for n, p in m.named_parameters()} for m in (official, usual)]
     assert names[0] == names[1]
     with pytest.raises(ValueError, match=r"MODEL\.CONVENTIONS 'mmseg'. Known: detectron2, mmdet"):

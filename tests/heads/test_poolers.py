@@ -8,7 +8,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from focalnet_det.heads.poolers import FastROIPooler, pool_fast
+from focalnet_det.heads.poolers import FastROIPooler, use_fast_roi_align
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.kernels import native
 
@@ -24,7 +24,7 @@ def pair(
     size: int, scales: tuple[float, ...], ratio: int, kind: str
 ) -> tuple[ROIPooler, nn.Module]:
     stock = ROIPooler(size, scales, ratio, kind, canonical_box_size=56)
-    return stock, pool_fast(copy.deepcopy(stock))
+    return stock, use_fast_roi_align(copy.deepcopy(stock))
 
 
 def maps_of(
@@ -82,7 +82,7 @@ def test_as_torchvision(
 
 def test_hand_worked() -> None:
     """On a map that is x + 10 y, a bin is that at its centre (pixel centres lie at halves)."""
-    fast = pool_fast(ROIPooler(2, (1.0,), 2, "ROIAlignV2"))
+    fast = use_fast_roi_align(ROIPooler(2, (1.0,), 2, "ROIAlignV2"))
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(9.0), indexing="ij")
     out = fast([(x + 10 * y)[None, None]], [Boxes(torch.tensor([[1.0, 2.0, 5.0, 6.0]]))])
     torch.testing.assert_close(out[0, 0], torch.tensor([[26.5, 28.5], [46.5, 48.5]]))
@@ -123,4 +123,4 @@ def test_leaves_the_rest_to_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(ROIPooler):
         pass
 
-    assert type(pool_fast(Other(7, SCALES, 2, "ROIAlignV2"))) is Other
+    assert type(use_fast_roi_align(Other(7, SCALES, 2, "ROIAlignV2"))) is Other

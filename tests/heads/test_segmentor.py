@@ -160,3 +160,10 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         alone = [model([record])[0] for record in records]
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a["sem_seg"], b["sem_seg"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"train_size": (-1, 8)}, {"window": (0, 8)}])
+def test_negative_sizes_are_errors(options: dict) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        identity(**options)

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, Instances
 
 from focalnet_det.data.augmentation import evaluation_resize
 from focalnet_det.data.build import build_test_loader
-from focalnet_det.engine.experiment import load_config
+from focalnet_det.experiment import load_config
 from focalnet_det.heads.tta import InstanceMerger, TestTimeAugmentation, suppression
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

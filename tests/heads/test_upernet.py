@@ -164,3 +164,44 @@ def test_yacs_builds_the_same_model() -> None:
     assert {n: p.shape for n, p in model.sem_seg_head.state_dict().items()} == shapes
     assert isinstance(own.loss, PixelCrossEntropy)
     assert model.sem_seg_head.loss.average == own.loss.average == "all"
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_one_image_where_batch_norms_are_frozen(norm: str) -> None:
+    """One image has one pixel in the coarsest level: no variance, unless it is given."""
+    torch.manual_seed(0)
+    head = small_head(norm=norm, dropout=0.0)
+    randomize_norms(head)
+    one, labels = features(1), torch.randint(0, 5, (1, 108, 84))
+    with pytest.raises(ValueError, match="cannot train on one image at a time"):
+        head(one, labels)
+    for module in head.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    _, losses = head(one, labels)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    # What it computes is what two equal images give.
+    two = {name: feature.repeat(2, 1, 1, 1) for name, feature in one.items()}
+    _, expected = head(two, labels.repeat(2, 1, 1))
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+    # Larger grids have more than one pixel.
+    assert small_head(norm=norm, pool_scales=(2, 3)).decode(one).shape == (1, 5, 27, 21)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be 1 or more .* got 0"),
+        ({"channels": -8}, "channels must be 1 or more .* got -8"),
+        ({"pool_scales": (1, 0)}, r"pool_scales must be 1 or more .* got \(1, 0\)"),
+        ({"dropout": 1.0}, r"dropout must be 0 or more and below 1, got 1\.0"),
+        ({"auxiliary_channels": 0}, "auxiliary_channels must be 1 or more"),
+        ({"auxiliary_weight": -0.4}, r"auxiliary_weight must be 0 or more .* got -0\.4"),
+        ({"loss_weight": float("nan")}, "loss_weight must be 0 or more .* got nan"),
+    ],
+)
+def test_bad_values_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_head(**changes)

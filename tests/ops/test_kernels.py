@@ -124,7 +124,7 @@ def test_gates_of_any_sign(shift: float) -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits(dtype: torch.dtype, autocast: bool) -> None:
+def test_sixteen_bits(dtype: torch.dtype, autocast: bool, every_cpu: str) -> None:
     module, x = block(2, 3, post_norm_in_modulation=True), torch.randn(2, 9, 7, 8)
     module, x = module.to(dtype).float(), x.to(dtype).float()
     expected = run(module, x, path="reference")

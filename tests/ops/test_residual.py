@@ -13,7 +13,11 @@ from focalnet_det.ops.kernels import native, native_training, tiles
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("tile", [16, 100, 2048, None])
 def test_stochastic_depth_drops_the_same_branches(
-    path: str, autocast: bool, tile: int | None, monkeypatch: pytest.MonkeyPatch
+    path: str,
+    autocast: bool,
+    tile: int | None,
+    every_cpu: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tiles are parts of an image, several images, or all, of which some lose a branch.
 

@@ -1,10 +1,12 @@
 """The two tools for checkpoints, as people run them."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,3 +83,35 @@ def test_inspect_unknown_files(tmp_path: Path) -> None:
     done = run("inspect_checkpoint.py", tmp_path / "resnet.safetensors")
     assert "layout:                 unknown" in done.stdout
     assert "1 of 1 names differ, first conv1.weight" in done.stdout
+
+
+def test_inspect_a_file_with_objects(weights: Path, tmp_path: Path) -> None:
+    """As mmdet 3.x saves it: what is no tensor is left out and listed."""
+    state = {f"backbone.{n}": t for n, t in read_state_dict(weights).items()}
+    state["roi_head.bbox_head.0.fc_cls.weight"] = torch.ones(81, 4)
+    state["roi_head.mask_head.0.conv_logits.weight"] = torch.ones(80, 4, 1, 1)
+    meta = {"iter": 7, "args": argparse.Namespace(a=1), "seed": np.int64(3)}
+    torch.save({"state_dict": state, "meta": meta}, tmp_path / "epoch_1.pth")
+    done = run("inspect_checkpoint.py", tmp_path / "epoch_1.pth")
+    lines = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    assert lines["this is"].strip() == "a Cascade Mask R-CNN (80 classes, focalnet_nano)"
+    assert lines["training"].strip() == "iter 7"
+    assert lines["left out, not run"].strip() == "argparse.Namespace"
+
+
+@pytest.mark.slow
+def test_evaluation_of_a_page(tmp_path: Path) -> None:
+    """A link to a sign-in page, through the training tool's default options."""
+    (tmp_path / "model.pth").write_bytes(b"<!DOCTYPE html><html>Sign in</html>")
+    leaf = TOOLS.parent / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
+    done = run(
+        "train_net.py",
+        "--config-file",
+        leaf,
+        "--eval-only",
+        f"train.init_checkpoint={tmp_path / 'model.pth'}",
+        f"train.output_dir={tmp_path / 'run'}",
+        "train.device=cpu",
+    )
+    assert done.returncode == 1
+    assert "model.pth: it is an HTML page: download the file itself" in done.stderr

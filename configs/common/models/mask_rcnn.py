@@ -6,17 +6,17 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import GeneralizedRCNN
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
     FastRCNNOutputLayers,
     MaskRCNNConvUpsampleHead,
-    StandardROIHeads,
 )
 
+from focalnet_det.heads.empty import EmptyImageROIHeads
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 from focalnet_det.heads.mmdet_rcnn import MmdetRCNN
+from focalnet_det.heads.poolers import FastROIPooler
 from focalnet_det.necks.fpn import build_fpn
 
 from .backbones import backbone_of
@@ -112,7 +112,7 @@ def _rpn(channels, anchor_size, proposals):
 
 
 def _roi_heads(num_classes, channels, fc_dim, mask_convs, norm, rois):
-    return L(StandardROIHeads)(
+    return L(EmptyImageROIHeads)(
         num_classes=num_classes,
         batch_size_per_image=rois,
         positive_fraction=0.25,
@@ -145,7 +145,7 @@ def _roi_heads(num_classes, channels, fc_dim, mask_convs, norm, rois):
 
 def roi_pooler(size):
     """RoIAlign from all levels to size x size."""
-    return L(ROIPooler)(
+    return L(FastROIPooler)(
         output_size=size,
         scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),
         sampling_ratio=0,
@@ -177,6 +177,11 @@ def nano_mask_rcnn(name="focalnet_nano", **changes):
     heads.box_predictor.cls_agnostic_bbox_reg = True
     heads.box_pooler.canonical_box_size = 112
     return model
+
+
+def nano_faster_rcnn(**changes):
+    """A small one without masks; changes as in nano_mask_rcnn."""
+    return without_masks(nano_mask_rcnn(**changes))
 
 
 def pool_coarsely(model):

@@ -3,7 +3,8 @@
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PanopticFPN
-from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+
+from focalnet_det.heads.empty import FiniteSemSegFPNHead
 
 from .mask_rcnn import LEVELS, mask_rcnn, nano_mask_rcnn
 
@@ -32,7 +33,7 @@ def add_semantic_head(model, *, num_stuff, channels=128):
     """Turns a Mask R-CNN into a panoptic FPN; channels: of the semantic head."""
     model._target_ = PanopticFPN
     width = model.backbone.out_channels
-    model.sem_seg_head = L(SemSegFPNHead)(
+    model.sem_seg_head = L(FiniteSemSegFPNHead)(
         input_shape={
             level: L(ShapeSpec)(channels=width, stride=4 * 2**k) for k, level in enumerate(LEVELS)
         },

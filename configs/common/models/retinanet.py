@@ -6,9 +6,9 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.modeling.meta_arch.fcos import FCOS
 
 from focalnet_det.heads.dense import fcos_head, retinanet_head
+from focalnet_det.heads.empty import EmptyImageFCOS
 from focalnet_det.heads.mmdet_conventions import (
     MmdetBox2BoxTransform,
     MmdetMatcher,
@@ -80,7 +80,7 @@ def retinanet(
 
 def fcos(name, *, num_classes=80, channels=256, norm="", convs=4, **backbone):
     """FCOS as Detectron2 has it: P6 from P5, GroupNorm in the head; arguments as in retinanet."""
-    model = L(FCOS)(
+    model = L(EmptyImageFCOS)(
         backbone=_backbone(backbone_of(name, first_stage=2, **backbone), channels, norm),
         head=L(fcos_head)(
             input_shape=[L(ShapeSpec)(channels=channels)] * len(LEVELS),

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
@@ -285,10 +286,19 @@ void use_large_pages(void* memory, long bytes) {
 #endif
 }
 
+// Threads cannot hand an error to Python: say what would have been said there.
+[[noreturn]] void end_without_memory(long bytes) {
+  std::fprintf(stderr,
+               "focalnet_det: there is no memory for %ld bytes in the native kernels. Take smaller "
+               "images or batches; FOCALNET_DET_OPS=torch makes this an error in Python.\n",
+               bytes);
+  std::abort();
+}
+
 float* allocate(long floats) {
   long bytes = floats * sizeof(float), alignment = bytes < LARGE_PAGE ? 64 : LARGE_PAGE;
   void* memory = std::aligned_alloc(alignment, up(bytes, alignment));
-  if (!memory) std::abort();
+  if (!memory) end_without_memory(bytes);
   use_large_pages(memory, bytes);
   return static_cast<float*>(memory);
 }
@@ -505,7 +515,7 @@ void weight_gradient(const T* data, const T* gradient, const Map& map, long size
   long taps = size * size, radius = size / 2, groups = map.groups();
   long parts = least(map.tiles(), 16), block = GROUPS * taps * V;
   float* sums = static_cast<float*>(std::calloc(parts * groups * block, sizeof(float)));
-  if (!sums) std::abort();
+  if (!sums) end_without_memory(parts * groups * block * sizeof(float));
   for_each(parts * groups, threads, [&](long index) {
     long part = index / groups, first = index % groups * CHANNELS;
     for (long t = map.tiles() * part / parts; t < map.tiles() * (part + 1) / parts; t++) {

@@ -1,40 +1,26 @@
 """Kernels in C++ for CPUs, built on first use where there is a compiler; never needed.
 
-``native.cpp`` is compiled in a few seconds for the CPU at hand and kept in a cache folder:
-``FOCALNET_DET_CACHE``, else ``focalnet_det`` in ``XDG_CACHE_HOME`` or ``~/.cache``. Its name there
-holds a hash of the source, the compiler and the CPU, so that machines can share the folder.
-``CXX`` chooses a compiler. Nothing of PyTorch is compiled against: tensors go as pointers.
+``native.cpp`` is compiled in a few seconds for the CPU at hand, see :mod:`.native_build`, and kept
+in a cache folder, see :mod:`.native_cache`. Its name there holds a hash of the source, the compiler
+and the CPU, so that machines can share the folder. Nothing of PyTorch is compiled against: tensors
+go as pointers.
 """
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import capabilities, native_build, native_cache
+from .native_build import BuildError as BuildError
 from .parameters import Affine, BlockWeights
 
-SOURCE = Path(__file__).with_name("native.cpp")
-HEADER = Path(__file__).with_name("native_branches.h")
-COMPILERS = ("g++", "clang++", "c++")
-# The first set that the compiler takes.
-FLAGS = tuple(
-    # GCC's predictive commoning trades loads, which are free here, for registers, which are not.
-    (cpu, "-O3", "-fno-predictive-commoning", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared")
-    for cpu in ("-march=native", "-mcpu=native")
-)
 DTYPES = (torch.float32, torch.bfloat16)
 LARGEST_KERNEL = 15
 MOST_LEVELS = 8
@@ -42,17 +28,29 @@ MOST_LEVELS = 8
 logger = logging.getLogger(__name__)
 
 
-class BuildError(RuntimeError):
-    """There is no library; the text says why."""
-
-
 @functools.cache
 def library() -> "Library | BuildError":
-    """The kernels, built if need be, or why there are none; decided once in a process."""
+    """Return the kernels, built if need be, or why there are none; decided once in a process.
+
+    Without them PyTorch computes the same: a warning says what is wrong and what to do.
+
+    Raises: ValueError if ``FOCALNET_DET_CPU`` names no set of instructions.
+    """
+    capabilities.chosen_level()
     try:
         return Library(_load())
     except BuildError as error:
-        return error
+        problem = error
+    except Exception as error:
+        # Nothing that is wrong with them may stop a run.
+        problem = BuildError(f"{type(error).__name__}: {error}")
+    logger.warning(
+        "Blocks run without native kernels, more slowly: %s. %s; FOCALNET_DET_OPS=torch is the "
+        "same without this warning.",
+        problem,
+        problem.advice,
+    )
+    return problem
 
 
 class Library:
@@ -449,103 +447,35 @@ def _sgemm() -> ctypes.c_void_p | None:
 
 def _load() -> ctypes.CDLL:
     """Raises: BuildError."""
-    compiler = _compiler()
-    version = _run([*compiler, "--version"])
-    sources = SOURCE.read_text(), HEADER.read_text()
-    key = hashlib.sha256(
-        "\n".join([*sources, repr(FLAGS), *compiler, version, _cpu()]).encode()
-    ).hexdigest()
+    compiler = native_build.find_compiler()
+    key = native_build.build_key(compiler)
+
+    def build(file: Path) -> None:
+        start = time.perf_counter()
+        native_build.compile_library(file, compiler)
+        seconds = time.perf_counter() - start
+        logger.info("Built the native kernels with %s in %.1f s.", compiler[0], seconds)
+
+    notes: list[str] = []
     try:
-        folder = _cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock"):
-            return _cached(folder / f"{key[:20]}.so", compiler)
-    except OSError:
-        # The cache cannot be written.
-        with tempfile.TemporaryDirectory(prefix="focalnet_det_") as name:
-            return _cached(Path(name) / "native.so", compiler)
+        functions = native_cache.load(key, build, notes)
+        ending = "They were built again."
+    except native_cache.CacheError as problem:
+        notes.append(str(problem))
+        functions = _load_alone(build, notes)
+        ending = (
+            "They were built for this process alone, as they will be each time: let "
+            f"{native_cache.VARIABLE} name a folder of yours."
+        )
+    if notes:
+        logger.warning("Native kernels: %s. %s", BuildError("; ".join(notes)), ending)
+    return functions
 
 
-def _cached(file: Path, compiler: list[str]) -> ctypes.CDLL:
-    if file.exists():
-        try:
-            return ctypes.CDLL(str(file))
-        except OSError:
-            logger.warning("%s cannot be loaded: building it again.", file)
-    start = time.perf_counter()
-    _build(file, compiler)
-    seconds = time.perf_counter() - start
-    logger.info("Built the native kernels with %s in %.1f s: %s.", compiler[0], seconds, file)
+def _load_alone(build: Callable[[Path], None], notes: list[str]) -> ctypes.CDLL:
+    """Raises: BuildError, which also says what came before."""
     try:
-        return ctypes.CDLL(str(file))
-    except OSError as error:
-        raise BuildError(
-            f"the kernels that {compiler[0]} built cannot be loaded: {error}"
-        ) from None
-
-
-def _build(file: Path, compiler: list[str]) -> None:
-    # Others never see half a file.
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    errors = []
-    for flags in FLAGS:
-        try:
-            _run([*compiler, *flags, str(SOURCE), "-I", str(HEADER.parent), "-o", str(part)])
-        except BuildError as error:
-            errors.append(error)
-            continue
-        os.replace(part, file)
-        return
-    raise errors[0]
-
-
-def _compiler() -> list[str]:
-    if os.name != "posix":
-        raise BuildError("the native kernels need a POSIX system")
-    chosen = shlex.split(os.environ.get("CXX", ""))
-    for command in [chosen] if chosen else [[name] for name in COMPILERS]:
-        if shutil.which(command[0]):
-            return command
-    names = chosen[0] if chosen else ", ".join(COMPILERS)
-    raise BuildError(f"there is no C++ compiler ({names})")
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command[0]} does not run: {error}") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
-        raise BuildError(f"{command[0]} fails: {lines[0].strip()}")
-    return done.stdout
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("FOCALNET_DET_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "focalnet_det"
-
-
-def _cpu() -> str:
-    """What a library built for this machine depends on."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join([platform.machine(), platform.processor(),
-                      *sorted({line for line in lines if line.startswith(wanted)})])  # fmt: skip
-
-
-def _lock(file: Path) -> Any:
-    """A context in which no other process holds ``file``."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def held() -> Any:
-        import fcntl
-
-        with file.open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-
-    return held()
+        return native_cache.load_alone(build)
+    except (native_cache.CacheError, BuildError) as error:
+        advice = getattr(error, "advice", f"Let {native_cache.VARIABLE} name a folder of yours")
+        raise BuildError("; ".join([*notes, str(error)]), advice) from None

@@ -1,8 +1,11 @@
 """Launches of Triton kernels that take little of the host, and choices made by timing."""
 
+import contextlib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,8 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Whether one kernel was faster than several.
 _FASTER: dict[Hashable, bool] = {}
+
+logger = logging.getLogger(__name__)
 
 Grid = tuple[int, ...] | Callable[[dict[str, int]], tuple[int, ...]]
 
@@ -104,7 +109,61 @@ class Kernel:
         # Kept on disk where Triton can do so, from 3.4 on: runs then add up in the same order.
         keeps = "cache_results" in inspect.signature(triton.autotune).parameters
         kept = {"cache_results": True} if keeps else {}
-        return triton.autotune(configurations, key=self._key, **kept)(jitted)
+        tuner = triton.autotune(configurations, key=self._key, **kept)(jitted)
+        if keeps:
+            tuner.check_disk_cache = _KeptChoices(tuner, self._function.__name__)
+        return tuner
+
+
+class _KeptChoices:
+    """Times that Triton keeps on disk, without which, or with damaged ones, it measures again.
+
+    Triton reads its file unchecked: a truncated one would end the run, one that was changed would
+    choose tiles that nobody offered.
+    """
+
+    def __init__(self, tuner: Any, name: str) -> None:
+        self._tuner, self._name = tuner, name
+        self._read_or_measure = tuner.check_disk_cache
+
+    def __call__(self, key: Hashable, offered: list[Any], measure: Callable[[], None]) -> bool:
+        """Choose for ``key``, see ``triton.runtime.Autotuner``; return whether that was kept."""
+        measured: list[bool] = []
+
+        def counted() -> None:
+            measured.append(False)
+            measure()
+            measured[-1] = True
+
+        for again in (False, True):
+            try:
+                kept = bool(self._read_or_measure(key, offered, counted))
+                if measured or self._tuner.cache[key].all_kwargs() in [
+                    config.all_kwargs() for config in offered
+                ]:
+                    return kept
+                problem: object = "it offers other tiles"
+            except Exception as error:
+                if measured and not measured[-1]:
+                    raise  # by the kernel itself
+                problem = error
+            if measured:
+                logger.warning("Tile sizes of %s cannot be kept: %s.", self._name, problem)
+                return False
+            if not again:
+                logger.warning(
+                    "The file of tile sizes of %s is damaged, they are timed again: %s.",
+                    self._name,
+                    problem,
+                )
+                self._remove()
+        measure()
+        return False
+
+    def _remove(self) -> None:
+        for file in Path(triton.knobs.cache.dir).glob(f"*/{self._name[:150]}.autotune.json"):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def kernel(

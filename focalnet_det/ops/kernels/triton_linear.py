@@ -128,8 +128,8 @@ def add(before: Tensor, x: Tensor, layer: Affine, gamma: Tensor | None) -> Tenso
 
 
 def scaled_sum(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-    """``x + gamma * branch``, in the wider of their types."""
-    return x + branch if gamma is None else torch.addcmul(x, branch, gamma)
+    """``x + gamma * branch``, in the type of ``x`` even where the branch has a wider one."""
+    return (x + branch if gamma is None else torch.addcmul(x, branch, gamma)).to(x.dtype)
 
 
 def modulate(

@@ -1,0 +1,176 @@
+"""The command line of tools/train_net.py, and the data of one's own that it names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .own_data import OwnData, OwnSet
+from .values import raise_problems
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """The command line of tools/train_net.py; see its ``--help``."""
+
+    config_file: str
+    opts: list[str] = field(default_factory=list)
+    resume: bool = False
+    eval_only: bool = False
+    output: str | None = None
+    report: bool = False
+    overwrite: bool = False
+    deterministic: bool = False
+    coco_json: Sequence[str] = ()
+    images: Sequence[str] = ()
+    val_json: Sequence[str] = ()
+    val_images: Sequence[str] = ()
+    panoptic_json: Sequence[str] = ()
+    panoptic_root: Sequence[str] = ()
+    val_panoptic_json: Sequence[str] = ()
+    val_panoptic_root: Sequence[str] = ()
+    sem_images: Sequence[str] = ()
+    sem_labels: Sequence[str] = ()
+    val_sem_images: Sequence[str] = ()
+    val_sem_labels: Sequence[str] = ()
+    classes: str | None = None
+    first_label: int | None = None
+    num_gpus: int = 1
+    num_cpus: int = 0
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+
+
+# Option -> one of those that it says something about.
+COMPANIONS = {
+    "images": ("coco_json", "panoptic_json"),
+    "val_images": ("val_json", "val_panoptic_json"),
+    "panoptic_root": ("panoptic_json",),
+    "val_panoptic_root": ("val_panoptic_json",),
+    "classes": ("sem_images", "sem_labels", "val_sem_images", "val_sem_labels"),
+    "first_label": ("classes",),
+}
+# Kind of data -> the options that ask for it, of training and of validation.
+KINDS = {
+    "coco": (("coco_json",), ("val_json",)),
+    "panoptic": (("panoptic_json",), ("val_panoptic_json",)),
+    "labels": (("sem_images", "sem_labels"), ("val_sem_images", "val_sem_labels")),
+}
+
+
+def option(name: str) -> str:
+    """Return the spelling of an option on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_arguments(args: RunArguments) -> None:
+    """Raise: ConfigError for options that contradict each other or have no effect."""
+    problems = []
+    if args.eval_only and args.resume:
+        problems.append(
+            "--eval-only and --resume contradict each other: name the weights to evaluate instead "
+            "(train.init_checkpoint=FILE, or MODEL.WEIGHTS FILE with a yaml config)."
+        )
+    for name, companions in COMPANIONS.items():
+        if getattr(args, name) not in (None, (), []) and not _any(args, companions):
+            needed = " or ".join(map(option, companions))
+            problems.append(f"{option(name)} has no effect without {needed}.")
+    kinds = [kind for kind, (train, val) in KINDS.items() if _any(args, (*train, *val))]
+    if len(kinds) > 1:
+        named = [option(n) for kind in kinds for n in (*KINDS[kind][0], *KINDS[kind][1])]
+        used = [o for o in named if _any(args, (o.strip("-").replace("-", "_"),))]
+        problems.append(f"One kind of data at a time: {', '.join(used)}.")
+    for kind in kinds:
+        train, val = KINDS[kind]
+        if not _any(args, train) and not args.eval_only:
+            given = " and ".join(option(n) for n in val if _any(args, (n,)))
+            problems.append(
+                f"{given} without {' and '.join(map(option, train))}: there is nothing to train "
+                "on. To evaluate alone, add --eval-only."
+            )
+    raise_problems(problems)
+
+
+def _any(args: RunArguments, names: Sequence[str]) -> bool:
+    return any(getattr(args, name) for name in names)
+
+
+def own_data_of(args: RunArguments) -> OwnData | None:
+    """Return the data that a command line names, None for none.
+
+    Raises: ConfigError or ValueError if options lack each other.
+    """
+    check_arguments(args)
+    if args.coco_json or args.val_json:
+        train = zipped("coco-json", args.coco_json, args.images)
+        val = zipped("val-json", args.val_json, args.val_images or args.images)
+        return OwnData(kind="coco", train=train, val=val)
+    if args.panoptic_json or args.val_panoptic_json:
+        train = panoptic("", args.panoptic_json, args.panoptic_root, args.images)
+        images = args.val_images or args.images
+        val = panoptic("val-", args.val_panoptic_json, args.val_panoptic_root, images)
+        return OwnData(kind="panoptic", train=train, val=val)
+    pairs = (args.sem_images, args.sem_labels), (args.val_sem_images, args.val_sem_labels)
+    if not any(map(any, pairs)):
+        return None
+    rows = []
+    for prefix, (images, labels) in zip(("sem", "val-sem"), pairs, strict=True):
+        if len(images) != len(labels):
+            raise ValueError(
+                f"Each --{prefix}-images DIR needs --{prefix}-labels DIR: {len(images)} image "
+                f"folders, {len(labels)} label folders."
+            )
+        rows.append(tuple(OwnSet(labels=b, images=a) for a, b in zip(images, labels, strict=True)))
+    if args.classes is None:
+        raise ValueError("Label folders need --classes FILE: a class name a line, in order.")
+    train, val = rows
+    return OwnData(
+        kind="labels", train=train, val=val, classes=args.classes, first_label=args.first_label
+    )
+
+
+def zipped(option: str, files: Sequence[str], images: Sequence[str]) -> tuple[OwnSet, ...]:
+    """Return COCO files with their image folders.
+
+    Raises: ValueError if there are not as many folders as files.
+    """
+    images = images if files else ()
+    if len(files) != len(images):
+        raise ValueError(
+            f"Each --{option} FILE needs --images DIR: {len(files)} files, {len(images)} folders."
+        )
+    return tuple(OwnSet(labels=a, images=b) for a, b in zip(files, images, strict=True))
+
+
+def panoptic(
+    prefix: str, jsons: Sequence[str], roots: Sequence[str], images: Sequence[str]
+) -> tuple[OwnSet, ...]:
+    """Return panoptic files with their folders.
+
+    Args:
+        roots: may be empty: then the folder beside each JSON, or beside its folder, that has the
+            JSON's name without suffix, as in COCO.
+    Raises: ValueError if there are not as many of one as of the other, or no such folder.
+    """
+    roots = roots or [default_root(path) for path in jsons]
+    images = images if jsons else ()
+    if not len(jsons) == len(roots) == len(images):
+        raise ValueError(
+            f"Each --{prefix}panoptic-json FILE needs --{prefix}panoptic-root DIR and "
+            f"--{prefix}images DIR: {len(jsons)} files, {len(roots)} PNG folders, {len(images)} "
+            "image folders."
+        )
+    rows = zip(jsons, images, roots, strict=True)
+    return tuple(OwnSet(labels=a, images=b, segments=c) for a, b, c in rows)
+
+
+def default_root(panoptic_json: str) -> str:
+    """Return the folder of the PNGs of a JSON, as COCO's archives have it.
+
+    Raises: ValueError if there is none.
+    """
+    path = Path(panoptic_json)
+    for parent in (path.parent, path.parent.parent):
+        if (parent / path.stem).is_dir():
+            return str(parent / path.stem)
+    raise ValueError(f"No folder {path.stem} beside {path} or its folder: name the PNG folder.")

@@ -1,0 +1,378 @@
+"""Checks of a run before its first step, in seconds, with all problems in one error."""
+
+import importlib.util
+import inspect
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import Backbone
+from detectron2.utils import comm
+from omegaconf import ListConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..backbones.stages import StagedBackbone
+from ..data.build import TrainLoader, check_masks, dataset_records
+from ..data.check import check_dataset
+from .data_settings import KIND_OF_EVALUATOR
+from .description import Experiment
+from .length import settle_warmup
+from .settings import Settings
+from .values import ConfigError, raise_problems
+
+# Names of metrics by task; a class follows a dash.
+COCO_METRIC = r"AP(50|75|s|m|l)?|AR(\d+|s|m|l)|AP-(?P<name>.+)"
+METRICS = {
+    "bbox": COCO_METRIC,
+    "segm": COCO_METRIC,
+    "boundary": COCO_METRIC,
+    "keypoints": COCO_METRIC,
+    "sem_seg": r"mIoU|fwIoU|mACC|pACC|mBIoU|(IoU|ACC|BIoU)-(?P<name>.+)",
+    "panoptic_seg": r"(PQ|SQ|RQ)(_th|_st)?|(PQ|SQ|RQ)-(?P<name>.+)",
+}
+TASKS = {
+    "coco": ("bbox", "segm", "keypoints", "boundary"),
+    "panoptic": ("bbox", "segm", "boundary", "sem_seg", "panoptic_seg"),
+    "labels": ("sem_seg",),
+}
+# Of a checkpoint: weights and AdamW's two moments, of 4 bytes each.
+COPIES, BYTES = 3, 4
+# Attributes of heads that name features of the backbone.
+FEATURES = (
+    "in_features",
+    "box_in_features",
+    "mask_in_features",
+    "keypoint_in_features",
+    "head_in_features",
+)
+
+
+def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
+    """Return an experiment that was checked, its schedule fitted to its data.
+
+    The model is built without memory for its weights, the data is
+    read, and names, class counts, lengths and disk space are compared with them.
+
+    Raises: ConfigError with every problem found; what data and parts raise as they are built.
+    """
+    model, problems = skeleton(experiment)
+    problems += [
+        *class_problems(experiment.settings, model),
+        *option_problems(experiment),
+        *channel_problems(model),
+        *feature_problems(model),
+    ]
+    if not eval_only:
+        problems += [
+            *batch_problems(experiment),
+            *metric_problems(experiment.settings),
+            *name_problems(experiment, model),
+            *disk_problems(experiment, model),
+        ]
+    raise_problems(problems)
+    check_data(experiment.settings, eval_only=eval_only)
+    if not eval_only:
+        experiment = fitted(experiment)
+    for name, build in experiment.test_loaders.items():
+        attempt(build, f"The loader of {name}")
+    raise_problems(weight_problems(experiment, eval_only=eval_only))
+    return experiment
+
+
+def check_data(settings: Settings, *, eval_only: bool) -> None:
+    """Read every data set of a run: all rows, and a sample of the images.
+
+    Data of one's own has been read when it was registered.
+
+    Raises: the error of a set; if several have one, ConfigError with all, or FileNotFoundError.
+    """
+    errors: list[Exception] = []
+    for names, evaluation in ((settings.train_sets, False), (settings.test_sets, True)):
+        for name in () if eval_only and not evaluation else names:
+            masks = bool(settings.masks)
+            try:
+                if not MetadataCatalog.get(name).get("own_data", False):
+                    check_dataset(name, evaluation=evaluation, masks=masks)
+                elif masks:
+                    records = dataset_records([name], filter_empty=False)
+                    check_masks(name, records, evaluation=evaluation)
+            except (ValueError, KeyError, OSError) as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors and all(isinstance(error, FileNotFoundError) for error in errors):
+        raise FileNotFoundError("\n".join(map(str, errors)))
+    raise_problems([str(error) for error in errors])
+
+
+def skeleton(experiment: Experiment) -> tuple[nn.Module, list[str]]:
+    """Return the model, and what its language finds wrong with keys that nothing reads.
+
+    Raises: ConfigError if model or optimizer cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model, problems = cast(
+            tuple[nn.Module, list[str]], attempt(experiment.skeleton, "The model")
+        )
+        attempt(lambda: experiment.optimizer(model), "The optimizer")
+    return model, problems
+
+
+def attempt(build: Callable[[], object], what: str) -> object:
+    """Return a part that is built; errors that no one expects of a config say what failed.
+
+    Raises: as the part does, or ConfigError.
+    """
+    try:
+        return build()
+    except (ValueError, KeyError, OSError, ImportError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError([f"{what} cannot be built: {text}"]) from error
+
+
+def class_problems(settings: Settings, model: nn.Module) -> list[str]:
+    """Return where class counts of model and data differ, and weights that leave no class."""
+    found = []
+    weights, classes = settings.model.class_weights, settings.model.classes
+    if weights is not None and not any(weights):
+        found.append("All class weights are 0: there is nothing to learn.")
+    for name in (*settings.train_sets, *settings.test_sets):
+        metadata = MetadataCatalog.get(name)
+        kind = KIND_OF_EVALUATOR.get(metadata.get("evaluator_type", ""))
+        names = metadata.get("stuff_classes" if kind == "labels" else "thing_classes")
+        if kind == "panoptic" and hasattr(model, "roi_heads"):
+            ids = metadata.get("thing_dataset_id_to_contiguous_id") or names or ()
+            names = list(names or ())[: len(ids)] if names else None
+        if names is not None and classes is not None and len(names) > classes:
+            found.append(
+                f"Data set {name} has {len(names)} classes, the model {classes}: set num_classes "
+                f"to {len(names)}."
+            )
+    return found
+
+
+def channel_problems(model: nn.Module) -> list[str]:
+    """Return that a network takes other images than those of three channels that data sets give."""
+    networks = [module for module in model.modules() if isinstance(module, StagedBackbone)]
+    return [
+        f"The backbone takes {network.patch_embed.proj.in_channels} image channels, but images are "
+        "read as RGB or BGR: in_channels must be 3 in a recipe."
+        for network in networks
+        if network.patch_embed.proj.in_channels != 3
+    ]
+
+
+def feature_problems(model: nn.Module) -> list[str]:
+    """Return features that heads ask for and the backbone does not give."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return []
+    given, inside = set(backbone.output_shape()), set(backbone.modules())
+    found = []
+    for module in set(model.modules()) - inside:
+        for attribute in FEATURES:
+            names = getattr(module, attribute, None)
+            if isinstance(names, list | tuple | ListConfig) and not set(names) <= given:
+                asked = ", ".join(map(str, sorted(set(names) - given, key=str)))
+                found.append(
+                    f"{type(module).__name__} reads features {asked}, the backbone gives "
+                    f"{', '.join(sorted(given))}: change {attribute}."
+                )
+    return sorted(found)
+
+
+def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:
+    """Return that weights of this package were trained for other classes than those of the data.
+
+    Other files do not name their classes, or spell them otherwise. Training may go on from weights
+    for another number of classes: the layers that count classes begin anew.
+    """
+    path = Path(experiment.options.init_checkpoint)
+    if not experiment.options.init_checkpoint or not path.is_file():
+        return []
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # whoever loads the weights says what is wrong with the file
+        return []
+    trained = content.get("class_names") if isinstance(content, dict) else None
+    names = experiment.class_names
+    if not trained or not names or tuple(trained) == names:
+        return []
+    if not eval_only and len(trained) != len(names):
+        return []
+    differing = [(a, b) for a, b in zip(trained, names, strict=False) if a != b]
+    more = names[len(trained) :] or trained[len(names) :]
+    example = f"class {differing[0][0]!r} is {differing[0][1]!r} here" if differing else f"{more}"
+    return [
+        f"The weights of {path} are for {len(trained)} other classes than the {len(names)} of the "
+        f"data ({example}): they are matched by their order. Name the classes as they were, in "
+        "their order."
+    ]
+
+
+def option_problems(experiment: Experiment) -> list[str]:
+    """Return options of the run that cannot work on this machine."""
+    options, key, found = experiment.options, experiment.given.key, []
+    device = torch.device(options.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found.append(f"{key('device')} is {device}, but PyTorch sees {torch.cuda.device_count()}.")
+    if options.wandb_project and importlib.util.find_spec("wandb") is None:
+        found.append(f"{key('wandb_project')} needs Weights & Biases: pip install wandb.")
+    unknown = set(options.ddp) - set(inspect.signature(DistributedDataParallel).parameters)
+    if unknown:
+        names = ", ".join(sorted(map(str, unknown)))
+        found.append(f"{key('ddp')}: DistributedDataParallel has no argument {names}.")
+    folder = Path(options.output_dir)
+    if any(p.exists() and not p.is_dir() for p in (folder, *folder.parents)):
+        found.append(f"{key('output_dir')} {folder} is not a folder.")
+    return found
+
+
+def batch_problems(experiment: Experiment) -> list[str]:
+    """Return that processes or accumulated parts cannot share the batch evenly."""
+    options, settings, key = experiment.options, experiment.settings, experiment.given.key
+    processes = comm.get_world_size()
+    per_process, rest = divmod(settings.batch_size, processes)
+    if rest:
+        return [
+            f"A batch of {settings.batch_size} images cannot be split over {processes} processes: "
+            f"change {key('batch_size')}."
+        ]
+    if per_process % options.accumulation:
+        return [
+            f"A batch of {per_process} images per process cannot be accumulated in "
+            f"{options.accumulation} parts: change {key('accumulation')} or {key('batch_size')}."
+        ]
+    return []
+
+
+def metric_problems(settings: Settings) -> list[str]:
+    """Return why ``keep_best`` names no metric that the first test set gives."""
+    metric = settings.options.keep_best
+    if not metric:
+        return []
+    if not settings.test_sets:
+        return [f"keep_best {metric} needs a test set to evaluate on."]
+    metadata = MetadataCatalog.get(settings.test_sets[0])
+    kind = KIND_OF_EVALUATOR.get(metadata.get("evaluator_type", ""))
+    if kind is None:
+        return []
+    task, _, name = metric.partition("/")
+    tasks = [t for t in TASKS[kind] if t != "boundary" or settings.options.boundary_ap]
+    if settings.masks is False:
+        tasks = [t for t in tasks if t not in ("segm", "boundary")]
+    if kind == "coco" and settings.model.keypoints is None:
+        tasks.remove("keypoints")
+    known = ", ".join(f"{t}/{METRICS[t].split('|')[0].split('(')[0]}" for t in tasks)
+    known = known.replace("panoptic_seg/", "panoptic_seg/PQ")
+    match = re.fullmatch(METRICS.get(task, ""), name) if task in tasks else None
+    classes = {*(metadata.get("thing_classes") or ()), *(metadata.get("stuff_classes") or ())}
+    named = match.group("name") if match else None
+    if match is None or (named is not None and classes and named not in classes):
+        return [f"keep_best {metric} is no metric of {settings.test_sets[0]}. Known: {known}, ..."]
+    return []
+
+
+def name_problems(experiment: Experiment, model: nn.Module) -> list[str]:
+    """Return names of parameters that match none, and factors that act on none."""
+    names = [name for name, _ in model.named_parameters()]
+    given, found = experiment.given, []
+    for part in experiment.lr_factors:
+        if not any(part in name for name in names):
+            found.append(f"{given.key('lr_factors')}: no parameter has {part!r} in its name.")
+    for part in experiment.no_decay_names if "no_decay_names" in given else ():
+        if not any(part in name for name in names):
+            found.append(f"{given.key('no_decay_names')}: no parameter has {part!r} in its name.")
+    focal = any(isinstance(module, StagedBackbone) for module in model.modules())
+    if experiment.layer_decay != 1 and not focal:
+        found.append("layer_decay has no effect: the model has no focal network.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        found.append("Every parameter is frozen: there is nothing to train.")
+    return found
+
+
+def disk_problems(experiment: Experiment, model: nn.Module) -> list[str]:
+    """Return that the checkpoints will not fit on the disk, by the number of parameters."""
+    options = experiment.options
+    size = sum(p.numel() for p in model.parameters()) * BYTES
+    averaged = size if options.ema_decay else 0
+    best = size if options.keep_best else 0
+    # The last ones, the final one, and one that is being written.
+    needed = (options.keep_checkpoints + 2) * (COPIES * size + averaged) + best + averaged
+    folder = Path(options.output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed <= free:
+        return []
+    return [
+        f"The checkpoints need about {needed / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} GiB "
+        f"left: free some, name another folder (--output), or lower "
+        f"{experiment.given.key('keep_checkpoints')}."
+    ]
+
+
+def fitted(experiment: Experiment) -> Experiment:
+    """Return an experiment whose warm-up and periods fit the length of its training.
+
+    Raises: ConfigError if a warm-up, milestones or periods that were given are longer than it;
+        ValueError or OSError of the training data.
+    """
+    if not experiment.settings.train_sets:
+        raise ConfigError(["There is no training set: name one, or evaluate with --eval-only."])
+    loader = cast(TrainLoader, attempt(experiment.train_loader, "The training loader"))
+    per_epoch, given = loader.iterations_per_epoch, experiment.given
+    schedule, options = experiment.schedule, experiment.options
+    problems = [
+        *length_problems(experiment, per_epoch),
+        *profile_problems(experiment, schedule.max_iter(per_epoch)),
+    ]
+    raise_problems(problems)
+    settled = settle_warmup(schedule, per_epoch, given)
+    if settled == schedule:
+        return experiment
+    settings = replace(experiment.settings, schedule=settled, options=options)
+    return experiment.with_settings(settings)
+
+
+def length_problems(experiment: Experiment, per_epoch: int) -> Sequence[str]:
+    """Return milestones and periods, if they were given, that the training never reaches."""
+    schedule, options, given = experiment.schedule, experiment.options, experiment.given
+    unit = "iterations" if schedule.epochs is None else "epochs"
+    found = []
+    late = [m for m in schedule.milestones if m >= schedule.length]
+    if late and "milestones" in given and schedule.decay == "multistep":
+        found.append(
+            f"{given.key('milestones')}: {late[0]:g} {unit} is not within the training of "
+            f"{schedule.length:g} {unit}."
+        )
+    if "milestones" in given and list(schedule.milestones) != sorted(schedule.milestones):
+        found.append(f"{given.key('milestones')} must rise, got {list(schedule.milestones)}.")
+    if "milestones" in given and schedule.decay != "multistep":
+        found.append(f"{given.key('milestones')} has no effect on a {schedule.decay} schedule.")
+    total = schedule.max_iter(per_epoch)
+    for name in ("eval_period", "checkpoint_period"):
+        period = options.to_iterations(getattr(options, name), per_epoch)
+        if name in given and period > total:
+            found.append(
+                f"{given.key(name)} of {getattr(options, name):g} {options.period_unit} is longer "
+                f"than the training of {total} iterations: shorten it, change "
+                f"{given.key('period_unit')}, or set it to 0 for the end only."
+            )
+    return found
+
+
+def profile_problems(experiment: Experiment, total: int) -> list[str]:
+    """Return that the window to profile lies behind the training."""
+    profile = experiment.options.profile
+    if not profile or profile[0] < total:
+        return []
+    key = experiment.given.key("profile")
+    return [f"{key} begins at iteration {profile[0]}, after the last of {total}."]

@@ -1,0 +1,134 @@
+"""Settings that follow from data: classes, weights, batch, length, periods, and the rate."""
+
+import logging
+from dataclasses import replace
+
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from ..data.labels import balanced_weights, pixel_counts
+from ..data.semantic import paired_files, read_class_list
+from .length import fit_length
+from .own_data import DataFacts, OwnData, register
+from .settings import Given, ModelSettings, Settings
+
+logger = logging.getLogger("focalnet_det")
+
+# With few images, a class of thin or rare objects would not be learned at all.
+FEW_IMAGES = 1000
+# evaluator_type of a recipe's data sets -> kind of data that it takes, and recipes for each kind.
+KIND_OF_EVALUATOR = {"coco": "coco", "coco_panoptic_seg": "panoptic", "sem_seg": "labels"}
+RECIPES = {
+    "coco": "COCO files (--coco-json) need a detector: see configs/COCO-Detection, "
+    "configs/COCO-InstanceSegmentation, configs/COCO-Keypoints.",
+    "panoptic": "Panoptic files (--panoptic-json) need a panoptic model: see "
+    "configs/*PanopticSegmentation.",
+    "labels": "Label folders (--sem-images) need a semantic segmentor: see "
+    "configs/*SemanticSegmentation.",
+}
+
+
+def scale_learning_rate(settings: Settings, given: Given) -> Settings:
+    """Return settings whose rate follows the batch by the linear rule, and log it.
+
+    A rate that was given stays. The recipe's batch becomes that of the config, so that a config
+    that was saved is not scaled again.
+
+    Source: arXiv:1706.02677, section 2.1.
+    """
+    recipe, batch = settings.options.recipe_batch, settings.batch_size
+    if recipe in (0, batch):
+        return settings
+    options = replace(settings.options, recipe_batch=batch)
+    if "learning_rate" in given:
+        return replace(settings, options=options)
+    rate = settings.learning_rate * batch / recipe
+    logger.info(
+        "Batch %d instead of the recipe's %d: learning rate times %g, %g. To set it: %s.",
+        batch, recipe, batch / recipe, rate, given.override("learning_rate", "VALUE"),
+    )  # fmt: skip
+    return replace(settings, learning_rate=rate, options=options)
+
+
+def raise_detections(settings: Settings, given: Given) -> Settings:
+    """Return settings whose model gives as many detections as are evaluated, and log it."""
+    limit, wanted = settings.model.detections, settings.options.max_dets
+    if limit is None or limit >= wanted or "detections" in given:
+        return settings
+    logger.info(
+        "The model gives up to %d detections an image, as %d are evaluated.", wanted, wanted
+    )
+    return replace(settings, model=replace(settings.model, detections=wanted))
+
+
+def kind_of(settings: Settings) -> str | None:
+    """Return the kind of data that a recipe is made for, None if its sets are not registered."""
+    names = (*settings.train_sets, *settings.test_sets)
+    kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in names]
+    return next((KIND_OF_EVALUATOR[kind] for kind in kinds if kind in KIND_OF_EVALUATOR), None)
+
+
+def with_own_data(settings: Settings, data: OwnData, given: Given) -> Settings:
+    """Return settings for data of one's own, which is registered.
+
+    Class counts come from the data; batch, length, periods and rate are fitted to it, unless they
+    are given. Up to 1,000 images, a loss that takes class weights weights the classes by their
+    pixels.
+
+    Raises: ValueError if files are not as they should be, or the recipe is for other data.
+    """
+    if kind_of(settings) not in (None, data.kind):
+        raise ValueError(RECIPES[data.kind])
+    facts = register(data)
+    model = with_classes(settings.model, facts)
+    if not given_weights(settings, given) and data.kind == "labels":
+        weights = class_weights(data, facts, given)
+        model = replace(model, class_weights=weights)
+    settings = replace(
+        settings, model=model, train_sets=facts.train, test_sets=facts.val, own_data=data
+    )
+    if not data.train:
+        return settings
+    return fit_length(settings, given, facts.num_images, comm.get_world_size())
+
+
+def with_classes(model: ModelSettings, facts: DataFacts) -> ModelSettings:
+    """Return the settings of a model for the classes of some data.
+
+    Raises: ValueError if keypoints are trained and the data has none.
+    """
+    stuff = len(facts.stuff) or None
+    if stuff and model.stuff is None:
+        raise ValueError(RECIPES["panoptic"])
+    keypoints = model.keypoints and (facts.keypoints or model.keypoints)
+    return replace(model, classes=len(facts.classes), stuff=stuff, keypoints=keypoints)
+
+
+def given_weights(settings: Settings, given: Given) -> bool:
+    """Return whether the classes have weights already, or cannot have any."""
+    model = settings.model
+    return not model.weighted or model.class_weights is not None or "class_weights" in given
+
+
+def class_weights(data: OwnData, facts: DataFacts, given: Given) -> tuple[float, ...] | None:
+    """Return loss weights from the pixels of few training labels, None for many or none; log them.
+
+    Raises: ValueError if a label file holds values of no class.
+    """
+    if not data.train or facts.num_images > FEW_IMAGES:
+        return None
+    assert data.classes is not None
+    rule = read_class_list(data.classes, data.first_label).rule
+    files = (label for row in data.train for _, label in paired_files(row.images, row.labels))
+    weights = balanced_weights(pixel_counts(files, rule))
+    low, high = min(weights), max(weights)
+    logger.info(
+        "Few images: the loss weights the classes by their pixels, from %g (%s) to %g (%s). For "
+        "equal weights: %s.",
+        low,
+        facts.classes[weights.index(low)],
+        high,
+        facts.classes[weights.index(high)],
+        given.override("class_weights", given.none),
+    )
+    return tuple(weights)

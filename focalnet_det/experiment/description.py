@@ -1,0 +1,194 @@
+"""One typed description of a run, the same for both kinds of config."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..data.build import TrainLoader
+from ..data.datasets import register_coco, register_shapes
+from ..data.panoptic_sets import (
+    register_ade20k_panoptic,
+    register_coco_panoptic,
+    register_shapes_panoptic,
+)
+from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
+from ..heads.prepare import prepare
+from . import lazy, lazy_check, yacs, yacs_check, yaml_files
+from .arguments import RunArguments, own_data_of
+from .data_settings import raise_detections, scale_learning_rate, with_own_data
+from .options import TrainOptions
+from .own_data import register
+from .settings import Given, Settings
+from .solver import Schedule
+from .values import ConfigError, raise_problems
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """The parts of a training, not yet built: each callable builds one.
+
+    Attributes:
+        model: with random weights, on the CPU.
+        optimizer: for a model.
+        train_loader: of all training sets.
+        test_loaders: by name of the test set.
+        config_text: yaml that ``--config-file`` takes, data of one's own included.
+        settings: batch, data sets, class counts and what else data decides.
+        given: what the command line overrides.
+        with_settings: the same experiment with other settings.
+        skeleton: the model without memory for its weights, and problems of its config.
+        lr_factors, no_decay_names, layer_decay: of the optimizer, which name parameters.
+    """
+
+    model: Callable[[], nn.Module]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Schedule
+    train_loader: Callable[[], TrainLoader]
+    test_loaders: Mapping[str, Callable[[], Any]]
+    options: TrainOptions
+    config_text: str
+    settings: Settings
+    given: Given
+    with_settings: Callable[[Settings], "Experiment"]
+    skeleton: Callable[[], tuple[nn.Module, list[str]]]
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    no_decay_names: Sequence[str] = ()
+    layer_decay: float = 1.0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the model's order; () where the data names none.
+
+        Names in a COCO file of a registered set are known when the set was read once.
+        """
+        for name in (*self.settings.train_sets, *self.settings.test_sets):
+            metadata = MetadataCatalog.get(name)
+            names = [metadata.get(f"{kind}_classes") or () for kind in ("thing", "stuff")]
+            if any(names):
+                return tuple(dict.fromkeys([*names[0], *names[1]]))
+        return ()
+
+
+def register_all() -> None:
+    """Register every data set that configs name."""
+    register_coco()
+    register_shapes()
+    register_shapes_sem_seg()
+    register_ade20k_sem_seg()
+    register_shapes_panoptic()
+    register_coco_panoptic()
+    register_ade20k_panoptic()
+
+
+def load_config(path: str | Path, overrides: list[str]) -> Any:
+    """Return a config of either kind with its overrides.
+
+    Args:
+        path: ``.py`` (LazyConfig), ``.yaml`` (yacs), or the ``config.yaml`` that a run of either
+            kind has saved.
+        overrides: ``key=value`` for LazyConfig; ``KEY VALUE`` or ``KEY=VALUE`` for yacs.
+    Raises: ValueError if there is no such file or it is of neither kind, KeyError for an override
+        of a key that the config does not have.
+    """
+    path = Path(path)
+    if not PathManager.isfile(str(path)):
+        raise ValueError(f"No such config file: {path}.")
+    if path.suffix == ".py":
+        return lazy.load_code(path, overrides)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{path} is neither a .py (LazyConfig) nor a .yaml (yacs) config.")
+    content = yaml_files.read_yaml(path)
+    if "model" in content:
+        return lazy.load_saved(content, path, overrides)
+    return yacs.load(content, path, overrides)
+
+
+def language(cfg: Any) -> Any:
+    """Return the module that reads a config: ``lazy`` or ``yacs``."""
+    return yacs if isinstance(cfg, CfgNode) else lazy
+
+
+def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
+    """Return the parts of a training from a config of either kind."""
+    reader = language(cfg)
+    settings: Settings = reader.read_settings(cfg)
+    return Experiment(
+        model=lambda: prepare(reader.build_model(cfg)),
+        optimizer=partial(reader.build_optimizer, cfg),
+        schedule=settings.schedule,
+        # Checks and training share what was read.
+        train_loader=cache(partial(reader.build_train_loader, cfg)),
+        test_loaders={
+            name: partial(reader.build_test_loader, cfg, name) for name in settings.test_sets
+        },
+        options=settings.options,
+        config_text=reader.config_text(cfg),
+        settings=settings,
+        given=reader.given(overrides or []),
+        with_settings=lambda new: read_experiment(reader.write_settings(cfg, new), overrides),
+        skeleton=partial(reader.build_skeleton, cfg),
+        **reader.optimizer_names(cfg),
+    )
+
+
+def describe(args: RunArguments) -> Experiment:
+    """Return the description of the run that a command line asks for, checked.
+
+    Raises: ValueError, KeyError, TypeError or OSError that says what to do.
+    """
+    own_data = own_data_of(args)
+    register_all()
+    cfg = load_config(args.config_file, args.opts)
+    reader = language(cfg)
+    given = reader.given(args.opts)
+    settings = settle(checked_settings(cfg), own_data, given)
+    changes: dict[str, Any] = {}
+    if args.output:
+        changes["output_dir"] = args.output
+    if args.report:
+        changes["report"] = True
+    if args.deterministic:
+        changes["deterministic"] = True
+    settings = replace(settings, options=replace(settings.options, **changes))
+    return read_experiment(reader.write_settings(cfg, settings), args.opts)
+
+
+def checked_settings(cfg: Any) -> Settings:
+    """Return the settings of a config.
+
+    Raises: ConfigError that names every value that cannot be used.
+    """
+    reader = language(cfg)
+    checker = yacs_check if reader is yacs else lazy_check
+    problems = checker.problems(cfg)
+    try:
+        settings: Settings = reader.read_settings(cfg)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    except (ValueError, TypeError, KeyError):
+        # Of a value that was found already.
+        raise_problems(problems)
+        raise
+    raise_problems(problems)
+    return settings
+
+
+def settle(settings: Settings, own_data: Any, given: Given) -> Settings:
+    """Return settings with all that follows from batch and data.
+
+    A saved config names its own data: it is registered, and everything stays as it was saved.
+    """
+    settings = scale_learning_rate(settings, given)
+    if own_data is not None:
+        settings = with_own_data(settings, own_data, given)
+    elif settings.own_data is not None:
+        register(settings.own_data)
+    return raise_detections(settings, given)

@@ -1,0 +1,296 @@
+"""LazyConfig (``.py``, and the yaml text that a run saves of it): into settings, and back."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import _convert_target_to_string
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from .lazy_overrides import SECTIONS, apply_overrides
+from .lazy_tree import calls
+from .length import Length, follow_override
+from .options import TrainOptions, default_options
+from .own_data import from_record
+from .settings import Given, ModelSettings, Settings
+from .skeleton import without_memory
+from .solver import Schedule
+
+# Setting -> key. The names of options are keys below ``train``.
+KEYS = {
+    "epochs": "schedule.epochs",
+    "iterations": "schedule.iterations",
+    "milestones": "schedule.milestones",
+    "warmup": "schedule.warmup_iterations",
+    "learning_rate": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "lr_factors": "optimizer.lr_factors",
+    "no_decay_names": "optimizer.no_decay_names",
+    "batch_size": "dataloader.train.batch_size",
+    "train_sets": "dataloader.train.datasets",
+    "class_weights": "model.loss.class_weights",
+    "own_data": "own_data",
+    **{name: f"train.{name}" for name in default_options()},
+}
+# Arguments of Detectron2's and our heads.
+DETECTIONS = ("test_topk_per_image", "max_detections_per_image")
+# What a saved config may call. A .py config may call anything: it is code.
+TRUSTED = ("focalnet_det.", "detectron2.", "torch.nn.", "torchvision.", "torch.optim.")
+
+
+def load_code(path: Path, overrides: list[str]) -> DictConfig:
+    """Return a ``.py`` config with its overrides.
+
+    Raises: ValueError if it lacks a section or an override is not understood, KeyError for an
+        override of a key that it does not have.
+    """
+    try:
+        cfg = LazyConfig.load(str(path))
+    except (ValueError, KeyError, TypeError, OSError, ImportError):
+        raise
+    except Exception as error:  # a .py config is code, and fails as code does
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}.") from error
+    missing = [name for name in SECTIONS if name not in cfg]
+    if missing:
+        raise ValueError(f"{path} does not define {', '.join(missing)}.")
+    return overridden(cfg, overrides)
+
+
+def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> DictConfig:
+    """Return the config of a run, from the yaml that it saved; errors as above.
+
+    Raises: ValueError if it calls what is not of this package, Detectron2, PyTorch or torchvision.
+    """
+    cfg = OmegaConf.create(content, flags={"allow_objects": True})
+    missing = [name for name in SECTIONS if name not in cfg]
+    if missing:
+        raise ValueError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
+    for key, node in calls(cfg):
+        target = node["_target_"]
+        if not isinstance(target, str) or not target.startswith(TRUSTED):
+            raise ValueError(
+                f"{path}: {key or 'it'} calls {target}. A saved config may call focalnet_det, "
+                "detectron2, torch.nn, torch.optim and torchvision alone: give the .py config that "
+                "it was made from."
+            )
+    return overridden(cfg, overrides)
+
+
+def overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """Return a config with overrides; a length among them takes the milestones along."""
+    before = _length(cfg)
+    cfg = apply_overrides(cfg, overrides)
+    names = given(overrides)
+    if before is not None and "length" in names:
+        _set_length(cfg, follow_override(before, _length(cfg) or before, names, KEYS))
+    return cfg
+
+
+def given(overrides: list[str]) -> Given:
+    """Return what overrides set."""
+    keys = {item.partition("=")[0].lstrip("+~") for item in overrides}
+    names = {n for n, k in KEYS.items() if any(key == k or key.startswith(f"{k}.") for key in keys)}
+    if names & {"epochs", "iterations"}:
+        names.add("length")
+    if any(key.rpartition(".")[2] in DETECTIONS for key in keys):
+        names.add("detections")
+    return Given(frozenset(names), KEYS, "{key}={value}", "null")
+
+
+def _length(cfg: DictConfig) -> Length | None:
+    node = cfg.get("schedule")
+    if not isinstance(node, DictConfig) or not {"epochs", "iterations"} <= set(node):
+        return None
+    milestones = tuple(node.get("milestones") or ())
+    return Length(epochs=node.epochs, iterations=node.iterations, milestones=milestones)
+
+
+def _set_length(cfg: DictConfig, length: Length) -> None:
+    cfg.schedule.epochs, cfg.schedule.iterations = length.epochs, length.iterations
+    if "milestones" in cfg.schedule:
+        cfg.schedule.milestones = list(length.milestones)
+
+
+def read_settings(cfg: DictConfig) -> Settings:
+    """Return the settings of a config.
+
+    Raises: ConfigError or ValueError for values that cannot be used.
+    """
+    train = cfg.dataloader.train
+    datasets = train.get("datasets") or ()
+    tests = cfg.dataloader.get("test", None) or []
+    options: Any = OmegaConf.to_container(cfg.train, resolve=True)
+    unknown = sorted(set(options) - set(default_options()))
+    if unknown:
+        raise ValueError(f"Unknown run options: {', '.join(f'train.{name}' for name in unknown)}.")
+    return Settings(
+        model=read_model(cfg.model),
+        train_sets=(datasets,) if isinstance(datasets, str) else tuple(datasets),
+        test_sets=tuple(node.dataset for node in tests),
+        batch_size=train.batch_size,
+        learning_rate=cfg.optimizer.lr,
+        schedule=instantiate(cfg.schedule),
+        options=TrainOptions(**options),
+        masks=train.get("masks", True),
+        own_data=from_record(_plain(cfg.get("own_data") or {})),
+    )
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def read_model(model: DictConfig) -> ModelSettings:
+    """Return the numbers of a model that follow from data."""
+    panoptic = "sem_seg_head" in model and "roi_heads" in model
+    loss = model.get("loss")
+    weighted = isinstance(loss, DictConfig) and "class_weights" in loss
+    weights = loss.class_weights if weighted else None
+    return ModelSettings(
+        classes=_first(model.roi_heads if panoptic else model, "num_classes"),
+        stuff=model.sem_seg_head.num_classes if panoptic else None,
+        keypoints=_first(model, "num_keypoints"),
+        detections=min((n for name in DETECTIONS for n in values(model, name)), default=None),
+        weighted=weighted,
+        class_weights=None if weights is None else tuple(weights),
+    )
+
+
+def values(node: Any, name: str) -> Iterator[Any]:
+    """Yield every value of a name that is not a reference to another."""
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            if not OmegaConf.is_interpolation(node, key):
+                if key == name:
+                    yield node[key]
+                else:
+                    yield from values(node[key], name)
+    elif isinstance(node, ListConfig):
+        for item in node:
+            yield from values(item, name)
+
+
+def _first(node: Any, name: str) -> Any:
+    return next(values(node, name), None)
+
+
+def write_settings(cfg: DictConfig, settings: Settings) -> DictConfig:
+    """Return a copy of a config in which what differs from it is as the settings say."""
+    before, cfg = read_settings(cfg), copy.deepcopy(cfg)
+    write_model(cfg.model, before.model, settings.model)
+    train = cfg.dataloader.train
+    if settings.train_sets != before.train_sets:
+        train.datasets = list(settings.train_sets)
+    if settings.test_sets != before.test_sets:
+        # Every set is evaluated as the config's first one would be.
+        loaders = cfg.dataloader.test[:1]
+        tests = [{**node, "dataset": name} for node in loaders for name in settings.test_sets]
+        cfg.dataloader.test = tests
+    if settings.batch_size != before.batch_size:
+        train.batch_size = settings.batch_size
+    if settings.learning_rate != before.learning_rate:
+        cfg.optimizer.lr = settings.learning_rate
+    for field in fields(Schedule):
+        value = getattr(settings.schedule, field.name)
+        if value != getattr(before.schedule, field.name):
+            cfg.schedule[field.name] = list(value) if isinstance(value, tuple) else value
+    for name, value in vars(settings.options).items():
+        if value != getattr(before.options, name):
+            cfg.train[name] = value
+    if settings.own_data is not None:
+        cfg.own_data = settings.own_data.record()
+    return cfg
+
+
+def write_model(model: DictConfig, before: ModelSettings, after: ModelSettings) -> None:
+    """Write class counts, limits and weights into the config of a model."""
+    if after.stuff != before.stuff:
+        model.sem_seg_head.num_classes = after.stuff
+    if after.classes != before.classes:
+        set_everywhere(
+            model if after.stuff is None else model.roi_heads, "num_classes", after.classes
+        )
+    if after.keypoints != before.keypoints:
+        set_everywhere(model, "num_keypoints", after.keypoints)
+    if after.detections != before.detections:
+        for name in DETECTIONS:
+            set_everywhere(model, name, after.detections)
+    if after.class_weights != before.class_weights:
+        model.loss.class_weights = (
+            None if after.class_weights is None else list(after.class_weights)
+        )
+
+
+def set_everywhere(node: Any, name: str, value: Any) -> None:
+    """Set every field of that name in a LazyConfig that is not a reference to another."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key == name:
+                if not OmegaConf.is_interpolation(node, key):
+                    node[key] = value
+            else:
+                set_everywhere(node[key], name, value)
+    elif isinstance(node, ListConfig):
+        for item in node:
+            set_everywhere(item, name, value)
+
+
+def config_text(cfg: DictConfig) -> str:
+    """Return a config as yaml, with callables by name, that :func:`load_saved` reads."""
+    content = _named(OmegaConf.to_container(cfg, resolve=False))
+    return yaml.safe_dump(content, default_flow_style=None, allow_unicode=True, width=100)
+
+
+def _named(value: Any) -> Any:
+    """Return plain values: callables by name."""
+    if isinstance(value, dict):
+        return {
+            k: _convert_target_to_string(v) if k == "_target_" and callable(v) else _named(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_named(item) for item in value]
+    if callable(value):
+        name = _convert_target_to_string(value)
+        return {"_target_": "detectron2.utils.registry.locate", "name": name}
+    return value
+
+
+def build_model(cfg: DictConfig) -> Any:
+    """Return the model of a config."""
+    return instantiate(cfg.model)
+
+
+def build_skeleton(cfg: DictConfig) -> tuple[Any, list[str]]:
+    """Return the model without memory for its weights, and no problems: calls name all they take.
+
+    Raises: as the parts of the model do.
+    """
+    return without_memory(lambda _: instantiate(cfg.model)), []
+
+
+def optimizer_names(cfg: DictConfig) -> dict[str, Any]:
+    """Return the arguments of the optimizer that name parameters."""
+    names = ("lr_factors", "no_decay_names", "layer_decay")
+    return {n: _plain(cfg.optimizer[n]) for n in names if cfg.optimizer.get(n) is not None}
+
+
+def build_optimizer(cfg: DictConfig, model: Any) -> Any:
+    """Return the optimizer of a config for a model."""
+    node = cfg.optimizer.copy()
+    node.model = model
+    return instantiate(node)
+
+
+def build_train_loader(cfg: DictConfig) -> Any:
+    """Return the loader of a config's training sets."""
+    return instantiate(cfg.dataloader.train)
+
+
+def build_test_loader(cfg: DictConfig, name: str) -> Any:
+    """Return the loader of one of a config's test sets."""
+    return instantiate(next(node for node in cfg.dataloader.test if node.dataset == name))

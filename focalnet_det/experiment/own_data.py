@@ -1,0 +1,214 @@
+"""Data of one's own: files of three kinds, their names as data sets, and what they hold."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..data.datasets import register_coco_json
+from ..data.panoptic_sets import PanopticFiles, register_panoptic_json
+from ..data.semantic import read_class_list, register_label_folders
+
+# What file names call the two splits.
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSet:
+    """One set of files.
+
+    Attributes:
+        labels: COCO JSON, panoptic JSON, or folder of label maps.
+        images: folder of the images.
+        segments: folder of the PNGs of a panoptic JSON, "" for other kinds.
+    """
+
+    labels: str
+    images: str
+    segments: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """Data of one's own.
+
+    Attributes:
+        kind: "coco", "panoptic" or "labels".
+        train, val: may be empty, but not both.
+        classes: of "labels", file of class names; see ``read_class_list``.
+        first_label: of "labels", value of the first class where the file does not say it.
+    """
+
+    kind: str
+    train: tuple[OwnSet, ...] = ()
+    val: tuple[OwnSet, ...] = ()
+    classes: str | None = None
+    first_label: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return plain values, with absolute paths, for a saved config."""
+        found = asdict(self)
+        for split in ("train", "val"):
+            found[split] = [{k: _absolute(v) for k, v in row.items()} for row in found[split]]
+        found["classes"] = _absolute(self.classes or "") or None
+        return found
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path and "://" not in path else path
+
+
+def from_record(record: Mapping[str, Any]) -> OwnData | None:
+    """Return the data of a saved config, None for none.
+
+    Raises: ValueError if the record is not one that :meth:`OwnData.record` makes.
+    """
+    if not record:
+        return None
+    try:
+        values = dict(record)
+        for split in ("train", "val"):
+            values[split] = tuple(OwnSet(**row) for row in values.get(split, ()))
+        data = OwnData(**values)
+        READERS[data.kind]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"The own_data section of the config is damaged: {error}.") from error
+    return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What registered files hold.
+
+    Attributes:
+        train, val: names of the registered sets.
+        num_images: with annotations, of the training sets.
+        classes: names of boxes, masks or pixels; of panoptic sets, of the things.
+        stuff: of panoptic sets, names of the semantic head's classes.
+        keypoints: per object, 0 for none.
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    num_images: int
+    classes: tuple[str, ...]
+    stuff: tuple[str, ...] = ()
+    keypoints: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFacts:
+    """What one set holds; fields as in :class:`DataFacts`."""
+
+    num_images: int
+    classes: tuple[str, ...]
+    stuff: tuple[str, ...] = ()
+    keypoints: int = 0
+
+
+def register(data: OwnData) -> DataFacts:
+    """Register all sets of some data.
+
+    Raises: ValueError if files are not as they should be, or of different classes.
+    """
+    taken: set[str] = set()
+    names: dict[str, tuple[str, ...]] = {}
+    facts: dict[str, list[SetFacts]] = {}
+    for split, sets in (("train", data.train), ("val", data.val)):
+        names[split] = tuple(set_name(row.labels, split, taken) for row in sets)
+        reader = READERS[data.kind]
+        facts[split] = [
+            reader(name, row, data, split == "val")
+            for name, row in zip(names[split], sets, strict=True)
+        ]
+    sets = (*data.train, *data.val)
+    first, *others = found = [*facts["train"], *facts["val"]]
+    for row, fact in zip(sets[1:], others, strict=True):
+        check_same_classes(fact.classes, first.classes, row.labels, sets[0].labels)
+        check_same_classes(fact.stuff, first.stuff, row.labels, sets[0].labels)
+    return DataFacts(
+        train=names["train"],
+        val=names["val"],
+        num_images=sum(fact.num_images for fact in facts["train"] or found),
+        classes=first.classes,
+        stuff=first.stuff,
+        keypoints=first.keypoints,
+    )
+
+
+def check_same_classes(
+    classes: Sequence[str], expected: Sequence[str], file: str, expected_file: str
+) -> None:
+    """Raise: ValueError if the classes of two files are not the same, in the same order."""
+    if list(classes) != list(expected):
+        raise ValueError(
+            f"{file} has other categories than {expected_file}: "
+            f"{sorted(set(classes) ^ set(expected)) or 'another order'}."
+        )
+
+
+def set_name(path: str, split: str, taken: set[str]) -> str:
+    """Return a name for a data set, such as "instances_val", and note it as taken.
+
+    Args:
+        path: file or folder whose name it takes; the split is added where the name lacks it.
+        split: "train" or "val".
+        taken: names of this run; another set of Detectron2's catalog keeps its name too.
+    """
+    stem = Path(path).resolve().name if Path(path).is_dir() else Path(path).stem
+    words = "|".join(SPLIT_WORDS[split])
+    named = re.search(rf"(^|[^a-z])({words})([^a-z]|$)", stem.lower())
+    base = stem if named else f"{stem}_{split}"
+    if base in taken and named:
+        base = f"{stem}_{split}"
+    name, count = base, 1
+    while name in taken or _is_foreign(name):
+        count += 1
+        name = f"{base}_{count}"
+    taken.add(name)
+    return name
+
+
+def _is_foreign(name: str) -> bool:
+    return name in DatasetCatalog.list() and not MetadataCatalog.get(name).get("own_data", False)
+
+
+# Each reader takes the name, the files, all data, and whether the set is to be evaluated on.
+
+
+def _coco(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:  # noqa: ARG001
+    classes = register_coco_json(name, row.labels, row.images, evaluation=evaluation)
+    metadata = MetadataCatalog.get(name).set(own_data=True)
+    points = metadata.get("keypoint_names") or ()
+    return SetFacts(
+        num_images=metadata.num_annotated_images, classes=tuple(classes), keypoints=len(points)
+    )
+
+
+def _panoptic(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:  # noqa: ARG001
+    files = PanopticFiles(panoptic_json=row.labels, panoptic_root=row.segments, images=row.images)
+    classes = register_panoptic_json(name, files, evaluation=evaluation)
+    metadata = MetadataCatalog.get(name).set(own_data=True)
+    return SetFacts(
+        num_images=metadata.num_annotated_images,
+        classes=tuple(classes.thing_classes),
+        stuff=tuple(classes.stuff_classes),
+    )
+
+
+def _labels(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:
+    assert data.classes is not None
+    classes = read_class_list(data.classes, data.first_label)
+    count = register_label_folders(name, row.images, row.labels, classes, evaluation=evaluation)
+    MetadataCatalog.get(name).set(own_data=True)
+    return SetFacts(num_images=count, classes=classes.names)
+
+
+READERS: dict[str, Callable[[str, OwnSet, OwnData, bool], SetFacts]] = {
+    "coco": _coco,
+    "panoptic": _panoptic,
+    "labels": _labels,
+}

@@ -1,0 +1,345 @@
+"""Detectron2's yaml configs (yacs): into settings, and back. Nothing outside this folder asks."""
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from .length import Length, follow_override
+from .options import TrainOptions, default_options, yacs_key
+from .own_data import from_record
+from .settings import Given, ModelSettings, Settings
+from .skeleton import without_memory
+from .solver import Schedule
+from .yacs_parts import build_model, build_optimizer, build_test_loader, build_train_loader
+from .yaml_files import BASE, flat, with_bases
+
+__all__ = ["build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
+
+DECAYS = {
+    "WarmupMultiStepLR": "multistep",
+    "WarmupCosineLR": "cosine",
+    "WarmupPolyLR": "poly",  # of power 1
+}
+LENGTH_KEYS = ("SOLVER.EPOCHS", "SOLVER.MAX_ITER", "SOLVER.EPOCH_STEPS", "SOLVER.STEPS")
+KEYS = {
+    "epochs": "SOLVER.EPOCHS",
+    "iterations": "SOLVER.MAX_ITER",
+    "milestones": "SOLVER.STEPS",
+    "warmup": "SOLVER.WARMUP_ITERS",
+    "learning_rate": "SOLVER.BASE_LR",
+    "weight_decay": "SOLVER.WEIGHT_DECAY",
+    "lr_factors": "SOLVER.BACKBONE_MULTIPLIER",
+    "no_decay_names": "SOLVER.NO_DECAY_NAMES",
+    "batch_size": "SOLVER.IMS_PER_BATCH",
+    "train_sets": "DATASETS.TRAIN",
+    "class_weights": "MODEL.UPERNET.CLASS_WEIGHTS",
+    "detections": "TEST.DETECTIONS_PER_IMAGE",
+    "own_data": "OWN_DATA",
+    **{name: yacs_key(name) for name in default_options()},
+}
+
+
+def default_config() -> CfgNode:
+    """Return Detectron2's defaults with the keys of this package."""
+    from .. import add_focalnet_config
+
+    cfg = get_cfg()
+    add_focalnet_config(cfg)
+    return cfg
+
+
+def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
+    """Return a config from the content of its file and overrides.
+
+    Raises: KeyError for a key that does not exist, ValueError for a value of another type or an
+        override without a value.
+    """
+    cfg = default_config()
+    merged = with_bases(path, content)
+    for key, value in flat(merged):
+        check_key(cfg, key, f"{path}: ")
+        node = merged
+        *sections, leaf = key.split(".")
+        for part in sections:
+            node = node[part]
+        node[leaf] = as_float(cfg, key, value)
+    if merged.setdefault("VERSION", cfg.VERSION) != cfg.VERSION:
+        raise ValueError(f"{path}: VERSION must be {cfg.VERSION}, got {merged['VERSION']}.")
+    try:
+        cfg.merge_from_other_cfg(CfgNode(merged))
+    except (AssertionError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    # A saved config spells out every key; those that were meant are on its list.
+    meant = [key for key, _ in flat(content) if key != BASE]
+    cfg.GIVEN_KEYS = sorted(content.get("GIVEN_KEYS", meant))
+    keys = apply_overrides(cfg, overrides)
+    cfg.GIVEN_KEYS = sorted({*cfg.GIVEN_KEYS, *keys})
+    return cfg
+
+
+def as_float(cfg: CfgNode, key: str, value: Any) -> Any:
+    """Return a whole number as a float where the config has a float: Detectron2 refuses it."""
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and isinstance(node, float) else value
+
+
+def check_key(cfg: CfgNode, key: str, where: str = "") -> None:
+    """Raise: KeyError if a config has no such key."""
+    node: Any = cfg
+    for part in key.split("."):
+        if isinstance(node, CfgNode) and node.is_new_allowed():
+            return
+        if not isinstance(node, CfgNode) or part not in node:
+            known = list(node) if isinstance(node, CfgNode) else []
+            close = difflib.get_close_matches(part, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise KeyError(f"{where}The config has no key {key!r}.{hint}")
+        node = node[part]
+
+
+def apply_overrides(cfg: CfgNode, overrides: list[str]) -> list[str]:
+    """Write ``KEY VALUE`` or ``KEY=VALUE`` into a config; the length's milestones follow it.
+
+    Returns: the keys.
+    Raises: KeyError and ValueError as :func:`load`.
+    """
+    before, keys = _length(cfg), []
+    items = iter(overrides)
+    for item in items:
+        key, equals, rest = item.partition("=")
+        value = rest if equals else next(items, None)
+        if value is None:
+            raise ValueError(
+                f"Overrides of a .yaml config read KEY VALUE or KEY=VALUE; {key!r} has no value."
+            )
+        check_key(cfg, key)
+        try:
+            cfg.merge_from_list([key, as_float(cfg, key, CfgNode._decode_cfg_value(value))])
+        except (AssertionError, AttributeError, SyntaxError) as error:
+            raise ValueError(f"{key}={value} is not understood: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{key}={value}: {error}") from error
+        keys.append(key)
+    names = given(overrides)
+    if "length" in names:
+        after = _length(cfg)
+        if "iterations" in names and after.iterations is None:
+            steps = cfg.SOLVER.STEPS if "SOLVER.STEPS" in keys else after.milestones
+            after = replace(after, iterations=cfg.SOLVER.MAX_ITER, milestones=tuple(steps))
+        name = "SOLVER.EPOCH_STEPS" if after.iterations is None else "SOLVER.STEPS"
+        keys_of = {**KEYS, "milestones": name}
+        _set_length(cfg, follow_override(before, after, names, keys_of))
+    return keys
+
+
+def given(overrides: list[str]) -> Given:
+    """Return what overrides set."""
+    keys, items = set(), iter(overrides)
+    for item in items:
+        key, equals, _ = item.partition("=")
+        keys.add(key)
+        if not equals:
+            next(items, None)
+    names = {name for name, key in KEYS.items() if key in keys}
+    if "SOLVER.EPOCH_STEPS" in keys:
+        names.add("milestones")
+    if names & {"epochs", "iterations"}:
+        names.add("length")
+    return Given(frozenset(names), KEYS, "{key} {value}", "()")
+
+
+def _length(cfg: CfgNode) -> Length:
+    solver = cfg.SOLVER
+    if solver.EPOCHS > 0:
+        return Length(epochs=solver.EPOCHS, iterations=None, milestones=tuple(solver.EPOCH_STEPS))
+    return Length(epochs=None, iterations=solver.MAX_ITER, milestones=tuple(solver.STEPS))
+
+
+def _set_length(cfg: CfgNode, length: Length) -> None:
+    solver = cfg.SOLVER
+    # What the file says in the other unit is no longer meant.
+    cfg.GIVEN_KEYS = [key for key in cfg.GIVEN_KEYS if key not in LENGTH_KEYS]
+    if length.iterations is None:
+        solver.EPOCHS, solver.EPOCH_STEPS = length.epochs, tuple(length.milestones)
+    else:
+        solver.EPOCHS, solver.MAX_ITER = 0, length.iterations
+        solver.STEPS = tuple(length.milestones)
+
+
+def read_settings(cfg: CfgNode) -> Settings:
+    """Return the settings of a config.
+
+    Raises: ConfigError or ValueError for values that cannot be used.
+    """
+    return Settings(
+        model=read_model(cfg),
+        train_sets=tuple(cfg.DATASETS.TRAIN),
+        test_sets=tuple(cfg.DATASETS.TEST),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        learning_rate=cfg.SOLVER.BASE_LR,
+        schedule=read_schedule(cfg.SOLVER),
+        options=read_options(cfg),
+        masks=cfg.MODEL.MASK_ON,
+        own_data=from_record(_plain(cfg.OWN_DATA)),
+    )
+
+
+def _plain(node: Any) -> Any:
+    """Return nested mappings and lists as new ones: yaml notes where one is met twice."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    return [_plain(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def is_panoptic(cfg: CfgNode) -> bool:
+    """Return whether a model has a box head and a semantic head."""
+    return bool(cfg.MODEL.META_ARCHITECTURE == "PanopticFPN")
+
+
+def is_semantic(cfg: CfgNode) -> bool:
+    """Return whether a model has a semantic head alone."""
+    return "Seg" in cfg.MODEL.META_ARCHITECTURE
+
+
+def read_model(cfg: CfgNode) -> ModelSettings:
+    """Return the numbers of a model that follow from data."""
+    model = cfg.MODEL
+    name, panoptic = model.META_ARCHITECTURE, is_panoptic(cfg)
+    semantic = is_semantic(cfg)
+    heads = {"RetinaNet": model.RETINANET, "FCOS": model.RETINANET}
+    head = model.SEM_SEG_HEAD if semantic else heads.get(name, model.ROI_HEADS)
+    weighted = semantic and model.SEM_SEG_HEAD.NAME == "UPerNetHead"
+    return ModelSettings(
+        classes=head.NUM_CLASSES,
+        stuff=model.SEM_SEG_HEAD.NUM_CLASSES if panoptic else None,
+        keypoints=model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else None,
+        detections=None if semantic else cfg.TEST.DETECTIONS_PER_IMAGE,
+        weighted=weighted,
+        class_weights=tuple(model.UPERNET.CLASS_WEIGHTS) or None if weighted else None,
+    )
+
+
+def read_schedule(solver: CfgNode) -> Schedule:
+    """Return the schedule: ``SOLVER.EPOCHS`` with ``EPOCH_STEPS``, or ``MAX_ITER`` with ``STEPS``.
+
+    Raises: ValueError for a schedule of another name.
+    """
+    if solver.LR_SCHEDULER_NAME not in DECAYS:
+        raise ValueError(
+            f"Unknown SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r}. "
+            f"Known: {', '.join(DECAYS)}."
+        )
+    in_epochs, decay = solver.EPOCHS > 0, DECAYS[solver.LR_SCHEDULER_NAME]
+    steps: dict[str, Any] = {}
+    if decay == "multistep":
+        milestones = tuple(solver.EPOCH_STEPS if in_epochs else solver.STEPS)
+        steps = {"milestones": milestones, "gamma": solver.GAMMA}
+    return Schedule(
+        epochs=solver.EPOCHS if in_epochs else None,
+        iterations=None if in_epochs else solver.MAX_ITER,
+        decay=decay,
+        **steps,
+        warmup_iterations=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+    )
+
+
+def read_options(cfg: CfgNode) -> TrainOptions:
+    """Return the run options, each under its key of ``options.yacs_key``.
+
+    Raises: ConfigError or ValueError for values that cannot be used.
+    """
+    found: dict[str, Any] = {}
+    for name in default_options():
+        section, _, key = yacs_key(name).rpartition(".")
+        node = cfg
+        for part in section.split(".") if section else ():
+            node = node[part]
+        found[name] = node[key]
+    # Detectron2's default is "cuda", also where there is none: no one has asked for it.
+    found["device"] = "auto" if cfg.MODEL.DEVICE == "cuda" else cfg.MODEL.DEVICE
+    found["ddp"] = dict(found["ddp"])
+    if cfg.SOLVER.AMP.ENABLED and found["precision"] == "bf16":
+        raise ValueError("SOLVER.AMP.ENABLED means fp16: switch it off for SOLVER.PRECISION bf16.")
+    if cfg.SOLVER.AMP.ENABLED:
+        found["precision"] = "fp16"
+    return TrainOptions(**{**found, **read_clipping(cfg.SOLVER)})
+
+
+def read_clipping(solver: CfgNode) -> dict[str, float]:
+    """Return the run options that ``SOLVER.CLIP_GRADIENTS`` asks for."""
+    clip = solver.CLIP_GRADIENTS
+    # With SGD, Detectron2 builds the clipping into the optimizer.
+    limit = float(clip.CLIP_VALUE) if clip.ENABLED and solver.OPTIMIZER == "ADAMW" else 0.0
+    by_value = clip.CLIP_TYPE == "value"
+    return {"clip_norm": 0.0 if by_value else limit, "clip_value": limit if by_value else 0.0}
+
+
+def write_settings(cfg: CfgNode, settings: Settings) -> CfgNode:
+    """Return a copy of a config in which what differs from it is as the settings say."""
+    before, cfg = read_settings(cfg), cfg.clone()
+    write_model(cfg, before.model, settings.model)
+    solver, schedule = cfg.SOLVER, settings.schedule
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = settings.train_sets, settings.test_sets
+    solver.IMS_PER_BATCH, solver.BASE_LR = settings.batch_size, settings.learning_rate
+    if schedule != before.schedule:
+        length = Length(
+            epochs=schedule.epochs, iterations=schedule.iterations, milestones=schedule.milestones
+        )
+        _set_length(cfg, length)
+        solver.WARMUP_ITERS = schedule.warmup_iterations
+    for name, value in vars(settings.options).items():
+        if value != getattr(before.options, name):
+            *sections, key = yacs_key(name).split(".")
+            node = cfg
+            for part in sections:
+                node = node[part]
+            node[key] = value
+    if settings.own_data is not None:
+        cfg.OWN_DATA = CfgNode(settings.own_data.record(), new_allowed=True)
+    return cfg
+
+
+def write_model(cfg: CfgNode, before: ModelSettings, after: ModelSettings) -> None:
+    """Write class counts, limits and weights into a config."""
+    model = cfg.MODEL
+    if after.classes != before.classes and is_semantic(cfg):
+        model.SEM_SEG_HEAD.NUM_CLASSES = after.classes
+    elif after.classes != before.classes:
+        model.ROI_HEADS.NUM_CLASSES = model.RETINANET.NUM_CLASSES = after.classes
+    if after.stuff != before.stuff:
+        model.SEM_SEG_HEAD.NUM_CLASSES = after.stuff
+    if after.keypoints != before.keypoints:
+        model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = after.keypoints
+    if after.detections != before.detections:
+        cfg.TEST.DETECTIONS_PER_IMAGE = after.detections
+    if after.class_weights != before.class_weights:
+        model.UPERNET.CLASS_WEIGHTS = tuple(after.class_weights or ())
+
+
+def optimizer_names(cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments of the optimizer that name parameters; none of SGD does."""
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER != "ADAMW":
+        return {}
+    return {"no_decay_names": solver.NO_DECAY_NAMES, "layer_decay": solver.LAYER_DECAY}
+
+
+def build_skeleton(cfg: CfgNode) -> tuple[Any, list[str]]:
+    """Return the model without memory for its weights, and the keys that nothing reads."""
+    from .yacs_check import build_and_record, unread_problems
+
+    model, read = without_memory(lambda device: build_and_record(cfg, device))
+    return model, unread_problems(cfg, read)
+
+
+def config_text(cfg: CfgNode) -> str:
+    """Return a config as yaml that :func:`load` reads."""
+    return str(yaml.safe_dump(_plain(cfg), default_flow_style=None, width=100))

@@ -1,0 +1,71 @@
+"""Yaml files with ``_BASE_``: plain values alone, however they are nested."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.utils.file_io import PathManager
+
+BASE = "_BASE_"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the content of one yaml file; tags that would run code are refused.
+
+    Raises: ValueError if it is no yaml mapping.
+    """
+    try:
+        with PathManager.open(str(path), "r") as file:
+            content = yaml.safe_load(file)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"{path} holds a yaml tag that runs code or makes objects ({error.problem}): configs "
+            "are plain values."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid yaml: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid yaml: it is nested too deeply.") from error
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{path} is no config: a mapping of keys is expected.")
+    return content or {}
+
+
+def with_bases(path: Path, content: dict[str, Any], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the content of a file over that of its ``_BASE_`` files.
+
+    Raises: ValueError if a base is missing or, directly or not, its own base.
+    """
+    here = path.resolve()
+    if here in seen:
+        names = " -> ".join(p.name for p in (*seen[seen.index(here) :], here))
+        raise ValueError(f"{path} is its own {BASE}: {names}.")
+    content = dict(content)
+    bases = content.pop(BASE, [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        file = path.parent / Path(base).expanduser()
+        if not file.is_file():
+            raise ValueError(f"{path}: no such {BASE} file: {file}.")
+        merge(merged, with_bases(file, read_yaml(file), (*seen, here)))
+    merge(merged, content)
+    return merged
+
+
+def merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Write nested values over those of another mapping, in place."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every leaf of nested mappings."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,137 @@
+"""A disk that is full, at whichever write: one message, and the run goes on from there."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
+
+import toy_training as toy
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from test_interruptions import OPTIONS, assert_same_end
+
+from focalnet_det import atomic
+from focalnet_det.engine.checkpoints import newest_whole
+from focalnet_det.errors import read_failure
+
+
+class Disk:
+    """Fails at one write, the ``full_at``-th of a run."""
+
+    def __init__(self) -> None:
+        self.full_at = 0
+        self.writes = 0
+        self.hit = ""
+
+    def write(self, name: str) -> None:
+        self.writes += 1
+        if self.writes == self.full_at:
+            self.hit = name
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    replacing, write = atomic.replacing, JSONWriter.write
+
+    @contextlib.contextmanager
+    def limited(path: Any, **options: Any) -> Iterator[Path]:
+        with replacing(path, **options) as temporary:
+            yield temporary
+            disk.write(str(path))
+
+    def write_line(self: JSONWriter) -> None:
+        disk.write("metrics.json")
+        write(self)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "replacing", None) is replacing:
+            monkeypatch.setattr(module, "replacing", limited)
+    monkeypatch.setattr(JSONWriter, "write", write_line)
+    return disk
+
+
+def test_full_at_every_write(disk: Disk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    toy.run(tmp_path / "whole", **OPTIONS)
+    writes = disk.writes
+    assert writes > 25
+    hits = set()
+    for full_at in range(1, writes + 1):
+        folder = tmp_path / f"run{full_at}"
+        disk.writes, disk.full_at, disk.hit = 0, full_at, ""
+        caplog.clear()
+        message = ""
+        try:
+            toy.run(folder, **OPTIONS)
+        except OSError as error:
+            message = read_failure(error).sentence()
+        if message:
+            assert "No space left" in message, disk.hit
+            assert Path(disk.hit).name in message
+            assert message.count("--resume") == 1, message
+        else:
+            # Only what is optional may fail without ending the run.
+            assert "could not be made" in caplog.text, disk.hit
+        hits.add(Path(disk.hit).name)
+        assert not list(folder.glob(".*.tmp"))
+        if folder.exists() and list(folder.glob("model_00*.pth")):
+            assert newest_whole(folder) is not None
+        disk.full_at = 0
+        toy.run(folder, **OPTIONS, resume=True)
+        assert_same_end(folder, tmp_path / "whole")
+    assert {"model_final.pth", "model_best.pth", "model_ema.pth", "last_checkpoint"} <= hits
+    assert {"metrics.json", "results.json", "run.json", "curves.png"} <= hits
+
+
+def test_tensorboard_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: TensorboardXWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TensorboardXWriter, "write", fails)
+    toy.run(tmp_path, iterations=4)
+    assert caplog.text.count("TensorBoard is switched off") == 1
+    assert (tmp_path / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [2000, 4000, 100_000])
+def test_limited_file_sizes(limit: int, tmp_path: Path) -> None:
+    """The real error of the operating system, from within ``torch.save``."""
+    program = (
+        "import resource, runpy, sys\n"
+        "sys.path.insert(0, sys.argv[1]); limit = int(sys.argv[2])\n"
+        "import torch, detectron2.engine, matplotlib.pyplot, toy_training\n"
+        "from focalnet_det.errors import one_line_errors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "sys.argv = ['toy', sys.argv[3]]\n"
+        "with one_line_errors(): toy_training.main()"
+    )
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", program, here]
+    folder = tmp_path / "run"
+    failed = subprocess.run(
+        [*command, str(limit), str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if limit < 10_000:
+        assert failed.returncode == 1
+        errors = [x for x in failed.stderr.splitlines() if x.startswith("error: ")]
+        assert len(errors) == 1, failed.stderr
+        assert "Traceback" not in failed.stderr
+        assert "Could not write" in errors[0]
+        assert "--resume" in errors[0]
+    again = subprocess.run([*command, str(2**30), str(folder)], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (folder / "model_ema.pth").exists()
