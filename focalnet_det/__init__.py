@@ -27,10 +27,13 @@ def __dir__() -> list[str]:
 
 
 def add_focalnet_config(cfg: Any) -> None:
-    """Adds ``MODEL.FOCALNET`` and the solver keys of this package to a Detectron2 yacs config.
+    """Add ``MODEL.FOCALNET``, ``MODEL.FOCAL_TRANSFORMER`` and the other keys of this package.
 
     Also registers the backbones ``build_focalnet_backbone``, ``build_focalnet_fpn_backbone`` and
-    ``build_retinanet_focalnet_fpn_backbone``.
+    ``build_retinanet_focalnet_fpn_backbone``, and the same with ``focal_transformer``.
+
+    Args:
+        cfg: a yacs config of Detectron2.
 
     Raises: ImportError with instructions if Detectron2 is not installed.
     """

@@ -108,7 +108,11 @@ def _finished(name: str, file: Path, command: list[str], **variables: str) -> bo
             command = [str(partial) if part == str(file) else part for part in command]
             subprocess.run(command, env=os.environ | variables, check=True)
     except (subprocess.CalledProcessError, OSError) as error:
-        print(f"{name}: failed ({error})", file=sys.stderr)
+        # The error's own text repeats the command, which was printed before.
+        reason = f"({error})"
+        if isinstance(error, subprocess.CalledProcessError):
+            reason = f"with exit status {error.returncode}"
+        print(f"{name}: failed {reason}", file=sys.stderr)
         return False
     return True
 

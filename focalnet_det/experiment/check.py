@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..backbones.stages import StagedBackbone
 from ..data.build import TrainLoader, check_masks, dataset_records
 from ..data.check import check_dataset
+from ..heads.empty import EMPTY_SAFE
 from .data_settings import KIND_OF_EVALUATOR
 from .description import Experiment
 from .length import settle_warmup
@@ -183,10 +184,16 @@ def feature_problems(model: nn.Module) -> list[str]:
             if isinstance(names, list | tuple | ListConfig) and not set(names) <= given:
                 asked = ", ".join(map(str, sorted(set(names) - given, key=str)))
                 found.append(
-                    f"{type(module).__name__} reads features {asked}, the backbone gives "
+                    f"{_configured_name(module)} reads features {asked}, the backbone gives "
                     f"{', '.join(sorted(given))}: change {attribute}."
                 )
     return sorted(found)
+
+
+def _configured_name(module: nn.Module) -> str:
+    """Return the class that a config names, also where a model has a replacement of it."""
+    replacements = EMPTY_SAFE.values()
+    return next(c.__name__ for c in type(module).__mro__ if c not in replacements)
 
 
 def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:

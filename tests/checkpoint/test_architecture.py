@@ -326,3 +326,6 @@ def test_names_of_variants() -> None:
     assert name_variant("focalnet_xlarge_fl4") == "FocalNet-XL FL4"
     assert name_variant("focalnet_base_deeper") == "FocalNet-B DEEPER"
     assert name_variant("focalnet_nano") == "focalnet_nano"
+    assert name_variant("focal_small") == "Focal-S"
+    assert name_variant("focal_tiny_conv") == "Focal-T conv"
+    assert name_variant("focal_fast_base") == "Focal-B V2"

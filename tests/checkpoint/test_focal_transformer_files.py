@@ -14,6 +14,8 @@ from focalnet_det.checkpoint import (
     inspect_checkpoint,
     load_pretrained,
 )
+from focalnet_det.checkpoint.architecture import infer_architecture
+from focalnet_det.checkpoint.load import load_initial_weights
 from focalnet_det.ops import nearest
 from focalnet_det.ops.window_attention import Map
 
@@ -191,6 +193,47 @@ def test_sets_that_fit_no_map_are_reported_and_left_out() -> None:
     # Sets of another length belong to a network with another top_k.
     report = load_pretrained(net, with_sets(small_fast(), 56, top_k=64))
     assert "found anew" in report.rules[name]
+
+
+def detector(net: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.ModuleDict({"backbone": net, "head": torch.nn.Linear(2, 2)})
+
+
+def test_sets_in_detectors() -> None:
+    """Files of whole detectors hold them, or do not, under longer names."""
+    net = small_fast()
+    load_pretrained(net, with_sets(small_fast(), 56))
+    again = small_fast()
+    state = detector(net).state_dict()
+    name = "backbone.layers.1.blocks.0.attn.topk_cloest_indice_0"
+    state[name] = state[name].flip(0)
+    report = load_initial_weights(detector(again), state)
+    assert "head.weight" in report.loaded
+    assert "found anew" in report.rules[name]
+    assert name not in report.loaded
+    assert again.layers[0].blocks[0].attn._stored.size == Map(56, 56, 7)
+    assert again.layers[1].blocks[0].attn._stored is None
+    report = load_initial_weights(detector(again), detector(small_fast()).state_dict())
+    assert again.layers[0].blocks[0].attn._stored is None
+    assert all("topk_cloest_indice" in name for name in report.missing)
+
+
+def test_sets_are_whole_numbers() -> None:
+    state = with_sets(small_fast(), 56)
+    name = "layers.0.blocks.0.attn.topk_cloest_indice_0"
+    state[name] = state[name].float()
+    message = f"{name} is float32 in the file, where int64 is expected"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(small_fast(), state)
+    with pytest.raises(ValueError, match=message):
+        convert_state_dict(state, "detectron2")
+
+
+def test_architectures_are_named() -> None:
+    file = official("focal_tiny", device="meta", classes=1000)
+    assert str(infer_architecture(file)) == "a Focal-T classifier (1000 classes)"
+    other = create_backbone("focal_nano", depths=(1, 1, 4, 1)).state_dict()
+    assert str(infer_architecture(other)) == "a Focal Transformer backbone"
 
 
 def test_sets_have_no_place_in_version_1() -> None:

@@ -21,6 +21,7 @@ from focalnet_det.experiment.check import disk_problems, skeleton, weight_proble
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 NANO = "COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
+FOCAL_NANO = "Shapes-InstanceSegmentation/mask_rcnn_focal_nano_fpn_small.py"
 BOXES = "COCO-Detection/retinanet_focalnet_nano_fpn_small.py"
 ONE_X = "COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.py"
 YAML = "COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml"
@@ -274,6 +275,53 @@ def test_override_of_a_yaml_config(
     override: str, message: str, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in error(YAML, [override], files, capsys)
+
+
+FOCAL = [
+    (f"+{BACKBONE}.num_heads=3", "num_heads must be a list of whole numbers, got 3"),
+    (f"+{BACKBONE}.window_size=8", "window_size must be odd"),
+    (f"+{BACKBONE}.expand_size=-1", "expand_size must be 0..31"),
+    (f"+{BACKBONE}.top_k=64", "Unknown backbone option top_k"),
+    (f"+{BACKBONE}.in_channels=4", "in_channels must be 3 in a recipe"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), FOCAL, ids=[o for o, _ in FOCAL])
+def test_override_of_a_focal_transformer(
+    override: str, message: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error(FOCAL_NANO, [override], files, capsys)
+
+
+KEY = "MODEL.FOCAL_TRANSFORMER"
+FOCAL_YACS = [
+    (f"{KEY}.NUM_HEADS=[a]", f"{KEY}.NUM_HEADS must be a list of whole numbers"),
+    (f"{KEY}.EXPAND_SIZE=32", f"{KEY}.EXPAND_SIZE must be 0..31"),
+    (f"{KEY}.TOP_K=64", "Unknown backbone option top_k"),
+    ("MODEL.FOCALNET.MLP_RATIO=2.0", "MODEL.FOCALNET.MLP_RATIO has no effect"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), FOCAL_YACS, ids=[o for o, _ in FOCAL_YACS])
+def test_a_focal_transformer_as_yaml(
+    override: str, message: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "focal.yaml"
+    path.write_text(
+        f"_BASE_: {CONFIGS}/Base-RCNN-FocalNet-FPN.yaml\n"
+        "MODEL:\n"
+        "  BACKBONE: {NAME: build_focal_transformer_fpn_backbone}\n"
+        "  FOCAL_TRANSFORMER: {VARIANT: focal_nano, EXPAND_SIZE: 2, DROP_PATH_RATE: 0.1}\n"
+        "SOLVER: {LAYER_DECAY: 0.9, MAX_ITER: 10, STEPS: [8], WARMUP_ITERS: 2}\n"
+    )
+    if override:
+        assert message in error(str(path), [override], files, capsys)
+        return
+    args = RunArguments(
+        config_file=str(path), output=str(tmp_path / "run"), **data_of(str(path), files)
+    )
+    check(describe(args))
 
 
 JUNK = ("-1", "0", "nan", "abc", "null", "[]", "[1]", "1000000000", "true", "{a:1}", "''", "[[1]]")

@@ -40,6 +40,10 @@ LEAVES = {
     ),
     "semantic": ("Shapes-SemanticSegmentation/semantic_fpn_focalnet_nano_small.py", []),
 }
+LEAVES["focal"] = (
+    "Shapes-InstanceSegmentation/mask_rcnn_focal_nano_fpn_small.py",
+    [*ROIS, "+model.backbone.bottom_up.num_heads=[1,2,4,8]"],
+)
 THIN = ["+model.backbone.bottom_up.valid_context=true", "model.backbone.bottom_up.embed_dim=16"]
 THIN += ["+model.backbone.bottom_up.depths=[1,1,1,1]"]
 
