@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,6 +180,9 @@ class Checkpoints:
                 f"train.init_checkpoint={path}."
             ) from error
         content.pop("model")
+        # Where run.json was lost, the best model is still that of this run.
+        run_id = content.get("run", {}).get("id", self.facts.id)
+        self.facts = replace(self.facts, id=run_id)
         return content
 
     def _load(self, content: dict[str, Any]) -> None:
@@ -288,7 +291,8 @@ def training_problem(path: Path) -> str | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged files raise almost anything
-        return f"it cannot be read ({str(error).strip().splitlines()[:1]})"
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"it cannot be read ({first_line})"
     if not isinstance(content, dict) or not {"model", "trainer"} <= content.keys():
         return "it holds weights alone, not the state of a training"
     return None
