@@ -217,6 +217,9 @@ class Trainer(SimpleTrainer):
             return
         if self.options.on_nan == "rewind" and self.rewinds < limit:
             raise Rewind(trouble)
+        if self.options.on_nan != "stop":
+            used_up = f"{trouble} Going on was allowed {limit} times (train.nan_limit)."
+            raise NumericalTrouble(used_up, self.iter)
         raise trouble
 
     def _describe(
