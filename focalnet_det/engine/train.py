@@ -22,6 +22,7 @@ from .evaluate import evaluate, evaluation_folder, write_reports
 from .finish import Product, finish, read_results, write_results
 from .hooks import GrowthHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
+from .numerics import NumericalTrouble
 from .pictures import save_predictions, save_training_curves
 from .run_folder import CONFIG, METRICS, RunFolder, in_first_process
 from .signals import RunStopped, StopSignals
@@ -65,6 +66,11 @@ class Training:
         self.folder = folder
         self.stop = stop
         self.options = options = experiment.options
+        if options.keep_best and not experiment.test_loaders:
+            raise ValueError(
+                f"train.keep_best={options.keep_best} needs a test set: add one (--val-json and "
+                "the like), or leave keep_best empty."
+            )
         self.results: dict[str, Any] = {}
         self.is_evaluated = False
         self.done = 0
@@ -215,7 +221,10 @@ class Training:
         rewinds = self.trainer.rewinds + 1
         content = self.checkpoints.resume()
         if content is None:
-            raise rewind.trouble
+            trouble = rewind.trouble
+            raise NumericalTrouble(
+                f"{trouble} There is no checkpoint to go back to.", trouble.iteration
+            )
         start = self._continue(content)
         self.trainer.rewinds = rewinds
         # The same batches would lead to the same place.

@@ -360,6 +360,8 @@ class Trainer(SimpleTrainer):
 
     def _load_average(self, state: Mapping[str, Any]) -> None:
         if self.ema is None:
+            if "ema" in state:
+                logger.warning("The checkpoint's averaged weights are left: ema_decay is 0.")
             return
         if "ema" not in state:
             logger.warning("The checkpoint holds no averaged weights: they start from its weights.")

@@ -152,6 +152,8 @@ class TrainOptions:
         first, last = self.profile or (0, 0)
         if not 0 <= first <= last:
             found.append(f"profile must be (first, last) iterations, got {self.profile}.")
+        if self.keep_best and not all(self.keep_best.partition("/")):
+            found.append(f'keep_best must be TASK/METRIC, like "segm/AP", got {self.keep_best!r}.')
         return [*found, *self.device_problems()]
 
     def device_problems(self) -> list[str]:

@@ -263,3 +263,23 @@ def test_damaged_lines_of_metrics_are_left_out(interrupted: Path, garbage: bytes
     resume(interrupted)
     rows = [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
     assert rows == list(range(ITERATIONS))
+
+
+def test_keeping_the_best_needs_something_to_compare(tmp_path: Path) -> None:
+    """Said before the first iteration, not after the first evaluation."""
+
+    def read(*_: int) -> list[dict[str, Any]]:
+        raise AssertionError("an iteration was begun")
+
+    with pytest.raises(ValueError, match="keep_best=segm/AP needs a test set"):
+        toy.run(tmp_path, keep_best="segm/AP", tested=False, read=read)
+    for name in ("AP", "segm/", "/AP"):
+        with pytest.raises(ValueError, match="keep_best must be TASK/METRIC"):
+            toy.run(tmp_path, keep_best=name, read=read)
+
+
+def test_averaged_weights_are_not_dropped_in_silence(
+    interrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resume(interrupted, ema_decay=0.0)
+    assert "averaged weights are left: ema_decay is 0" in caplog.text
