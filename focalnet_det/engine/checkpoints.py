@@ -234,10 +234,12 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises: OSError that says what to do; what was there stays as it is.
     """
     try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        raise OSError(could_not_write(path, error)) from error
+        # PyTorch's own writer fails once more when it closes the file that a write has failed in.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(could_not_write(path, reason)) from error
 
 
 def could_not_write(path: Path, error: Exception) -> str:
