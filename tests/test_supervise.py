@@ -113,7 +113,9 @@ def test_signals_reach_every_process_once(
         assert process.stdout.readline().strip().isdecimal()
     (os.killpg if to_all else os.kill)(process.pid, number)
     output, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (code, "")
+    assert process.returncode == code
+    said = f"{number.name}: stopping as soon as the state is saved. A second signal stops at once."
+    assert errors.split("\n") == ["", said, ""]
     assert output.splitlines() == ["received 1"] * 2
 
 
@@ -176,3 +178,12 @@ def test_deaths(exitcode: int, signals: list[int], code: int, sentence: str) -> 
     outcome = job.death_of(0)
     assert (outcome.code, outcome.sentence) == (code, sentence)
     assert abs(outcome.time - now) < 60
+
+
+def test_processes_that_lost_one_that_stopped_have_not_failed() -> None:
+    """In an evaluation one stops between two images while the other waits for its results."""
+    stopped = Outcome(75, 1.0)
+    lost = Outcome(1, 2.0, "Another process of this job has ended.", is_consequence=True)
+    assert verdict(stopped, lost, signals=(signal.SIGTERM,)) == (75, "")
+    assert verdict(stopped, lost)[0] == 1
+    assert verdict(stopped, Outcome(1, 3.0, "a.jpg: broken."), signals=(signal.SIGTERM,))[0] == 1

@@ -217,6 +217,9 @@ class Trainer(SimpleTrainer):
             return
         if self.options.on_nan == "rewind" and self.rewinds < limit:
             raise Rewind(trouble)
+        if self.options.on_nan != "stop":
+            used_up = f"{trouble} Going on was allowed {limit} times (train.nan_limit)."
+            raise NumericalTrouble(used_up, self.iter)
         raise trouble
 
     def _describe(
@@ -357,6 +360,8 @@ class Trainer(SimpleTrainer):
 
     def _load_average(self, state: Mapping[str, Any]) -> None:
         if self.ema is None:
+            if "ema" in state:
+                logger.warning("The checkpoint's averaged weights are left: ema_decay is 0.")
             return
         if "ema" not in state:
             logger.warning("The checkpoint holds no averaged weights: they start from its weights.")
