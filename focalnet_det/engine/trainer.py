@@ -254,7 +254,10 @@ class Trainer(SimpleTrainer):
             " Lower the learning rate, set train.clip_norm, or let train.on_nan=skip or rewind "
             "go on."
         )
-        reason = min(reasons)[1]
+        innocent, reason = min(reasons)
+        if innocent and len(reasons) > 1:
+            # Gradients are exchanged before they are looked at.
+            reason += ", or those of another process"
         return NumericalTrouble(
             f"Iteration {self.iter + 1}: {reason}.{replay}"
             + (advice if self.options.on_nan == "stop" else ""),
