@@ -76,7 +76,10 @@ DIED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", DIED)
+@pytest.mark.parametrize(
+    "how",
+    ["stuck", "cause", *(pytest.param(how, marks=pytest.mark.soak) for how in ("crash", "leave"))],
+)
 def test_one_failure_ends_all_with_one_line(how: str, tmp_path: Path) -> None:
     process = start(tmp_path, how)
     pids, errors = process.communicate(timeout=240)
@@ -100,13 +103,21 @@ def test_what_all_say_is_said_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to_all", [False, True], ids=["to the first process", "to its group"])
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "code", "to_all"),
+    [
+        (signal.SIGTERM, 75, False),
+        (signal.SIGINT, 130, True),
+        pytest.param(signal.SIGTERM, 75, True, marks=pytest.mark.soak),
+        pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.soak),
+        pytest.param(signal.SIGUSR1, 75, True, marks=pytest.mark.soak),
+        pytest.param(signal.SIGUSR1, 75, False, marks=pytest.mark.soak),
+    ],
 )
 def test_signals_reach_every_process_once(
     number: signal.Signals, code: int, to_all: bool, tmp_path: Path
 ) -> None:
+    """The signal goes to the first process alone, or to its whole group."""
     process = start(tmp_path, "signal")
     assert process.stdout is not None
     for _ in range(2):

@@ -106,7 +106,14 @@ def test_tensorboard_is_optional(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [2000, 4000, 100_000])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param(2000, marks=pytest.mark.soak),
+        4000,
+        pytest.param(100_000, marks=pytest.mark.soak),
+    ],
+)
 def test_limited_file_sizes(limit: int, tmp_path: Path) -> None:
     """The real error of the operating system, from within ``torch.save``."""
     program = (

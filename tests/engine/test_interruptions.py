@@ -27,7 +27,7 @@ from focalnet_det.engine.run_folder import RunFolder
 from focalnet_det.engine.signals import RunStopped, StopSignals
 
 PROGRAM = [sys.executable, str(Path(toy.__file__))]
-KILLS = int(os.environ.get("SOAK_KILLS", "3"))
+KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 # What depends on the clock.
 TIMES = ("time", "data_time")
 

@@ -192,7 +192,7 @@ def test_killed_process_ends_the_job(shapes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_data_error_in_a_loader_process_is_one_line(
     processes: int, shapes: Path, tmp_path: Path
 ) -> None:
