@@ -58,9 +58,11 @@ test-fast: install-tests
 
 soak: export OMP_NUM_THREADS = 1
 
+soak: export SOAK = 1
+
 soak: install-tests
-	SOAK_KILLS=100 $(PY) -m pytest -n 2 -rP -k "killed_and_resumed"
-	SOAK_KILLS=100 SOAK_ITERATIONS=2000 $(PY) -m pytest -n 2 -rP -k "random_kills or nothing_grows"
+	SOAK_KILLS=100 $(PY) -m pytest -n 2 -rP -k "killed_and_resumed or random_kills"
+	$(PY) -m pytest -rP -m soak
 
 gpu-test: install-tests
 	$(PY) -m pytest -m gpu tests/ops

@@ -55,8 +55,9 @@ SURROUNDINGS = (
     ),
     Surrounding(
         r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|^lost tensor: ",
-        "A data loader process died ({text}). Most often the memory was full: lower num_workers "
-        "of the data loaders (dataloader.train.num_workers, DATALOADER.NUM_WORKERS).",
+        "A data loader process died ({text}). Most often the memory was full, or too many files "
+        "were open (ulimit -n): lower num_workers of the data loaders "
+        "(dataloader.train.num_workers, DATALOADER.NUM_WORKERS).",
     ),
     Surrounding(
         r"CUDA out of memory|out of memory on device",
@@ -169,7 +170,7 @@ def read_failure(error: BaseException) -> Failure:
     is_said = is_raised and bool(frames) and _is_ours(frames[-1][0])
     for row in () if is_said else SURROUNDINGS:
         if re.search(row.pattern, subject):
-            said = row.sentence.replace("{text}", text.rstrip("."))
+            said = row.sentence.replace("{text}", text.rstrip(".") or kind)
             return Failure(kind, said, "", trace, True, row.is_consequence)
     file, line = next(
         (f for f in reversed(frames) if _is_ours(f[0]) and Path(f[0]) not in PASSED_BY_ALL),

@@ -64,6 +64,8 @@ class Job:
 
     def forward(self, number: int, _frame: FrameType | None = None) -> None:
         """Pass a signal on to every process; after a second one they have to leave soon."""
+        if not self.signals:
+            announce(number)
         self.signals.append(number)
         if len(self.signals) > 1:
             self.deadline = time.monotonic() + LEAVE
@@ -172,6 +174,10 @@ class Job:
             codes = {outcome.code for outcome in self.outcomes.values()}
             stopped = EXIT_INTERRUPTED if signal.SIGINT in self.signals else EXIT_STOPPED
             return max(codes) if self.is_done else stopped, ""
+        stopped_by_signal = {o.code for o in self.outcomes.values() if not o.sentence} - {0}
+        if self.signals and stopped_by_signal and all(f.is_consequence for f in failures.values()):
+            # The others waited for a process that had saved and left already.
+            return max(stopped_by_signal), ""
         index = min(failures, key=lambda i: (failures[i].is_consequence, failures[i].time))
         first = failures[index]
         if not first.is_death and all(
@@ -183,6 +189,15 @@ class Job:
         end = "" if first.sentence.endswith((".", "?")) else "."
         advice = "" if "--resume" in first.sentence else "; a training continues with --resume"
         return first.code, f"{who} {first.sentence}{end} The job has ended{advice}."
+
+
+def announce(number: int) -> None:
+    """Say on standard error what a first signal does; may be called in a handler of signals."""
+    name = signal.Signals(number).name
+    text = f"\n{name}: stopping as soon as the state is saved. A second signal stops at once.\n"
+    # print() is not reentrant.
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
 
 
 def run_processes(

@@ -76,7 +76,10 @@ DIED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", DIED)
+@pytest.mark.parametrize(
+    "how",
+    ["stuck", "cause", *(pytest.param(how, marks=pytest.mark.soak) for how in ("crash", "leave"))],
+)
 def test_one_failure_ends_all_with_one_line(how: str, tmp_path: Path) -> None:
     process = start(tmp_path, how)
     pids, errors = process.communicate(timeout=240)
@@ -100,20 +103,30 @@ def test_what_all_say_is_said_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to_all", [False, True], ids=["to the first process", "to its group"])
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "code", "to_all"),
+    [
+        (signal.SIGTERM, 75, False),
+        (signal.SIGINT, 130, True),
+        pytest.param(signal.SIGTERM, 75, True, marks=pytest.mark.soak),
+        pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.soak),
+        pytest.param(signal.SIGUSR1, 75, True, marks=pytest.mark.soak),
+        pytest.param(signal.SIGUSR1, 75, False, marks=pytest.mark.soak),
+    ],
 )
 def test_signals_reach_every_process_once(
     number: signal.Signals, code: int, to_all: bool, tmp_path: Path
 ) -> None:
+    """The signal goes to the first process alone, or to its whole group."""
     process = start(tmp_path, "signal")
     assert process.stdout is not None
     for _ in range(2):
         assert process.stdout.readline().strip().isdecimal()
     (os.killpg if to_all else os.kill)(process.pid, number)
     output, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (code, "")
+    assert process.returncode == code
+    said = f"{number.name}: stopping as soon as the state is saved. A second signal stops at once."
+    assert errors.split("\n") == ["", said, ""]
     assert output.splitlines() == ["received 1"] * 2
 
 
@@ -176,3 +189,12 @@ def test_deaths(exitcode: int, signals: list[int], code: int, sentence: str) -> 
     outcome = job.death_of(0)
     assert (outcome.code, outcome.sentence) == (code, sentence)
     assert abs(outcome.time - now) < 60
+
+
+def test_processes_that_lost_one_that_stopped_have_not_failed() -> None:
+    """In an evaluation one stops between two images while the other waits for its results."""
+    stopped = Outcome(75, 1.0)
+    lost = Outcome(1, 2.0, "Another process of this job has ended.", is_consequence=True)
+    assert verdict(stopped, lost, signals=(signal.SIGTERM,)) == (75, "")
+    assert verdict(stopped, lost)[0] == 1
+    assert verdict(stopped, Outcome(1, 3.0, "a.jpg: broken."), signals=(signal.SIGTERM,))[0] == 1

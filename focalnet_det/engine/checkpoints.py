@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,6 +185,9 @@ class Checkpoints:
                 f"train.init_checkpoint={path}."
             ) from error
         content.pop("model")
+        # Where run.json was lost, the best model is still that of this run.
+        run_id = content.get("run", {}).get("id", self.facts.id)
+        self.facts = replace(self.facts, id=run_id)
         return content
 
     def _load(self, content: dict[str, Any]) -> None:
@@ -236,10 +239,12 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises: OSError that says what to do; what was there stays as it is.
     """
     try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        raise OSError(could_not_write(path, error)) from error
+        # PyTorch's own writer fails once more when it closes the file that a write has failed in.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(could_not_write(path, reason)) from error
 
 
 def could_not_write(path: Path, error: Exception) -> str:
@@ -293,7 +298,8 @@ def training_problem(path: Path) -> str | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged files raise almost anything
-        return f"it cannot be read ({str(error).strip().splitlines()[:1]})"
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"it cannot be read ({first_line})"
     if not isinstance(content, dict) or not {"model", "trainer"} <= content.keys():
         return "it holds weights alone, not the state of a training"
     return None

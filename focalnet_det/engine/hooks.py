@@ -105,9 +105,9 @@ class GrowthHook(HookBase):
         if end > self.trainer.max_iter:
             logger.warning(
                 "Training ends before, at %d: the network will be one that only this package "
-                "loads. Set growth_iterations to less than %d, or train longer.",
+                "loads. Set growth_iterations to at most %d, or train longer.",
                 self.trainer.max_iter,
-                self.iterations,
+                (self.trainer.max_iter - self.trainer.start_iter) // max(left),
             )
 
     def after_step(self) -> None:

@@ -156,14 +156,19 @@ def flat_scores(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Read (iteration, line) from a file of JSON lines; lines that were cut off are left out."""
+    """Read (iteration, line) from a file of JSON lines; damaged ones are left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in _text(path).splitlines():
         try:
             lines.append((int(json.loads(line)["iteration"]), line))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return lines
+
+
+def _text(path: Path) -> str:
+    # A power cut may leave bytes that are no text.
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def has_scores(path: Path, iteration: int) -> bool:

@@ -210,7 +210,12 @@ def run_under_torchrun(args: RunArguments) -> None:
     )
     with leaving_group(), stopping_early():
         create_local_process_group(on_this_machine)
-        run(replace(args, resume=args.resume or restarts > 0))
+        run(after_restart(args) if restarts else args)
+
+
+def after_restart(args: RunArguments) -> RunArguments:
+    """Return the arguments for going on with what an earlier start has begun."""
+    return replace(args, resume=not args.eval_only, overwrite=False)
 
 
 @contextlib.contextmanager

@@ -69,8 +69,8 @@ def start_logs(folder: Path, rank: int) -> None:
         inspect.unwrap(setup_logger)(None, rank, name=name, abbrev_name=name)
         for screen in [handler for handler in logger.handlers if handler not in before]:
             _attached.append((logger, screen))
-            if name not in ON_SCREEN:
-                screen.setLevel(logging.CRITICAL)
+            # Details and tracebacks, logged as DEBUG, are for the file.
+            screen.setLevel(logging.INFO if name in ON_SCREEN else logging.CRITICAL)
         _attach(logger, file)
     for record in held:
         logging.getLogger(record.name).handle(record)

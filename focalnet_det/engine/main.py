@@ -35,7 +35,7 @@ def run(args: RunArguments) -> dict[str, Any]:
         evaluate=args.eval_only,
         overwrite=args.overwrite,
     ) as folder:
-        start_run(experiment, evaluation_only=args.eval_only)
+        start_run(experiment, evaluation_only=args.eval_only, resume=args.resume)
         if args.eval_only:
             return run_evaluation(experiment)
         return train(experiment, folder, resume=args.resume)

@@ -89,7 +89,9 @@ def describe_trouble(
     gradients = ((name, p.grad) for name, p in model.named_parameters())
     first = first_not_finite(gradients)
     if first is not None:
-        bad.append(f"the gradient of {first} is not finite" + ("" if len(bad) else " (the first)"))
+        bad.append(
+            f"the gradient of {first} is not finite" + ("" if len(bad) else " (the first one)")
+        )
     weights = first_not_finite(model.named_parameters())
     if weights is not None:
         bad.append(f"the parameter {weights} itself is not finite")

@@ -16,14 +16,18 @@ from ..errors import quiet_libraries
 from ..experiment import Experiment
 from .agreement import check_agreement, library_versions
 from .logs import start_logs
+from .run_folder import CONFIG
 
 
-def start_run(experiment: Experiment, *, evaluation_only: bool = False) -> Path:
+def start_run(
+    experiment: Experiment, *, evaluation_only: bool = False, resume: bool = False
+) -> Path:
     """Prepare the output folder and the logs of this process, and seed it.
 
     The folder gets `config.yaml` (the full config), `environment.txt` (a record of each start) and
     `log.txt`. An evaluation alone leaves the first two in the folder `evaluation`: the folder may
-    hold a training, whose record they are not.
+    hold a training, whose record they are not. The config of a resumed training is written when
+    its checkpoint has accepted it.
 
     Returns: the output folder.
     Raises: OSError if the folder cannot be written, ValueError if the processes of this job
@@ -39,7 +43,8 @@ def start_run(experiment: Experiment, *, evaluation_only: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if comm.is_main_process():
         record = folder / "evaluation" if evaluation_only else folder
-        write_text(record / "config.yaml", experiment.config_text)
+        if not resume:
+            write_text(record / CONFIG, experiment.config_text)
         append_start(record / "environment.txt", options.seed)
     comm.synchronize()
     start_logs(folder, comm.get_rank())

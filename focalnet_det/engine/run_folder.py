@@ -5,13 +5,17 @@ import datetime
 import json
 import logging
 import os
+import pickle
+import re
 import shutil
 import socket
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.pool import RemoteTraceback
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +32,7 @@ logger = logging.getLogger("focalnet_det")
 
 RECORD = "run.json"
 LOCK = "run.lock"
+CONFIG = "config.yaml"
 METRICS = "metrics.json"
 LAST = "last_checkpoint"
 EARLIER = "earlier_runs"
@@ -35,7 +40,7 @@ EVALUATION = "evaluation"
 # Everything that a run writes; other files in the folder are the user's and stay where they are.
 OWNED = (
     *(RECORD, METRICS, LAST, "model_*.pth", "model_*.pth.broken", "trouble_*.pth"),
-    *("config.yaml", "environment.txt", "log.txt", "log.txt.rank*", "events.out.tfevents.*"),
+    *(CONFIG, "environment.txt", "log.txt", "log.txt.rank*", "events.out.tfevents.*"),
     *("curves.png", "predictions.png", "train_samples.png", "profile*.json", "profile*.txt"),
     *(EVALUATION, "wandb"),
 )
@@ -98,7 +103,7 @@ class RunFolder:
 
         Args:
             path: made if it is missing.
-            resume: the files there are this run's.
+            resume: the files there are this run's, unless they lack a checkpoint to go on from.
             evaluate: nothing is trained: the files there are left alone.
             overwrite: delete an earlier run's files in place of moving them.
         Raises: OSError if the folder cannot be written, or another run is writing to it.
@@ -106,11 +111,19 @@ class RunFolder:
         folder = Path(path)
 
         def prepare() -> tuple[RunRecord, FileLock]:
-            folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / LOCK)
-            lock.acquire()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                raise OSError(
+                    f"{folder} cannot be used as the output folder ({error}). Choose another one "
+                    "with --output."
+                ) from error
             remove_leftovers(folder)
-            if not resume and not evaluate:
+            if not evaluate and not (resume and can_continue(folder)):
                 set_aside(folder, overwrite=overwrite)
             record = read_record(folder)
             if record is None:
@@ -136,11 +149,18 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def note(self, *, data_seed: int, data: str) -> None:
-        """Record what repeating the run needs besides its config, at its first start."""
-        if self.record.data_seed is None:
+    def note(self, run: str, *, data_seed: int, data: str, anew: bool) -> None:
+        """Record which run this is, and what repeating it needs besides its config.
+
+        Args:
+            run: its id.
+            data_seed, data: see :class:`RunRecord`.
+            anew: it starts at the beginning, so what an earlier start recorded does not count.
+        """
+        self.record.id = run
+        if anew or self.record.data_seed is None:
             self.record.data_seed, self.record.data = data_seed, data
-            write_record(self.path, self.record)
+        write_record(self.path, self.record)
 
     def note_product(self, name: str, iterations: int) -> None:
         """Record that a product of the end was made after so many iterations."""
@@ -215,16 +235,30 @@ def in_first_process(work: Callable[[], Result]) -> Result:
 
     To be called in all processes.
     """
-    outcome: tuple[Any, Exception | None] = (None, None)
+    outcome: tuple[Any, Exception | None, str] = (None, None, "")
+    own: Exception | None = None
     if comm.is_main_process():
         try:
-            outcome = (work(), None)
+            outcome = (work(), None, "")
         except Exception as error:
-            outcome = (None, error)
-    result, failure = comm.all_gather(outcome)[0]
+            own = error
+            outcome = (None, sendable(error), traceback.format_exc())
+    result, failure, trace = comm.all_gather(outcome)[0]
+    if own is not None:
+        # A copy that has been sent has lost where it comes from.
+        raise own
     if failure is not None:
-        raise failure
+        raise failure from RemoteTraceback(trace)
     return result
+
+
+def sendable(error: Exception) -> Exception:
+    """Return an error, or one with its message if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its constructor makes of its own arguments
+        return RuntimeError(str(error))
+    return error
 
 
 def set_aside(folder: Path, *, overwrite: bool) -> None:
@@ -234,14 +268,15 @@ def set_aside(folder: Path, *, overwrite: bool) -> None:
     """
     earlier = list(_owned(folder))
     worth = (path for pattern in WORTH_KEEPING for path in folder.glob(pattern))
-    if not any(path.is_dir() or path.stat().st_size for path in worth):
+    if not any(path.is_symlink() or path.is_dir() or path.stat().st_size for path in worth):
         for path in earlier:
             if path.name == RECORD:
                 path.unlink()
         return
     if overwrite:
         for path in earlier:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            is_folder = path.is_dir() and not path.is_symlink()
+            shutil.rmtree(path) if is_folder else path.unlink()
         logger.warning("Deleted the files of an earlier run in %s (--overwrite).", folder)
         return
     target = next(_numbered(folder / EARLIER))
@@ -255,6 +290,15 @@ def set_aside(folder: Path, *, overwrite: bool) -> None:
         folder,
         target,
     )
+
+
+def can_continue(folder: Path) -> bool:
+    """Return whether there is a checkpoint to go on from, or nothing that a new start would spoil.
+
+    Whoever deletes the checkpoints of a run and keeps its best model starts anew with ``--resume``.
+    """
+    models = [path.name for path in folder.glob("model_*.pth")]
+    return not models or any(re.fullmatch(r"model_(\d+|final)\.pth", name) for name in models)
 
 
 def _owned(folder: Path) -> Iterator[Path]:

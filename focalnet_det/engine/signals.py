@@ -1,6 +1,5 @@
 """Signals that ask a training to stop: Ctrl-C, and those of schedulers."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -8,7 +7,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from ..supervise import EXIT_INTERRUPTED, EXIT_STOPPED
+from ..supervise import EXIT_INTERRUPTED, EXIT_STOPPED, announce
 
 # A launcher and a scheduler may both pass on one signal: the second copy is no second wish.
 ONE_SIGNAL = 1.0  # seconds
@@ -23,14 +22,19 @@ class RunStopped(Exception):
 
     Attributes:
         signal: its number.
+        iterations: that were done.
     """
 
     def __init__(self, number: int, iterations: int) -> None:
+        super().__init__(number, iterations)  # a copy for another process is made from these
         self.signal = number
-        name = signal.Signals(number).name
-        super().__init__(
-            f"Stopped by {name} after iteration {iterations}; the state is saved. Continue with "
-            "--resume."
+        self.iterations = iterations
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal).name
+        return (
+            f"Stopped by {name} after iteration {self.iterations}; the state is saved. Continue "
+            "with --resume."
         )
 
     @property
@@ -76,8 +80,4 @@ class StopSignals:
         self.received = number
         self._since = time.monotonic()
         if not self.quiet:
-            name = signal.Signals(number).name
-            text = f"\n{name}: saving after this iteration. The same again stops at once.\n"
-            # print() is not reentrant.
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode())
+            announce(number)

@@ -1,6 +1,7 @@
 """A training from its first iteration, or the one after its last checkpoint, to its products."""
 
 import logging
+import multiprocessing
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 
+from ..atomic import write_text
 from ..checkpoint import load_initial_weights
 from ..compat import create_ddp_model
 from ..experiment import Experiment, TrainOptions
@@ -20,8 +22,9 @@ from .evaluate import evaluate, evaluation_folder, write_reports
 from .finish import Product, finish, read_results, write_results
 from .hooks import GrowthHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
+from .numerics import NumericalTrouble
 from .pictures import save_predictions, save_training_curves
-from .run_folder import METRICS, RunFolder, in_first_process
+from .run_folder import CONFIG, METRICS, RunFolder, in_first_process
 from .signals import RunStopped, StopSignals
 from .trainer import Rewind, Trainer, autocast
 
@@ -40,7 +43,9 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
         saved; OSError if the disk is full; NumericalTrouble if a loss or a gradient is not finite;
         ValueError if the checkpoint is of another run.
     """
-    with StopSignals(quiet=not comm.is_main_process()) as stop:
+    # The process that started this one speaks for all.
+    quiet = not comm.is_main_process() or multiprocessing.parent_process() is not None
+    with StopSignals(quiet=quiet) as stop:
         try:
             return Training(experiment, folder, stop).run(resume=resume)
         except RunStopped as stopped:
@@ -61,12 +66,16 @@ class Training:
         self.folder = folder
         self.stop = stop
         self.options = options = experiment.options
+        if options.keep_best and not experiment.test_loaders:
+            raise ValueError(
+                f"train.keep_best={options.keep_best} needs a test set: add one (--val-json and "
+                "the like), or leave keep_best empty."
+            )
         self.results: dict[str, Any] = {}
         self.is_evaluated = False
         self.done = 0
         self.loader = loader = experiment.train_loader()
-        loader.seed = options.seed if options.seed >= 0 else comm.shared_random_seed()
-        in_first_process(lambda: folder.note(data_seed=loader.seed, data=loader.fingerprint))
+        loader.seed = self._data_seed()
         self.model = experiment.model().to(options.device)
         optimizer = experiment.optimizer(self.model)
         self.max_iter = experiment.schedule.max_iter(loader.iterations_per_epoch)
@@ -92,6 +101,13 @@ class Training:
             folder.path, self.model, self.trainer, facts, keep=options.keep_checkpoints
         )
         self.end_of_iteration = self._register_hooks()
+
+    def _data_seed(self) -> int:
+        """Return the config's seed, the recorded one, or a new one; the same in all processes."""
+        recorded = self.folder.record.data_seed
+        # All processes have a record, and draw together.
+        drawn = comm.shared_random_seed() if recorded is None else recorded
+        return self.options.seed if self.options.seed >= 0 else drawn
 
     def _register_hooks(self) -> EndOfIteration:
         options, epoch = self.options, self.loader.iterations_per_epoch
@@ -120,6 +136,7 @@ class Training:
             self.model, self.loader.num_images, self.loader.batch_size, self.max_iter, self.options
         )
         start = self._begin(resume=resume)
+        in_first_process(lambda: self._note_start(anew=start == 0))
         while True:
             try:
                 self._train_from(start)
@@ -129,6 +146,12 @@ class Training:
         logger.info("%s", self.trainer.total_tally().table())
         self._finish()
         return self.results
+
+    def _note_start(self, *, anew: bool) -> None:
+        facts = self.checkpoints.facts
+        self.folder.note(facts.id, data_seed=self.loader.seed, data=facts.data, anew=anew)
+        # A checkpoint has accepted it: that of a resumption that was refused is not the run's.
+        write_text(self.folder.path / CONFIG, facts.config)
 
     def _begin(self, *, resume: bool) -> int:
         """Load the last checkpoint, or the initial weights; return the first iteration."""
@@ -203,7 +226,10 @@ class Training:
         rewinds = self.trainer.rewinds + 1
         content = self.checkpoints.resume()
         if content is None:
-            raise rewind.trouble
+            trouble = rewind.trouble
+            raise NumericalTrouble(
+                f"{trouble} There is no checkpoint to go back to.", trouble.iteration
+            )
         start = self._continue(content)
         self.trainer.rewinds = rewinds
         # The same batches would lead to the same place.

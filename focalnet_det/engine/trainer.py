@@ -217,6 +217,9 @@ class Trainer(SimpleTrainer):
             return
         if self.options.on_nan == "rewind" and self.rewinds < limit:
             raise Rewind(trouble)
+        if self.options.on_nan != "stop":
+            used_up = f"{trouble} Going on was allowed {limit} times (train.nan_limit)."
+            raise NumericalTrouble(used_up, self.iter)
         raise trouble
 
     def _describe(
@@ -251,7 +254,10 @@ class Trainer(SimpleTrainer):
             " Lower the learning rate, set train.clip_norm, or let train.on_nan=skip or rewind "
             "go on."
         )
-        reason = min(reasons)[1]
+        innocent, reason = min(reasons)
+        if innocent and len(reasons) > 1:
+            # Gradients are exchanged before they are looked at.
+            reason += ", or those of another process"
         return NumericalTrouble(
             f"Iteration {self.iter + 1}: {reason}.{replay}"
             + (advice if self.options.on_nan == "stop" else ""),
@@ -357,6 +363,8 @@ class Trainer(SimpleTrainer):
 
     def _load_average(self, state: Mapping[str, Any]) -> None:
         if self.ema is None:
+            if "ema" in state:
+                logger.warning("The checkpoint's averaged weights are left: ema_decay is 0.")
             return
         if "ema" not in state:
             logger.warning("The checkpoint holds no averaged weights: they start from its weights.")

@@ -71,6 +71,12 @@ def check_arguments(args: RunArguments) -> None:
             "--eval-only and --resume contradict each other: name the weights to evaluate instead "
             "(train.init_checkpoint=FILE, or MODEL.WEIGHTS FILE with a yaml config)."
         )
+    if args.overwrite and args.resume:
+        problems.append(
+            "--overwrite deletes the run that --resume is to continue: leave one of them out."
+        )
+    if args.overwrite and args.eval_only:
+        problems.append("--overwrite has no effect with --eval-only, which deletes nothing.")
     for name, companions in COMPANIONS.items():
         if getattr(args, name) not in (None, (), []) and not _any(args, companions):
             needed = " or ".join(map(option, companions))

@@ -154,6 +154,8 @@ class TrainOptions:
         window = self.profile or (0, 0)
         if len(window) != 2 or not 0 <= window[0] <= window[1]:
             found.append(f"profile must be (first, last) iterations, got {self.profile}.")
+        if self.keep_best and not all(self.keep_best.partition("/")):
+            found.append(f'keep_best must be TASK/METRIC, like "segm/AP", got {self.keep_best!r}.')
         return [*found, *self.device_problems()]
 
     def device_problems(self) -> list[str]:

@@ -18,13 +18,13 @@ Curve = tuple[list[int], list[float]]
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Iterations and values of each number in a file of JSON lines; a line cut off is left out."""
+    """Iterations and values of each number in a file of JSON lines; damaged lines are left out."""
     curves: dict[str, Curve] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
             iteration = int(row.pop("iteration"))
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
         for name, value in row.items():
             if isinstance(value, int | float):

@@ -13,8 +13,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
-# 2,000 in `make soak`, with as many evaluated images: 4 of them every 4 iterations.
-ITERATIONS = int(os.environ.get("SOAK_ITERATIONS", "24"))
+# With as many evaluated images: 4 of them every 4 iterations.
+ITERATIONS = int(os.environ.get("SOAK_ITERATIONS", "2000"))
 
 
 def usage(process: int) -> dict[str, float]:
@@ -34,6 +34,7 @@ def usage(process: int) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc, as Linux has it")
 def test_nothing_grows(shapes: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/train_net.py")]

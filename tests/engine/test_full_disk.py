@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
@@ -18,7 +20,7 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from test_interruptions import OPTIONS, assert_same_end
 
 from focalnet_det import atomic
-from focalnet_det.engine.checkpoints import newest_whole
+from focalnet_det.engine.checkpoints import newest_whole, write_checkpoint
 from focalnet_det.errors import read_failure
 
 
@@ -104,7 +106,14 @@ def test_tensorboard_is_optional(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [2000, 4000, 100_000])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param(2000, marks=pytest.mark.soak),
+        4000,
+        pytest.param(100_000, marks=pytest.mark.soak),
+    ],
+)
 def test_limited_file_sizes(limit: int, tmp_path: Path) -> None:
     """The real error of the operating system, from within ``torch.save``."""
     program = (
@@ -135,3 +144,19 @@ def test_limited_file_sizes(limit: int, tmp_path: Path) -> None:
     again = subprocess.run([*command, str(2**30), str(folder)], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert (folder / "model_ema.pth").exists()
+
+
+def test_the_reason_is_the_systems_and_not_pytorchs(tmp_path: Path) -> None:
+    """Whose writer reports "unexpected pos 704 vs 598" for a full disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+
+    @contextlib.contextmanager
+    def full(_: Path) -> Iterator[Path]:
+        yield Path("/dev/full")
+
+    with (
+        mock.patch("focalnet_det.engine.checkpoints.replacing", full),
+        pytest.raises(OSError, match=r"Could not write .*a\.pth: \[Errno 28\] No space left"),
+    ):
+        write_checkpoint(tmp_path / "a.pth", {"model": torch.zeros(100_000)})

@@ -15,6 +15,9 @@ from focalnet_det import add_focalnet_config, create_backbone
 from focalnet_det.checkpoint import load_initial_weights
 from focalnet_det.checkpoint.growth import growth, set_growth
 from focalnet_det.engine.main import RunArguments, run
+from focalnet_det.engine.numerics import NumericalTrouble
+from focalnet_det.engine.replay import replay_file
+from focalnet_det.engine.trainer import Trainer
 from focalnet_det.experiment import TrainOptions, load_config
 from focalnet_det.experiment.yacs import read_options
 
@@ -152,3 +155,31 @@ def test_options() -> None:
     cfg.SOLVER.INIT_LEVELS, cfg.SOLVER.GROWTH_ITERATIONS = "shrink", 7
     options = read_options(cfg)
     assert (options.init_levels, options.growth_iterations) == ("shrink", 7)
+
+
+@pytest.mark.slow
+def test_trouble_of_a_growing_network_is_replayed(
+    two_levels: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights hold how far it has grown; a new network of the config does not."""
+    healthy: dict[str, Tensor] = {}
+    compute = Trainer.accumulate_gradients
+
+    def spoil(trainer: Trainer, data: list[dict]) -> dict[str, Tensor]:
+        healthy.update(compute(trainer, data))
+        return {name: loss * torch.nan for name, loss in healthy.items()}
+
+    monkeypatch.setattr(Trainer, "accumulate_gradients", spoil)
+    opts = [*SMALL, LEVELS, f"train.init_checkpoint={two_levels}", "train.init_levels=preserving"]
+    args = RunArguments(
+        config_file=NANO,
+        opts=[*opts, "train.growth_iterations=4"],
+        output=str(tmp_path),
+        coco_json=[str(shapes / "annotations/instances_train.json")],
+        images=[str(shapes / "images/train")],
+    )
+    with pytest.raises(NumericalTrouble, match="Iteration 1"):
+        run(args)
+    (replayed,) = replay_file(tmp_path / "trouble_0000000.pth")
+    expected = {name: float(loss) for name, loss in healthy.items()}
+    assert replayed.losses == pytest.approx(expected, rel=1e-5)

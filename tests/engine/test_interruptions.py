@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from focalnet_det.engine.run_folder import RunFolder
 from focalnet_det.engine.signals import RunStopped, StopSignals
 
 PROGRAM = [sys.executable, str(Path(toy.__file__))]
-KILLS = int(os.environ.get("SOAK_KILLS", "3"))
+KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 # What depends on the clock.
 TIMES = ("time", "data_time")
 
@@ -232,7 +233,7 @@ def test_a_signal_saves_and_a_second_one_leaves(number: int, code: int, tmp_path
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     name = signal.Signals(number).name
-    assert f"{name}: saving after this iteration" in output
+    assert f"{name}: stopping as soon as the state is saved" in output
     assert f"Stopped by {name} after iteration" in output
     done = len(lines(tmp_path))
     newest = (tmp_path / "last_checkpoint").read_text()
@@ -319,3 +320,22 @@ def test_random_kills(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert_same_end(torn, whole)
+
+
+@pytest.mark.parametrize("is_spawned", [False, True])
+def test_a_signal_is_announced_by_the_process_that_people_started(
+    is_spawned: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A job that ends because one process failed sends SIGTERM to others, who save nothing."""
+
+    def read(seed: int, iteration: int) -> list[dict[str, Any]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return toy.batch(seed, iteration)
+
+    parent = mock.Mock() if is_spawned else None
+    with (
+        mock.patch("multiprocessing.parent_process", return_value=parent),
+        pytest.raises(SystemExit),
+    ):
+        toy.run(tmp_path, read=read)
+    assert ("SIGTERM: stopping" in capfd.readouterr().err) != is_spawned

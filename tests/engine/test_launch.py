@@ -20,8 +20,9 @@ from detectron2.utils import comm
 
 from focalnet_det.engine import agreement
 from focalnet_det.engine.agreement import check_agreement, library_versions
-from focalnet_det.engine.launch import launch_run
+from focalnet_det.engine.launch import after_restart, launch_run
 from focalnet_det.engine.main import RunArguments
+from focalnet_det.experiment.arguments import check_arguments
 
 ROOT = Path(__file__).parents[2]
 NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
@@ -82,6 +83,27 @@ def test_variables_of_torchrun(
             monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         launch_run(ARGUMENTS)
+
+
+def test_after_a_restart_nothing_is_deleted_or_refused() -> None:
+    trained = after_restart(replace(ARGUMENTS, overwrite=True))
+    assert (trained.resume, trained.overwrite) == (True, False)
+    evaluated = after_restart(replace(ARGUMENTS, eval_only=True))
+    for arguments in (trained, evaluated):
+        check_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resume": True, "overwrite": True}, "--overwrite deletes the run that --resume"),
+        ({"eval_only": True, "overwrite": True}, "--overwrite has no effect with --eval-only"),
+        ({"eval_only": True, "resume": True}, "--eval-only and --resume contradict each other"),
+    ],
+)
+def test_options_that_contradict_each_other(fields: dict[str, bool], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_arguments(replace(ARGUMENTS, **fields))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +192,7 @@ def test_killed_process_ends_the_job(shapes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_data_error_in_a_loader_process_is_one_line(
     processes: int, shapes: Path, tmp_path: Path
 ) -> None:

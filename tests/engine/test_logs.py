@@ -54,3 +54,16 @@ def test_a_full_disk_costs_one_warning(
     assert captured.out == ""
     with pytest.raises(OSError, match="No space"):
         handler.close()
+
+
+def test_details_are_for_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Such as the traceback of an optional product that could not be made."""
+    hold_records()
+    start_logs(tmp_path, 0)
+    logger.debug("a long traceback")
+    logger.info("one line")
+    hold_records()
+    captured = capfd.readouterr()
+    assert "one line" in captured.out
+    assert "a long traceback" not in captured.out + captured.err
+    assert "a long traceback" in (tmp_path / "log.txt").read_text()

@@ -115,8 +115,15 @@ def test_skipping_has_a_limit(tmp_path: Path) -> None:
     def read(seed: int, iteration: int) -> list[dict[str, Any]]:
         return [{"image": torch.tensor([7.0, 0.0])}] * 2
 
-    with pytest.raises(NumericalTrouble, match="Iteration 3:"):
+    limit = r"Iteration 3: .*Going on was allowed 2 times \(train.nan_limit\)"
+    with pytest.raises(NumericalTrouble, match=limit):
         toy.run(tmp_path, read=read, **options)
+
+
+def test_rewinding_needs_a_checkpoint(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": Fragile, "on_nan": "rewind"}
+    with pytest.raises(NumericalTrouble, match="Iteration 1: .*no checkpoint to go back to"):
+        toy.run(tmp_path, read=spoilt(0, 9.0), **options)
 
 
 def test_rewind_goes_back_and_draws_other_batches(

@@ -31,7 +31,7 @@ from focalnet_det.experiment import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"
-KILLS = int(os.environ.get("SOAK_KILLS", "2"))
+KILLS = int(os.environ.get("SOAK_KILLS", "1"))
 ITERATIONS = 12
 VAL = "instances_val"
 OPTIONS = {

@@ -1,10 +1,13 @@
 """A run's folder: what lies there is this run's, or moved aside; one writer at a time."""
 
+import contextlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +19,10 @@ import toy_training as toy
 from focalnet_det import atomic
 from focalnet_det.engine import run_folder
 from focalnet_det.engine.checkpoints import newest_whole
-from focalnet_det.engine.run_folder import EARLIER, RunFolder, in_first_process
+from focalnet_det.engine.numerics import NumericalTrouble
+from focalnet_det.engine.run_folder import EARLIER, RunFolder, in_first_process, sendable
+from focalnet_det.engine.signals import RunStopped
+from focalnet_det.errors import read_failure
 
 
 def names(folder: Path) -> set[str]:
@@ -181,3 +187,105 @@ def test_checkpoints_say_whose_they_are(tmp_path: Path) -> None:
     assert content["run"]["id"] == record["id"]
     assert content["run"]["config"] == "model: {width: 2}"
     assert content["run"]["data"] == "toy data"
+
+
+def test_a_lost_record_does_not_lose_the_best_model(tmp_path: Path) -> None:
+    """The checkpoint knows which run it is of: 40 does not take the place of 50."""
+    options = {"keep_best": "segm/AP", "eval_period": 2, "iterations": 4}
+    toy.run(tmp_path, scores=[0, 50, 0, 40], **options)
+    run_id = json.loads((tmp_path / "run.json").read_text())["id"]
+    (tmp_path / "run.json").write_text("{")
+    toy.run(tmp_path, scores=[0, 50, 0, 40, 0, 45], resume=True, **(options | {"iterations": 6}))
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["score"] == 50
+    assert json.loads((tmp_path / "run.json").read_text())["id"] == run_id
+
+
+def test_resuming_without_checkpoints_spoils_nothing(tmp_path: Path) -> None:
+    toy.run(tmp_path, scores=[50, 50], keep_best="segm/AP", iterations=2)
+    (tmp_path / "model_final.pth").unlink()
+    metrics = (tmp_path / "metrics.json").read_text()
+    toy.run(tmp_path, scores=[10, 10], keep_best="segm/AP", iterations=2, resume=True)
+    aside = tmp_path / EARLIER / "001"
+    assert torch.load(aside / "model_best.pth", weights_only=True)["score"] == 50
+    assert (aside / "metrics.json").read_text() == metrics
+
+
+def test_the_recorded_seed_is_that_of_the_order_of_images(tmp_path: Path) -> None:
+    """Also if the first start, with a random one, was killed before its first checkpoint."""
+
+    class Killed(BaseException):
+        pass
+
+    seeds = []
+
+    def read(seed: int, iteration: int) -> list[dict]:
+        seeds.append(seed)
+        if len(seeds) == 1:
+            raise Killed
+        return toy.batch(seed % 100, iteration)
+
+    with pytest.raises(Killed):
+        toy.run(tmp_path, seed=-1, iterations=2, read=read)
+    toy.run(tmp_path, seed=-1, iterations=2, read=read, resume=True)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert set(seeds) == {record["data_seed"]}
+
+
+def test_links_of_an_earlier_run_are_moved_or_deleted(tmp_path: Path) -> None:
+    """And never what they point at."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "scores.json").write_text("{}")
+    for overwrite in (False, True):
+        folder = tmp_path / f"run{overwrite:d}"
+        folder.mkdir()
+        (folder / "model_final.pth").symlink_to(tmp_path / "nowhere")
+        (folder / "evaluation").symlink_to(elsewhere)
+        RunFolder.open(folder, overwrite=overwrite).__exit__(None, None, None)
+        assert names(folder) == {"run.json", "run.lock", *([] if overwrite else [EARLIER])}
+        assert (elsewhere / "scores.json").is_file()
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "locked"])
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "locked" / "run.lock").mkdir(parents=True)
+    with pytest.raises(OSError, match=f"{path} cannot be used as the output folder.*--output"):
+        RunFolder.open(tmp_path / path)
+
+
+def test_errors_are_sent_with_where_they_come_from() -> None:
+    """So that a defect in the first process reads as one in all."""
+
+    class Particular(Exception):
+        def __init__(self, number: int, text: str) -> None:
+            super().__init__(f"{number}: {text}")
+
+    assert str(sendable(Particular(3, "no"))) == "3: no"
+    for error in (RunStopped(15, 3), NumericalTrouble("no", 3)):
+        copy = pickle.loads(pickle.dumps(sendable(error)))
+        assert (type(copy), str(copy)) == (type(error), str(error))
+    with pytest.raises(KeyError) as caught:
+        _in_second_process(KeyError("image"))
+    failure = read_failure(caught.value)
+    assert not failure.is_deliberate
+    assert "in fail" in failure.trace
+
+
+def _in_second_process(error: Exception) -> None:
+    """Call `in_first_process` as the second of two processes, in the first of which this fails."""
+
+    def fail() -> None:
+        {}[error.args[0]]
+
+    sent = []
+
+    def gather(outcome: object) -> list[object]:
+        sent.append(outcome)
+        return sent
+
+    with mock.patch.object(run_folder.comm, "all_gather", gather):
+        with contextlib.suppress(KeyError):
+            in_first_process(fail)
+        with mock.patch.object(run_folder.comm, "is_main_process", return_value=False):
+            in_first_process(fail)

@@ -1,5 +1,6 @@
 """What is resumed is whole and is this run's, or one sentence says why not."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,10 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 import toy_training as toy
 
+from focalnet_det.engine import main as main_module
 from focalnet_det.engine.checkpoints import newest_whole
 from focalnet_det.engine.resume import config_changes, flatten, load_optimizer
+from focalnet_det.visualization.curves import read_curves
 
 ITERATIONS = 6
 
@@ -226,3 +229,58 @@ def test_a_shorter_training_is_finished(interrupted: Path) -> None:
     resume(interrupted, iterations=3)
     assert final(interrupted)["iteration"] == 3
     assert (interrupted / "model_ema.pth").exists()
+
+
+def test_a_refused_resumption_leaves_the_config_of_the_run(
+    interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the message asks for: "Use the config that it was made with"."""
+    before = (interrupted / "config.yaml").read_text()
+    monkeypatch.setattr(main_module, "check", lambda experiment, **_: experiment)
+    for config, accepted in (
+        ("model: {width: 3}", False),
+        ("optimizer: {lr: 0.2}\n" + before, True),
+    ):
+        monkeypatch.setattr(
+            main_module,
+            "describe",
+            lambda _, config=config: toy.experiment(
+                interrupted, iterations=5, tested=False, ema_decay=0.9, config=config
+            ),
+        )
+        with contextlib.nullcontext() if accepted else pytest.raises(ValueError, match="width"):
+            main_module.run(main_module.RunArguments(config_file="toy.py", resume=True))
+        assert ((interrupted / "config.yaml").read_text() == before) != accepted
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\xff\xfe\x00", b"[1]\n", b"3\n", b'{"iteration": Infinity}\n', b"\x00" * 99]
+)
+def test_damaged_lines_of_metrics_are_left_out(interrupted: Path, garbage: bytes) -> None:
+    path = interrupted / "metrics.json"
+    whole = path.read_bytes()
+    path.write_bytes(garbage + b"\n" + whole + garbage)
+    assert set(read_curves(path)) >= {"total_loss", "lr"}
+    resume(interrupted)
+    rows = [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+    assert rows == list(range(ITERATIONS))
+
+
+def test_keeping_the_best_needs_something_to_compare(tmp_path: Path) -> None:
+    """Said before the first iteration, not after the first evaluation."""
+
+    def read(*_: int) -> list[dict[str, Any]]:
+        raise AssertionError("an iteration was begun")
+
+    with pytest.raises(ValueError, match="keep_best=segm/AP needs a test set"):
+        toy.run(tmp_path, keep_best="segm/AP", tested=False, read=read)
+    for name in ("AP", "segm/", "/AP"):
+        with pytest.raises(ValueError, match="keep_best must be TASK/METRIC"):
+            toy.run(tmp_path, keep_best=name, read=read)
+
+
+def test_averaged_weights_are_not_dropped_in_silence(
+    interrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resume(interrupted, ema_decay=0.0)
+    assert "averaged weights are left: ema_decay is 0" in caplog.text
