@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 from focalnet_det.experiment import Experiment, RunArguments, describe
@@ -33,7 +34,7 @@ def test_training_length(images: int, batch: int, expected: tuple[int, int]) -> 
 
 
 def data(folder: Path, images: int) -> Path:
-    """A COCO file with a box in every image but one."""
+    """A COCO file with a box in every image but one, and its images."""
     path = folder / "train.json"
     box = {"category_id": 1, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
     content = {
@@ -44,6 +45,8 @@ def data(folder: Path, images: int) -> Path:
         "categories": [{"id": 1, "name": "cell"}],
     }
     path.write_text(json.dumps(content))
+    for i in range(images):
+        Image.new("RGB", (9, 9)).save(folder / f"{i}.png")
     return path
 
 
