@@ -60,13 +60,14 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def train_loader_arguments(path: Path, experiment: Experiment) -> dict[str, Any]:
+def train_loader_arguments(path: Path) -> dict[str, Any]:
     """What the training loader is built with, defaults included; the data need not be there."""
     signature = inspect.signature(data_build.build_train_loader)
     cfg = load_config(path, [])
     if isinstance(cfg, CfgNode):
+        # An experiment builds its loader once.
         with mock.patch.object(yacs_module, "build_loader") as build:
-            experiment.train_loader()
+            read(path).train_loader()
         given = build.call_args.kwargs
     else:
         node = cfg.dataloader.train
@@ -96,7 +97,7 @@ def test_config_builds(path: Path) -> None:
     assert in_groups == sum(p.requires_grad for p in model.parameters())
     assert experiment.schedule.max_iter(100) > 0
     assert 0 < experiment.schedule.multiplier(100)(0.5) <= 1
-    arguments = train_loader_arguments(path, experiment)
+    arguments = train_loader_arguments(path)
     assert len(arguments["datasets"]) == 1
     assert arguments["batch_size"] > 0
     assert list(experiment.test_loaders)
@@ -125,7 +126,7 @@ def test_yaml_equals_its_twin(path: Path) -> None:
     assert yacs.schedule == lazy.schedule
     assert groups(yacs, models[0]) == groups(lazy, models[1])
     assert list(yacs.test_loaders) == list(lazy.test_loaders)
-    assert train_loader_arguments(path, yacs) == train_loader_arguments(twin, lazy)
+    assert train_loader_arguments(path) == train_loader_arguments(twin)
     # Detectron2 has "./output" where we have "output".
     options = [{**vars(e.options), "output_dir": ""} for e in (yacs, lazy)]
     assert options[0] == options[1]
@@ -204,7 +205,7 @@ def test_zoo_leaf_is_as_published(name: str, suffix: str) -> None:
     for rate, decay, exempt in [group_summary(g, model) for g in optimizer_groups(recipe, model)]:
         assert rate == 1e-4
         assert decay == (0.0 if exempt else 0.05)
-    assert train_loader_arguments(path, recipe) == train_loader_arguments(RECIPE, reference)
+    assert train_loader_arguments(path) == train_loader_arguments(RECIPE)
     assert recipe.options.recipe_batch == 16
     for option in ("precision", "clip_norm", "max_dets", "seed", "init_checkpoint"):
         assert getattr(recipe.options, option) == getattr(reference.options, option), option
@@ -288,7 +289,7 @@ def test_published_optimizer(recipe: Experiment, model: nn.Module) -> None:
 
 
 def test_published_schedule(path: Path, recipe: Experiment) -> None:
-    batch_size = train_loader_arguments(path, recipe)["batch_size"]
+    batch_size = train_loader_arguments(path)["batch_size"]
     assert batch_size == 16
     # COCO train2017 has 117,266 images with annotations: 7329.1 batches.
     loader = data_build.TrainLoader(None, num_images=117_266, batch_size=batch_size)
@@ -315,7 +316,7 @@ def test_published_pixels(model: nn.Module, path: Path, recipe: Experiment) -> N
     assert model.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
     assert model.pixel_std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
     assert model.input_format == "RGB"
-    assert train_loader_arguments(path, recipe)["image_format"] == "RGB"
+    assert train_loader_arguments(path)["image_format"] == "RGB"
     assert model.backbone.size_divisibility == 32
 
 
@@ -376,7 +377,7 @@ def test_published_augmentation(path: Path, recipe: Experiment) -> None:
         augmentations = instantiate(load_config(path, []).dataloader.train.augmentations)
     else:
         with mock.patch.object(yacs_module, "build_loader") as build:
-            recipe.train_loader()
+            read(path).train_loader()
         augmentations = build.call_args.kwargs["augmentations"]
     flip, choice = augmentations
     assert isinstance(flip, T.RandomFlip)
@@ -395,7 +396,7 @@ def test_published_augmentation(path: Path, recipe: Experiment) -> None:
 
 
 def test_published_evaluation(path: Path, recipe: Experiment) -> None:
-    assert train_loader_arguments(path, recipe)["datasets"] == ["coco_2017_train"]
+    assert train_loader_arguments(path)["datasets"] == ["coco_2017_train"]
     (name,) = recipe.test_loaders
     assert name == "coco_2017_val"
     if path.suffix == ".py":

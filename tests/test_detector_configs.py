@@ -14,6 +14,7 @@ from test_configs import CONFIGS, LEAVES, read, without_memory
 from torch import nn
 from torchvision.models import resnet50, swin_t
 
+from focalnet_det.data.augmentation import ResizeShortestEdge
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.cascade import MmdetCascadeROIHeads
 from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetRetinaNet, MmdetRPN
@@ -144,7 +145,7 @@ def test_published_retinanet_form() -> None:
 def test_keypoint_recipe_does_not_crop() -> None:
     path = CONFIGS / "COCO-Keypoints/keypoint_rcnn_focalnet_tiny_srf_fpn_1x.py"
     augmentations = instantiate(load_config(path, []).dataloader.train.augmentations)
-    assert [type(a) for a in augmentations] == [T.RandomFlip, T.ResizeShortestEdge]
+    assert [type(a) for a in augmentations] == [T.RandomFlip, ResizeShortestEdge]
 
 
 def test_leaves_are_where_detectron2_has_them() -> None:
