@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.focalnet import FocalNet
-from ..checkpoint.whole import check_file
+from ..checkpoint import check_file
 from ..data.build import TrainLoader, check_masks, dataset_records
 from ..data.check import check_dataset
 from .data_settings import KIND_OF_EVALUATOR
