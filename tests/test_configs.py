@@ -65,10 +65,9 @@ def train_loader_arguments(path: Path) -> dict[str, Any]:
     signature = inspect.signature(data_build.build_train_loader)
     cfg = load_config(path, [])
     if isinstance(cfg, CfgNode):
-        # An experiment keeps its loader, so this needs one that has none yet.
-        experiment = read_experiment(cfg)
+        # An experiment builds its loader once.
         with mock.patch.object(yacs_module, "build_loader") as build:
-            experiment.train_loader()
+            read(path).train_loader()
         given = build.call_args.kwargs
     else:
         node = cfg.dataloader.train
@@ -378,7 +377,7 @@ def test_published_augmentation(path: Path, recipe: Experiment) -> None:
         augmentations = instantiate(load_config(path, []).dataloader.train.augmentations)
     else:
         with mock.patch.object(yacs_module, "build_loader") as build:
-            recipe.train_loader()
+            read(path).train_loader()
         augmentations = build.call_args.kwargs["augmentations"]
     flip, choice = augmentations
     assert isinstance(flip, T.RandomFlip)

@@ -19,11 +19,12 @@ import os, signal, sys, time
 from focalnet_det.supervise import run_processes
 
 def work(index, how):
-    print(os.getpid(), flush=True)
+    received = []
     if how == "signal":
-        received = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda number, frame: received.append(number))
+    print(os.getpid(), flush=True)
+    if how == "signal":
         while not received:
             time.sleep(0.05)
         time.sleep(1)

@@ -107,12 +107,11 @@ def _finished(name: str, file: Path, command: list[str], **variables: str) -> bo
         with replacing(file, durable=False) as partial:
             command = [str(partial) if part == str(file) else part for part in command]
             subprocess.run(command, env=os.environ | variables, check=True)
-    except (subprocess.CalledProcessError, OSError) as error:
-        # The error's own text repeats the command, which was printed before.
-        reason = f"({error})"
-        if isinstance(error, subprocess.CalledProcessError):
-            reason = f"with exit status {error.returncode}"
-        print(f"{name}: failed {reason}", file=sys.stderr)
+    except subprocess.CalledProcessError as error:
+        print(f"{name}: failed with exit status {error.returncode}", file=sys.stderr)
+        return False
+    except OSError as error:
+        print(f"{name}: failed ({error})", file=sys.stderr)
         return False
     return True
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.stages import StagedBackbone
+from ..checkpoint import check_file
 from ..data.build import TrainLoader, check_masks, dataset_records
 from ..data.check import check_dataset
 from ..heads.empty import EMPTY_SAFE
@@ -68,6 +69,7 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
         *option_problems(experiment),
         *channel_problems(model),
         *feature_problems(model),
+        *file_problems(experiment.options.init_checkpoint),
     ]
     if not eval_only:
         problems += [
@@ -223,6 +225,15 @@ def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:
         f"data ({example}): they are matched by their order. Name the classes as they were, in "
         "their order."
     ]
+
+
+def file_problems(weights: str) -> list[str]:
+    """Return what is wrong with the file of the initial weights; names and URLs come later."""
+    path = Path(weights)
+    if not weights or not path.is_file():
+        return []
+    problem = check_file(path)
+    return [] if problem is None else [f"Could not read {weights}: {problem}."]
 
 
 def option_problems(experiment: Experiment) -> list[str]:

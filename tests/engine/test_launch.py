@@ -193,9 +193,7 @@ def test_killed_process_ends_the_job(shapes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.soak), 2])
-def test_data_error_in_a_loader_process_is_one_line(
-    processes: int, shapes: Path, tmp_path: Path
-) -> None:
+def test_data_error_is_one_line(processes: int, shapes: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for path in (shapes / "images/train").iterdir():
@@ -206,12 +204,10 @@ def test_data_error_in_a_loader_process_is_one_line(
     assert job.returncode == 1
     (line,) = errors.splitlines()
     assert re.match(
-        r"error: (process [01] of 2: )?50 training images in a row cannot be used. The last one: ",
-        line,
+        r"error: (process [01] of 2: )?The images of .*instances_train\.json cannot", line
     )
     assert len(line) < 500
     for word in ("Traceback", "DataLoader", "Caught"):
         assert word not in line
-    logs = [path.read_text() for path in (tmp_path / "o").glob("log.txt*")]
-    assert len(logs) == processes
-    assert any("stream.py" in log and "Traceback" in log for log in logs)
+    # It is found before the run touches its folder.
+    assert not (tmp_path / "o").exists()

@@ -64,9 +64,9 @@ def test_panoptic_recipe_trains_a_step_and_evaluates(
     for name in ("PQ", "PQ_th", "PQ_st", "PQ-circle", "PQ-water"):
         value = results["panoptic_seg"][name]
         assert 0 <= value <= 100 or math.isnan(value)
-    trained, scored = (json.loads(line) for line in (tmp_path / "metrics.json").open())
-    assert 0 < trained["loss_sem_seg"] < trained["total_loss"] < 100
-    assert scored["panoptic_val/panoptic_seg/PQ"] == results["panoptic_seg"]["PQ"]
+    (line,) = (json.loads(line) for line in (tmp_path / "metrics.json").open())
+    assert 0 < line["loss_sem_seg"] < line["total_loss"] < 100
+    assert line["panoptic_val/panoptic_seg/PQ"] == results["panoptic_seg"]["PQ"]
     shutil.rmtree(tmp_path)
 
 
@@ -79,6 +79,6 @@ def test_semantic_recipe_trains_a_step_and_evaluates(
     args = RunArguments(config_file=str(path), opts=opts, output=str(tmp_path))
     results = run(dataclasses.replace(args, **semantic_data(shapes)))
     assert 0 <= results["validation"]["sem_seg"]["mIoU"] <= 100
-    trained, _ = (json.loads(line) for line in (tmp_path / "metrics.json").open())
-    assert 0 < trained["total_loss"] < 100
+    (line,) = (json.loads(line) for line in (tmp_path / "metrics.json").open())
+    assert 0 < line["total_loss"] < 100
     shutil.rmtree(tmp_path)

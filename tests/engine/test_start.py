@@ -45,7 +45,7 @@ def test_what_is_decided_early_is_seen_and_logged(case: str, shapes: Path, tmp_p
     config, arguments, line = {
         "linear rule": (
             TINY,
-            ["dataloader.train.batch_size=2"],
+            [*coco, str(shapes / "images/train"), "dataloader.train.batch_size=2"],
             "Batch 2 instead of the recipe's 16: learning rate times 0.125, 1.25e-05.",
         ),
         "length": (NANO, [*coco, str(shapes / "images/train")], "8 training images in batches of"),
