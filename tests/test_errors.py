@@ -22,6 +22,8 @@ from focalnet_det.errors import one_line_errors, read_failure
 @pytest.fixture(autouse=True)
 def _no_traceback_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOCALNET_DET_TRACEBACK", raising=False)
+    # A run of another test may have left its log open.
+    monkeypatch.setattr(logging.getLogger("focalnet_det"), "handlers", [])
 
 
 @pytest.mark.parametrize(

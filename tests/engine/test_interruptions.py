@@ -241,8 +241,13 @@ def test_a_signal_saves_and_a_second_one_leaves(number: int, code: int, tmp_path
     # The metrics of an iteration are owed where its evaluation is.
     assert saved["iteration"] == done - (saved["pending"] is None)
 
+    before = (tmp_path / "run.lock").stat().st_mtime_ns
     again = start(tmp_path, "--iterations=1000", "--seconds=30")
     wait_for_line(tmp_path, again, done)
+    # Its folder is open before its handlers are in place.
+    while again.poll() is None and not (tmp_path / "run.lock").stat().st_mtime_ns > before:
+        time.sleep(0.05)
+    time.sleep(1)
     deadline = time.monotonic() + 60
     while again.poll() is None and time.monotonic() < deadline:
         again.send_signal(number)
