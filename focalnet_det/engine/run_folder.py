@@ -1,6 +1,7 @@
 """The folder of a run: who writes to it, and which run each of its files belongs to."""
 
 import contextlib
+import copy
 import datetime
 import json
 import logging
@@ -255,7 +256,8 @@ def in_first_process(work: Callable[[], Result]) -> Result:
 def sendable(error: Exception) -> Exception:
     """Return an error, or one with its message if it cannot be sent to another process."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        copy.copy(error)  # takes the way of unpickling
     except Exception:  # whatever its constructor makes of its own arguments
         return RuntimeError(str(error))
     return error

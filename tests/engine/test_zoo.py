@@ -29,7 +29,7 @@ NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_sma
 
 def family(path: Path) -> str:
     """Method of a leaf: what its name begins with."""
-    return re.split("_(focalnet|swin|resnet)", path.stem)[0]
+    return re.split("_(focalnet|focal|swin|resnet)", path.stem)[0]
 
 
 def data(shapes: Path) -> dict[str, list[str]]:
@@ -48,10 +48,12 @@ def names(paths: list[Path]) -> list[str]:
 # A thin backbone of each kind with the recipe's kernels, thin heads, tiny images; the rest is the
 # recipe.
 NARROW = ["model.backbone.bottom_up.embed_dim=8", "model.backbone.bottom_up.depths=[1,1,1,1]"]
+HEADS = ["model.backbone.bottom_up.num_heads=[1,1,2,4]"]
 BACKBONES = {
     "focalnet": NARROW,
-    "swin": [*NARROW, "model.backbone.bottom_up.num_heads=[1,1,2,4]"],
+    "swin": [*NARROW, *HEADS],
     "resnet50": [],
+    "_focal_": [*NARROW, *HEADS],
 }
 RUN = [
     *("dataloader.train.batch_size=2", "dataloader.train.num_workers=0", "schedule.epochs=null"),
@@ -162,6 +164,7 @@ def test_detector_trains_a_step_and_evaluates(path: Path, shapes: Path, tmp_path
     if "nano" in path.stem:
         opts = [*(o for o in RUN if "epochs" not in o), *SIZES, *NARROW]
         opts.append("dataloader.train.augmentations.crop=64")
+        opts += HEADS if "_focal_" in path.stem else []
     results = run(
         RunArguments(config_file=str(path), opts=opts, output=str(tmp_path / "run"), **arguments)
     )
@@ -218,6 +221,8 @@ def test_semantic_recipe_trains_a_step_and_evaluates(
     if path.suffix == ".py":
         backbone = "model.backbone.bottom_up" if "semantic_fpn" in path.name else "model.backbone"
         opts = [f"{backbone}.embed_dim=8", f"{backbone}.depths=[1,1,1,1]", *THIN_SEMANTIC[".py"]]
+        if "_focal_" in path.stem:
+            opts.append(f"{backbone}.num_heads=[1,1,2,4]")
     else:
         opts = THIN_SEMANTIC[".yaml"]
     results = run(
