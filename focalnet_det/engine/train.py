@@ -24,6 +24,7 @@ from .hooks import GrowthHook, OptionalWriter, ProfilerHook, ProgressLine, Wandb
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
 from .numerics import NumericalTrouble
 from .pictures import save_predictions, save_training_curves
+from .random_state import random_states, restore_random_states
 from .run_folder import CONFIG, METRICS, RunFolder, in_first_process
 from .signals import RunStopped, StopSignals
 from .trainer import Rewind, Trainer, autocast
@@ -104,10 +105,12 @@ class Training:
 
     def _data_seed(self) -> int:
         """Return the config's seed, the recorded one, or a new one; the same in all processes."""
+        if self.options.seed >= 0:
+            return self.options.seed
+        # Drawn at each start, so that the random states after it are those of the first start.
+        drawn = comm.shared_random_seed()
         recorded = self.folder.record.data_seed
-        # All processes have a record, and draw together.
-        drawn = comm.shared_random_seed() if recorded is None else recorded
-        return self.options.seed if self.options.seed >= 0 else drawn
+        return drawn if recorded is None else recorded
 
     def _register_hooks(self) -> EndOfIteration:
         options, epoch = self.options, self.loader.iterations_per_epoch
@@ -252,8 +255,13 @@ class Training:
             if self.stop.received:
                 raise RunStopped(self.stop.received, iteration + 1)
 
-        with autocast(self.options):
-            self.results = evaluate(self.experiment, model, between=stop_if_asked)
+        # Whether an evaluation is made again after an interruption, the training must not notice.
+        states = random_states(self.options.device)
+        try:
+            with autocast(self.options):
+                self.results = evaluate(self.experiment, model, between=stop_if_asked)
+        finally:
+            restore_random_states(states, self.options.device)
 
         self.is_evaluated = True
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,14 +95,21 @@ def opened(output: Path) -> int:
     return lock.stat().st_mtime_ns if lock.exists() else 0
 
 
-def kill_at_random(process: subprocess.Popen[str], output: Path, seconds: float) -> None:
-    """Kills a run and its children at a moment between the opening of its folder and its end."""
+def is_killed(process: subprocess.Popen[str], output: Path, seconds: float) -> bool:
+    """Kills a run and its children at a moment between the opening of its folder and its end.
+
+    Returns: whether it was there to be killed.
+    """
     before = opened(output)
     while process.poll() is None and opened(output) == before:
         time.sleep(0.01)
-    time.sleep(random.random() * seconds)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    try:
+        process.communicate(timeout=random.random() * seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return True
+    return False
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
@@ -118,10 +126,21 @@ def test_killed_and_resumed_equals_uninterrupted(
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     finish(start(kind, processes, shapes, whole))
     seconds = ((whole / "predictions.png").stat().st_mtime_ns - opened(whole)) / 1e9
-    for _ in range(KILLS):
-        # A resumed run is shorter: some kills come when it has ended.
-        kill_at_random(start(kind, processes, shapes, torn), torn, 0.6 * seconds)
-    finish(start(kind, processes, shapes, torn))
+    kills = runs = 0
+    while kills < KILLS:
+        # A run is killed until it comes to its end before the next kill; then there is another.
+        if is_killed(start(kind, processes, shapes, torn), torn, seconds):
+            kills += 1
+            if kills < KILLS:
+                continue
+        finish(start(kind, processes, shapes, torn))
+        assert_same_end(torn, whole)
+        shutil.rmtree(torn)
+        runs += 1
+    print(f"{kind}, {processes} processes: {kills} kills in {runs} runs")
+
+
+def assert_same_end(torn: Path, whole: Path) -> None:
     assert metrics(torn) == metrics(whole)
     assert [line["iteration"] for line in metrics(torn)] == list(range(ITERATIONS))
     scored = [line["iteration"] for line in metrics(torn) if f"{VAL}/bbox/AP" in line]

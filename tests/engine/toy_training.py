@@ -5,6 +5,7 @@ weights after n iterations can be worked out by hand: each update subtracts rate
 """
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -106,6 +108,8 @@ def run(
 
     def evaluate(_: Experiment, model: nn.Module, *, between: Callable[[], None]) -> dict[str, Any]:
         between()
+        # As loaders and visualizers do.
+        random.random(), np.random.rand(), torch.rand(1)
         seen = int(model.count)
         if evaluations is not None:
             evaluations.append(seen)
@@ -113,6 +117,8 @@ def run(
         score = scores[done - 1] if scores else float(model.weight.detach().sum())
         return {DATA: {"segm": {"AP": score, "APl": float("nan")}}}
 
+    random.seed(3)
+    np.random.seed(3)
     torch.manual_seed(3)
     with (
         mock.patch.object(train_module, "evaluate", evaluate),
