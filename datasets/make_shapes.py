@@ -35,7 +35,7 @@ def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors():
-        from focalnet_det.data.shapes import default_root, make_shapes, parse_size
+        from focalnet_det.data.shapes.generate import default_root, make_shapes, parse_size
 
         make_shapes(
             args.out or default_root(),

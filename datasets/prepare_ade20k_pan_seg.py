@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--partial", action="store_true", help="accept a part of the data set")
     args = parser.parse_args()
     with one_line_errors():
-        from focalnet_det.data.ade20k import default_ade20k_root
-        from focalnet_det.data.ade20k_objects import prepare_ade20k_panoptic
+        from focalnet_det.data.panoptic.ade20k_objects import prepare_ade20k_panoptic
+        from focalnet_det.data.semantic.ade20k import default_ade20k_root
 
         root = args.root or default_ade20k_root()
         written = prepare_ade20k_panoptic(root, workers=args.workers, partial=args.partial)

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--partial", action="store_true", help="accept a part of the data set")
     args = parser.parse_args()
     with one_line_errors():
-        from focalnet_det.data.ade20k import (
+        from focalnet_det.data.semantic.ade20k import (
             LABELS,
             default_ade20k_root,
             prepare_ade20k_sem_seg,

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: cores")
     args = parser.parse_args()
     with one_line_errors():
-        from focalnet_det.data.coco_panoptic import prepare_coco_panoptic
+        from focalnet_det.data.panoptic.coco_panoptic import prepare_coco_panoptic
 
         written = prepare_coco_panoptic(
             args.root, forms=args.forms, splits=args.splits, workers=args.workers

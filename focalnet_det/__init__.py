@@ -4,22 +4,29 @@ Importing the package takes no time: PyTorch is loaded with the first backbone, 
 touches it.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from .moved import find_moved_modules
+
 if TYPE_CHECKING:
-    from .backbones import create_backbone, list_backbones
+    from .backbones import list_backbones
+    from .create import create_backbone
 
 __version__ = "0.1.0"
+
+# Loaded when they are first asked for.
+HOMES = {"create_backbone": ".create", "list_backbones": ".backbones"}
+
+find_moved_modules()
 
 __all__ = ["add_focalnet_config", "create_backbone", "list_backbones"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("create_backbone", "list_backbones"):
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import backbones
-
-    return getattr(backbones, name)
+    return getattr(importlib.import_module(HOMES[name], __name__), name)
 
 
 def __dir__() -> list[str]:
@@ -40,6 +47,6 @@ def add_focalnet_config(cfg: Any) -> None:
     from .compat import require_detectron2
 
     require_detectron2()
-    from .config import add_focalnet_config as add
+    from .experiment.yacs_keys import add_focalnet_config as add
 
     add(cfg)

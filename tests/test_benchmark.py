@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from focalnet_det.analysis import detector_speed, gpu_suite, peers, speed
+from focalnet_det.benchmark import (
+    backbone_speed as speed,
+)
+from focalnet_det.benchmark import (
+    contenders as peers,
+)
+from focalnet_det.benchmark import (
+    detector_speed,
+    gpu_suite,
+)
 from focalnet_det.ops import dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,7 +186,7 @@ NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_sma
 
 def test_whole_detectors() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
-    from focalnet_det.analysis.detectors import detector
+    from focalnet_det.benchmark.recipe_models import detector
 
     cpu = torch.device("cpu")
     ours, other = detector(NANO, cpu), detector(NANO, cpu, path="reference")
@@ -195,7 +204,7 @@ def test_whole_detectors() -> None:
 
 def test_a_backbone_is_no_whole_detector() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
-    from focalnet_det.analysis.detectors import detector
+    from focalnet_det.benchmark.recipe_models import detector
 
     config = ROOT / "configs/Shapes-SemanticSegmentation/upernet_focalnet_nano_small.py"
     with pytest.raises(ValueError, match="makes no boxes"):
@@ -304,7 +313,7 @@ def test_kernels_are_counted_once() -> None:
 def test_training_speed_of_a_detector(tmp_path: Path) -> None:
     config = ROOT / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
     command = [
-        sys.executable, "-m", "focalnet_det.analysis.detector_speed", "--config", str(config),
+        sys.executable, "-m", "focalnet_det.benchmark.detector_speed", "--config", str(config),
         "--data", str(tmp_path), "--size", "96", "128", "--device", "cpu", "--precision", "fp32",
         "--batch-size", "2", "--workers", "1", "--warm-up", "1", "--steps", "2",
         "--json", str(tmp_path / "timing.json"),

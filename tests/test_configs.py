@@ -18,7 +18,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.data import transforms as T
 from torch import nn
 
-from focalnet_det.data import build as data_build
+from focalnet_det.data import loader as data_build
 from focalnet_det.experiment import (
     Experiment,
     RunArguments,
@@ -34,7 +34,7 @@ from focalnet_det.experiment.check import (
     name_problems,
     skeleton,
 )
-from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
+from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LEAVES = sorted(p for p in CONFIGS.glob("*/*.py") if p.parent.name != "common")

@@ -16,8 +16,8 @@ from torchvision.models import resnet50, swin_t
 
 from focalnet_det.data.augmentation import ResizeShortestEdge
 from focalnet_det.experiment import load_config
-from focalnet_det.heads.cascade import MmdetCascadeROIHeads
-from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetRetinaNet, MmdetRPN
+from focalnet_det.heads.mmdet.cascade import MmdetCascadeROIHeads
+from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform, MmdetRetinaNet, MmdetRPN
 
 CASCADE = CONFIGS / "COCO-InstanceSegmentation/cascade_mask_rcnn_focalnet_tiny_lrf_fpn_3x.py"
 RETINANET = CONFIGS / "COCO-Detection/retinanet_focalnet_tiny_srf_fpn_1x.py"

@@ -10,8 +10,8 @@ from pycocotools import mask as mask_utils
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.analysis.evaluation_speed import ResultsEvaluator, draw_scene, measure
-from focalnet_det.evaluation import coco
+from focalnet_det.benchmark.evaluation_speed import ResultsEvaluator, draw_scene, measure
+from focalnet_det.evaluation import coco_ap as coco
 
 
 def test_both_give_the_same_statistics(tmp_path: Path) -> None:

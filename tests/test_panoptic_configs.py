@@ -12,7 +12,7 @@ from detectron2.modeling import PanopticFPN
 from torch import nn
 
 from focalnet_det.experiment import load_config, read_experiment
-from focalnet_det.heads.mmdet_conventions import MmdetRPN
+from focalnet_det.heads.mmdet.conventions import MmdetRPN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FOLDER = CONFIGS / "COCO-PanopticSegmentation"

@@ -11,9 +11,9 @@ import torch
 from detectron2.config import instantiate
 from torch import nn
 
-from focalnet_det.analysis.segmentor import segmentor_macs
+from focalnet_det.analysis.segmentor_flops import segmentor_macs
 from focalnet_det.experiment import Experiment, load_config, read_experiment
-from focalnet_det.heads.segmentor import MmsegSegmentor
+from focalnet_det.heads.mmdet.segmentor import MmsegSegmentor
 
 ADE = Path(__file__).resolve().parents[1] / "configs/ADE20K-SemanticSegmentation"
 LEAVES = sorted(ADE.glob("*focalnet*160k*.py"))

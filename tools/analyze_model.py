@@ -109,7 +109,7 @@ def report_padding(args: argparse.Namespace) -> None:
     import torch
 
     from focalnet_det import create_backbone
-    from focalnet_det.analysis.padding import feature_shifts
+    from focalnet_det.analysis.feature_shifts import feature_shifts
     from focalnet_det.backbones import StagedBackbone
 
     scores: list[dict[str, object]] = []
@@ -117,7 +117,7 @@ def report_padding(args: argparse.Namespace) -> None:
     if args.config_file is None:
         net = create_backbone(args.variant, weights=args.weights)
     else:
-        from focalnet_det.engine.padding import scores_under_padding, weighted_model
+        from focalnet_det.engine.padding_robustness import scores_under_padding, weighted_model
 
         experiment, model = weighted_model(args.config_file, args.weights)
         net = next(m for m in model.modules() if isinstance(m, StagedBackbone))

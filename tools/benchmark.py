@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from focalnet_det.analysis.peers import Contender
-    from focalnet_det.analysis.speed import Timing
     from focalnet_det.backbones import StagedBackbone
+    from focalnet_det.benchmark.backbone_speed import Timing
+    from focalnet_det.benchmark.contenders import Contender
 
 EXAMPLES = """examples:
   tools/benchmark.py --size 800 1216
@@ -69,7 +69,7 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
     """Ours first, then our reference path, then the peers that are installed."""
     import copy
 
-    from focalnet_det.analysis import peers
+    from focalnet_det.benchmark import contenders as peers
 
     if args.detector:
         return detectors(args)
@@ -118,7 +118,7 @@ def detectors(args: argparse.Namespace) -> list["Contender"]:
     """Detectors of recipes; the first once more on each of our slower paths."""
     import torch
 
-    from focalnet_det.analysis.detectors import detector
+    from focalnet_det.benchmark.recipe_models import detector
 
     if args.dtype != "float32" or args.compile or args.roofline:
         raise ValueError("Whole detectors run in float32; --compile and --roofline take backbones.")
@@ -133,8 +133,8 @@ def own_setting(
 ) -> "Contender":
     import torch
 
-    from focalnet_det.analysis.peers import Contender
     from focalnet_det.backbones.focalnet import FocalNetBlock
+    from focalnet_det.benchmark.contenders import Contender
 
     net.to(args.device, getattr(torch, args.dtype))
     for module in net.modules():
@@ -164,7 +164,7 @@ def peer_settings(
     """A peer as it is, in channels-last order, and compiled if that is asked for."""
     import torch
 
-    from focalnet_det.analysis.peers import Contender
+    from focalnet_det.benchmark.contenders import Contender
 
     def built(setting: str) -> Contender:
         module, features = build()
@@ -262,14 +262,14 @@ def main() -> None:
     import torch
 
     if args.suite:
-        from focalnet_det.analysis import gpu_suite
+        from focalnet_det.benchmark import gpu_suite
 
         if not torch.cuda.is_available():
             raise ValueError("--suite gpu needs a CUDA device, and PyTorch finds none.")
         gpu_suite.run(Path(__file__).resolve(), args.output)
         return
 
-    from focalnet_det.analysis import speed
+    from focalnet_det.benchmark import backbone_speed as speed
 
     if args.repeats < 1 or min(*args.size, args.batch_size) < 1:
         raise ValueError("Repeats, size and batch size must be positive.")

@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < 4 or args.detections < 1:
         parser.error("at least 4 images and 1 detection are needed")
-    from focalnet_det.analysis.evaluation_speed import TASKS, measure
+    from focalnet_det.benchmark.evaluation_speed import TASKS, measure
 
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args.images, args.detections, Path(folder))

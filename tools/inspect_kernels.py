@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from focalnet_det.analysis.gpu_code import Program
+    from focalnet_det.benchmark.gpu_code import Program
 
 EXAMPLES = """examples:
   tools/inspect_kernels.py
@@ -33,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from focalnet_det.analysis.gpu_code import compile_kernels
+    from focalnet_det.benchmark.gpu_code import compile_kernels
 
     programs = compile_kernels(
         args.channels, args.kernels, getattr(torch, args.dtype), args.capability

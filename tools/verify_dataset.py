@@ -57,12 +57,12 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def main() -> int:
     args = parse_args()
-    from focalnet_det.data.verify import report
+    from focalnet_det.data.doctor.findings import report
 
     findings = find(args)
     print(report(findings))
     if args.fix:
-        from focalnet_det.data.doctor.coco import fix_coco
+        from focalnet_det.data.doctor.coco_doctor import fix_coco
 
         done = fix_coco(Path(args.coco_json), Path(args.images), Path(args.fix))
         print("\n".join([f"Written: {args.fix}", *done]) if done else "Nothing had to be repaired.")
@@ -71,19 +71,19 @@ def main() -> int:
 
 def find(args: argparse.Namespace) -> list:
     if args.coco_json:
-        from focalnet_det.data.doctor.coco import verify_coco
+        from focalnet_det.data.doctor.coco_doctor import verify_coco
 
         options = [args.coco_json, args.images, args.val_json, args.val_images]
         return verify_coco(*(None if option is None else Path(option) for option in options))
     if args.panoptic_json:
-        from focalnet_det.data.doctor.folders import verify_panoptic_set
+        from focalnet_det.data.doctor.folder_doctor import verify_panoptic_set
         from focalnet_det.experiment.arguments import default_root
 
         root = args.panoptic_root or default_root(args.panoptic_json)
         folders = Path(args.panoptic_json), Path(root), Path(args.images)
         return verify_panoptic_set(*folders, args.val_images)
-    from focalnet_det.data.doctor.folders import verify_folders
-    from focalnet_det.data.semantic import read_class_list
+    from focalnet_det.data.doctor.folder_doctor import verify_folders
+    from focalnet_det.data.semantic.label_folders import read_class_list
 
     classes = read_class_list(args.classes, args.first_label)
     return verify_folders(args.sem_images, args.sem_labels, classes, args.val_images)

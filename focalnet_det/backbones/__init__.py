@@ -1,6 +1,10 @@
-"""Focal networks as multi-scale backbones. Plain PyTorch, but for the Detectron2 adapter ``d2``."""
+"""Focal networks as multi-scale backbones, in plain PyTorch."""
 
-from .build import create_backbone
+import importlib
+import warnings
+from typing import Any
+
+from .build import build_backbone
 from .focal_transformer import FocalTransformer, FocalTransformerV2
 from .focalnet import FocalNet
 from .stages import FeatureShape, StagedBackbone
@@ -29,7 +33,18 @@ __all__ = [
     "FocalTransformerV2",
     "FocalTransformerV2Spec",
     "StagedBackbone",
-    "create_backbone",
+    "build_backbone",
     "list_backbones",
     "variant",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "create_backbone":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "focalnet_det.backbones.create_backbone is now focalnet_det.create_backbone.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(importlib.import_module("focalnet_det"), name)

@@ -1,20 +1,13 @@
-"""From a variant name to a backbone."""
+"""Build a backbone from the name of its variant."""
 
 import dataclasses
 import inspect
-import logging
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from .focal_transformer import FocalTransformer, FocalTransformerV2
 from .focalnet import FocalNet
 from .stages import StagedBackbone
 from .variants import FocalNetSpec, FocalTransformerSpec, FocalTransformerV2Spec, variant
-
-logger = logging.getLogger("focalnet_det")
 
 # Which class a row of the table is for.
 CLASSES: dict[type, type[StagedBackbone]] = {
@@ -25,12 +18,12 @@ CLASSES: dict[type, type[StagedBackbone]] = {
 
 
 def arguments_of(network: type[StagedBackbone]) -> tuple[str, ...]:
-    """Names of a class's constructor arguments."""
+    """Return the names of a class's constructor arguments."""
     return tuple(inspect.signature(network.__init__).parameters)[1:]
 
 
 def backbone_class(name: str) -> type[StagedBackbone]:
-    """The class of a variant.
+    """Return the class of a variant.
 
     Raises: KeyError for an unknown variant.
     """
@@ -38,7 +31,7 @@ def backbone_class(name: str) -> type[StagedBackbone]:
 
 
 def backbone_arguments(name: str, **overrides: Any) -> dict[str, Any]:
-    """Constructor arguments of a variant, with overrides.
+    """Return the constructor arguments of a variant, with overrides.
 
     Raises: KeyError for an unknown variant, TypeError for an unknown override.
     """
@@ -53,32 +46,12 @@ def backbone_arguments(name: str, **overrides: Any) -> dict[str, Any]:
     return arguments | overrides
 
 
-def create_backbone(
-    name: str,
-    *,
-    weights: str | Path | Mapping[str, Tensor] | None = None,
-    **overrides: Any,
-) -> StagedBackbone:
-    """A published backbone by name.
+def build_backbone(name: str, **overrides: Any) -> StagedBackbone:
+    """Build a variant with random weights.
 
-    Args:
-        name: see :func:`list_backbones`.
-        weights: path, URL, registered name or state dict in any public layout, see
-            :func:`focalnet_det.checkpoint.load_pretrained`, or None for random weights.
-        overrides: any constructor argument of the variant's class, such as ``out_features``,
-            ``in_channels``, ``focal_windows`` or ``drop_path_rate``.
+    Args: as in :func:`focalnet_det.create_backbone`, which loads weights too.
     Returns: the module, in training mode.
     Raises: KeyError for an unknown variant, TypeError for an unknown option, ValueError for values
-        that do not fit or weights that belong to another network.
-
-    Example::
-
-        net = create_backbone("focalnet_tiny_lrf", out_features=("stage2", "stage3", "stage4"))
-        features = net(torch.rand(1, 3, 480, 640))  # {"stage2": (1, 192, 60, 80), ...}
+        that do not fit.
     """
-    net = backbone_class(name)(**backbone_arguments(name, **overrides))
-    if weights is not None:
-        from ..checkpoint import load_pretrained
-
-        logger.info("%s", load_pretrained(net, weights))
-    return net
+    return backbone_class(name)(**backbone_arguments(name, **overrides))

@@ -12,7 +12,7 @@ from ..layers import DropPath, Mlp, has_hooks, layer_norm
 from ..ops import dispatch, fused, window_attention
 from ..ops.kernels.parameters import Affine, MlpWeights
 from ..ops.kernels.training import Residual
-from .focal_attention import FocalAttention, NearestAttention, WindowAttention
+from .attention import FocalAttention, NearestAttention, WindowAttention
 from .stages import StagedBackbone
 from .validation import check_transformer_arguments
 

@@ -4,7 +4,7 @@ from .convert import Conversion, convert_checkpoint, convert_state_dict
 from .files import Checkpoint, check_file, read_checkpoint, read_state_dict, write_state_dict
 from .growth import advance_growth
 from .inspect import Inspection, inspect_checkpoint
-from .layouts import LAYOUTS
+from .layouts.tables import LAYOUTS
 from .load import LoadReport, load_initial_weights, load_pretrained
 from .zoo import WEIGHTS, list_weights
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .peers import find_family, translate_peer
-from .shapes import match_variant, visible_shapes
-from .translate import translate
+from .layouts.swin_resnet import find_family, translate_peer
+from .layouts.translate import translate
+from .tensor_shapes import match_variant, visible_shapes
 
 BACKGROUND, PLAIN, ANCHORS = "background", "plain", "anchors"
 

@@ -11,14 +11,20 @@ from torch import Tensor
 from ..atomic import write_text
 from ..backbones.variants import FOCALNETS
 from .architecture import infer_architecture
-from .detectors import METHODS, find_own_method, find_public_method, to_detectron2, to_public
 from .files import read_checkpoint, unwrap, write_state_dict
 from .fit import value_problem
-from .focal_transformer import MODULES, is_focal_transformer
-from .layouts import LAYOUTS
-from .peers import find_family
-from .shapes import match_variant, visible_shapes
-from .translate import is_post_norm, translate, write
+from .layouts.detectors import (
+    METHODS,
+    find_own_method,
+    find_public_method,
+    to_detectron2,
+    to_public,
+)
+from .layouts.focal_transformer_names import MODULES, is_focal_transformer
+from .layouts.swin_resnet import find_family
+from .layouts.tables import LAYOUTS
+from .layouts.translate import is_post_norm, translate, write
+from .tensor_shapes import match_variant, visible_shapes
 from .zoo import resolve_weights
 
 # Layouts of the public detectors, for which whole models are written; beside LAYOUTS' own.

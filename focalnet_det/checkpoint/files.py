@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
-from .formats import describe_foreign
-from .pickled import UNFIT, Content, as_tensor, read_pickles, read_zip
-from .raw import LOCAL_MAGIC
-from .unpickle import Placeholder
+from .reader.formats import describe_foreign
+from .reader.pickled import UNFIT, Content, as_tensor, read_pickles, read_zip
+from .reader.raw import LOCAL_MAGIC
+from .reader.unpickle import Placeholder
 
 # Where a file keeps its tensors; the teacher is what self-distillation keeps.
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "ema_model")

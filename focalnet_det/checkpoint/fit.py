@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backbones.focal_attention import SETS
-from .focal_transformer import takes_set
-from .layouts import OUTPUT_NORMS
+from ..backbones.attention import SETS
+from .layouts.focal_transformer_names import takes_set
+from .layouts.tables import OUTPUT_NORMS
 from .resize import identity_kernel, resize_gates, resize_image_channels, resize_kernel
 
 State = Mapping[str, Tensor]

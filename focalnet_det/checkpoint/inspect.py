@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalNet
 from ..backbones.variants import FOCALNETS
-from . import focal_transformer
 from .architecture import infer_architecture
 from .files import Checkpoint, read_checkpoint, unwrap
-from .layouts import LAYOUTS, OUTPUT_NORMS
-from .peers import find_family, translate_peer
-from .shapes import match_variant, nearest_variants, visible_shapes
-from .translate import Translation, find, translate
+from .layouts import focal_transformer_names as focal_transformer
+from .layouts.swin_resnet import find_family, translate_peer
+from .layouts.tables import LAYOUTS, OUTPUT_NORMS
+from .layouts.translate import Translation, find, translate
+from .tensor_shapes import match_variant, nearest_variants, visible_shapes
 from .zoo import resolve_weights
 
 

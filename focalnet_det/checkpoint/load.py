@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalModulation, FocalNet
 from .architecture import infer_architecture, name_mismatch
-from .detectors import BACKBONE, to_detectron2
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
-from .focal_transformer import SET, UNUSED_SET, absent_neighbors, notes, unused_sets
 from .growth import grow
 from .inspect import describe_backbone, nearest_layouts, normalizes_modulators, unknowns
+from .layouts.detectors import BACKBONE, to_detectron2
+from .layouts.focal_transformer_names import SET, UNUSED_SET, absent_neighbors, notes, unused_sets
+from .layouts.swin_resnet import CONSTANT, find_family, other_constants, peer_notes, translate_peer
+from .layouts.translate import Translation, translate
 from .measure import shrinking_error
-from .peers import CONSTANT, find_family, other_constants, peer_notes, translate_peer
-from .translate import Translation, translate
 from .zoo import resolve_weights
 
 # Layers of Detectron2's heads whose size is a number of classes.
@@ -40,7 +40,7 @@ class LoadReport:
         missing: names in the model that the file does not have: they keep their initial values.
         renamed: name in the model -> name in the file, where they differ.
         rules: name of a dropped tensor -> the rule by which it was dropped.
-        layout: key of the file's layout in ``focalnet_det.checkpoint.layouts.LAYOUTS``.
+        layout: key of the file's layout in ``focalnet_det.checkpoint.layouts.tables.LAYOUTS``.
         share: of the backbone's numbers that came from the file, 0..1, output norms apart.
         notes: defaults that were taken, and what a resizing changes.
         warnings: what was lost; logged as well.
@@ -237,7 +237,7 @@ def load_initial_weights(
     Args:
         model: a Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
         path: a file, URL or registered name. A whole model may be one saved here, or one of mmdet's
-            or mmseg's whose method ``focalnet_det.checkpoint.detectors`` has a table for.
+            or mmseg's whose method ``focalnet_det.checkpoint.layouts.detectors`` has a table for.
         new_classes: let the last layers of the heads start anew where their class count differs;
             False, for evaluation, demands every tensor as it is.
         levels: for other numbers of focal levels, as in :func:`load_pretrained`.

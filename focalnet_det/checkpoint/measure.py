@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.focalnet import FocalModulation, FocalNet
-from .shapes import visible_shapes
+from .tensor_shapes import visible_shapes
 
 
 def shrinking_error(

@@ -17,7 +17,7 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .mappers import DATA_ISSUES, SkippedImage
+from .instances.mappers import DATA_ISSUES, SkippedImage
 from .workers import protect_workers
 
 # The number of a draw in the stream, and the index of the record that was drawn.

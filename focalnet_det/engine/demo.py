@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.shapes import default_root, make_shapes
+from ..data.shapes.generate import default_root, make_shapes
 from .launch import launch_run
 from .main import RunArguments
 

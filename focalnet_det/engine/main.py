@@ -10,10 +10,10 @@ from ..checkpoint import load_initial_weights
 from ..experiment import Experiment, RunArguments, check, describe, register_all
 from .evaluate import evaluate, write_reports
 from .logs import hold_records
-from .pictures import save_predictions
 from .random_state import make_deterministic
 from .run import start_run
 from .run_folder import RunFolder
+from .run_pictures import save_predictions
 from .train import train
 from .trainer import autocast
 

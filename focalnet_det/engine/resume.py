@@ -8,6 +8,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from ..moved import current_name
+
 # Keys of a config that may differ between a checkpoint and the run that continues it; by the names
 # of .py configs and of .yaml configs. All others decide what the saved state means.
 FREE = (
@@ -35,7 +37,8 @@ def flatten(text: str) -> dict[str, str]:
             for i, child in enumerate(node):
                 visit(child, f"{key}.{i}")
         else:
-            values[key] = str(list(node) if isinstance(node, tuple) else node)
+            # A run that an earlier version began calls modules by their earlier names.
+            values[key] = current_name(str(list(node) if isinstance(node, tuple) else node))
 
     visit(yaml.safe_load(text) or {}, "")
     return values

@@ -23,9 +23,9 @@ from .finish import Product, finish, read_results, write_results
 from .hooks import GrowthHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
 from .numerics import NumericalTrouble
-from .pictures import save_predictions, save_training_curves
 from .random_state import random_states, restore_random_states
 from .run_folder import CONFIG, METRICS, RunFolder, in_first_process
+from .run_pictures import save_predictions, save_training_curves
 from .signals import RunStopped, StopSignals
 from .trainer import Rewind, Trainer, autocast
 

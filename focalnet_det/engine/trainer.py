@@ -14,9 +14,9 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..checkpoint.growth import saved_growth, set_growth
-from ..data.build import TrainLoader
-from ..data.mappers import DATA_ISSUES
-from ..data.tally import DataTally
+from ..data.instances.mappers import DATA_ISSUES
+from ..data.issue_policies import DataTally
+from ..data.loader import TrainLoader
 from ..experiment import TrainOptions
 from .ema import averaged_model
 from .memory import OUT_OF_MEMORY, checkpoint_activations, explain_memory, is_out_of_memory

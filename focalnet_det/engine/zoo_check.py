@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.tables import render_table, two_decimals
+from ..evaluation.score_tables import render_table, two_decimals
 
 ROOT = Path(__file__).resolve().parents[2]
 

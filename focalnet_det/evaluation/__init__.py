@@ -1,11 +1,11 @@
 """Detectron2 evaluators for detection and segmentation, and their tables. Needs Detectron2."""
 
-from focalnet_det.evaluation.boundary import BoundaryEvaluator
-from focalnet_det.evaluation.build import EVALUATORS, build_evaluator
-from focalnet_det.evaluation.coco import COCODetectionEvaluator
-from focalnet_det.evaluation.panoptic import PanopticEvaluator
-from focalnet_det.evaluation.semantic import SemanticEvaluator
-from focalnet_det.evaluation.tables import overall_table, per_class_table
+from focalnet_det.evaluation.boundary_ap import BoundaryEvaluator
+from focalnet_det.evaluation.coco_ap import COCODetectionEvaluator
+from focalnet_det.evaluation.evaluators import EVALUATORS, build_evaluator
+from focalnet_det.evaluation.panoptic_quality import PanopticEvaluator
+from focalnet_det.evaluation.score_tables import overall_table, per_class_table
+from focalnet_det.evaluation.semantic_iou import SemanticEvaluator
 
 __all__ = [
     "EVALUATORS",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.io.coco import read_coco
+from ..data.io.coco_files import read_coco
 
 Record = dict[str, Any]
 

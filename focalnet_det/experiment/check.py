@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.stages import StagedBackbone
 from ..checkpoint import check_file
-from ..data.build import TrainLoader, check_masks, dataset_records
-from ..data.check import check_dataset
+from ..data.check_dataset import check_dataset
+from ..data.loader import TrainLoader, check_masks, dataset_records
 from ..heads.empty import EMPTY_SAFE
 from .data_settings import KIND_OF_EVALUATOR
 from .description import Experiment

@@ -6,8 +6,8 @@ from dataclasses import replace
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from ..data.labels import balanced_weights, pixel_counts
-from ..data.semantic import paired_files, read_class_list
+from ..data.io.labels import balanced_weights, pixel_counts
+from ..data.semantic.label_folders import paired_files, read_class_list
 from .length import fit_length
 from .own_data import DataFacts, OwnData, register
 from .settings import Given, ModelSettings, Settings

@@ -12,14 +12,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..data.build import TrainLoader
-from ..data.datasets import register_coco, register_shapes
-from ..data.panoptic_sets import (
+from ..data.loader import TrainLoader
+from ..data.panoptic.panoptic_sets import (
     register_ade20k_panoptic,
     register_coco_panoptic,
     register_shapes_panoptic,
 )
-from ..data.semantic import register_ade20k_sem_seg, register_shapes_sem_seg
+from ..data.registry import register_coco, register_shapes
+from ..data.semantic.label_folders import register_ade20k_sem_seg, register_shapes_sem_seg
 from ..heads.prepare import prepare
 from . import lazy, lazy_check, yacs, yacs_check, yaml_files
 from .arguments import RunArguments, own_data_of

@@ -11,6 +11,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..moved import current_name
 from .lazy_overrides import SECTIONS, apply_overrides
 from .lazy_tree import calls
 from .length import Length, follow_override
@@ -70,8 +71,8 @@ def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> Dic
     if missing:
         raise ValueError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
     for key, node in calls(cfg):
-        target = node["_target_"]
-        if not isinstance(target, str) or not target.startswith(TRUSTED):
+        target = node["_target_"] = current_name(str(node["_target_"]))
+        if not target.startswith(TRUSTED):
             raise ValueError(
                 f"{path}: {key or 'it'} calls {target}. A saved config may call focalnet_det, "
                 "detectron2, torch.nn, torch.optim and torchvision alone: give the .py config that "

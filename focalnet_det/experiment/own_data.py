@@ -8,9 +8,9 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.datasets import register_coco_json
-from ..data.panoptic_sets import PanopticFiles, register_panoptic_json
-from ..data.semantic import read_class_list, register_label_folders
+from ..data.panoptic.panoptic_sets import PanopticFiles, register_panoptic_json
+from ..data.registry import register_coco_json
+from ..data.semantic.label_folders import read_class_list, register_label_folders
 
 # What file names call the two splits.
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..backbones.d2 import NODES
+from ..detectron2.backbone import NODES
 from . import yacs
 from .rules import YACS_RULES, range_problem
 from .values import fits, type_name

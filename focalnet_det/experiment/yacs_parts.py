@@ -8,12 +8,12 @@ from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
 
 from ..data.augmentation import POLICIES, evaluation_resize
-from ..data.build import TrainLoader
-from ..data.build import build_test_loader as build_loader_of_tests
-from ..data.build import build_train_loader as build_loader
-from ..data.semantic_augmentation import semantic_crops
-from ..heads.mmdet_conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
-from ..heads.mmdet_rcnn import MmdetRCNN
+from ..data.loader import TrainLoader
+from ..data.loader import build_test_loader as build_loader_of_tests
+from ..data.loader import build_train_loader as build_loader
+from ..data.semantic.semantic_crops import semantic_crops
+from ..heads.mmdet.conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
+from ..heads.mmdet.rcnn import MmdetRCNN
 from .solver import adamw
 
 # Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.

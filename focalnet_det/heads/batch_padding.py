@@ -19,7 +19,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import StandardRPNHead
 from torch import Tensor, nn
 
-from ..backbones.d2 import ComputedFeatures
+from ..detectron2.backbone import ComputedFeatures
 from ..layers.padded_batch import Extents, begin_batch, current_batch, end_batch
 from ..layers.recast import replace_modules
 from ..ops.dispatch import traced

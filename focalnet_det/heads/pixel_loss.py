@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from ..layers.checks import check_integer, check_number
 
 DENOMINATORS = ("all", "valid")
+# Label of pixels without a class, in every data set here.
+IGNORED_LABEL = 255
 
 
 class PixelCrossEntropy(nn.Module):
@@ -33,7 +35,7 @@ class PixelCrossEntropy(nn.Module):
     def __init__(
         self,
         *,
-        ignore_value: int = 255,
+        ignore_value: int = IGNORED_LABEL,
         average: str = "all",
         class_weights: Sequence[float] | None = None,
         ohem_threshold: float | None = None,

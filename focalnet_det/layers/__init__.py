@@ -1,10 +1,10 @@
 """Building blocks shared by the backbones."""
 
 from .drop_path import DropPath
-from .hooks import has_hooks
 from .layer_norm import layer_norm
 from .layer_scale import layer_scale_parameter
 from .mlp import Mlp
+from .module_hooks import has_hooks
 from .norm import channels_first, channels_last
 from .patch_embed import PatchEmbed, pad_to_multiple, valid_mask
 

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from ..ops import dispatch
 from ..ops.kernels.native import DTYPES, Library, library
 from ..ops.kernels.parameters import Affine
-from .hooks import has_hooks
+from .module_hooks import has_hooks
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:

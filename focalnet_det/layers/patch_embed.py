@@ -9,8 +9,8 @@ from torch.func import functional_call
 
 from ..ops import dispatch
 from ..ops.kernels.patches import patch_product
-from .hooks import has_hooks
 from .layer_norm import layer_norm
+from .module_hooks import has_hooks
 from .norm import channels_last
 
 

@@ -1,5 +1,5 @@
 """One self-contained HTML page per evaluation."""
 
-from .build import write_report
+from .write_report import write_report
 
 __all__ = ["write_report"]

@@ -12,7 +12,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from focalnet_det import add_focalnet_config, create_backbone
-from focalnet_det.backbones.d2 import focalnet_backbone
+from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.necks.fpn import build_fpn, build_retinanet_fpn
 
 RCNN_LINES = """

@@ -15,7 +15,7 @@ from torch import nn
 
 from focalnet_det import add_focalnet_config, create_backbone
 from focalnet_det.backbones import FocalTransformer, FocalTransformerV2
-from focalnet_det.backbones.d2 import focalnet_backbone
+from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.experiment.solver import layers_above, parameter_groups
 
 LINES = """

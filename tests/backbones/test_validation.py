@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from focalnet_det.backbones import FocalNet, FocalTransformer, create_backbone, list_backbones
+from focalnet_det import create_backbone, list_backbones
+from focalnet_det.backbones import FocalNet, FocalTransformer
 from focalnet_det.backbones.validation import MAX_CHANNELS
 
 BAD: dict[str, list[Any]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from focalnet_det.checkpoint import load_initial_weights
-from focalnet_det.checkpoint.detectors import find_own_method, to_detectron2, to_public
+from focalnet_det.checkpoint.layouts.detectors import find_own_method, to_detectron2, to_public
 from focalnet_det.experiment import load_config, read_experiment
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -14,7 +14,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes
 
 from focalnet_det.checkpoint import convert_checkpoint, load_initial_weights, read_state_dict
-from focalnet_det.checkpoint.detectors import find_public_method, to_detectron2, to_public
+from focalnet_det.checkpoint.layouts.detectors import find_public_method, to_detectron2, to_public
 from focalnet_det.experiment import load_config
 
 CONFIG = (

@@ -10,7 +10,7 @@ from published import LAYOUTS, NAMES, State, official
 from focalnet_det import create_backbone
 from focalnet_det.backbones import FOCALNETS
 from focalnet_det.checkpoint import convert_state_dict, inspect_checkpoint, load_pretrained
-from focalnet_det.checkpoint.layouts import WRITABLE
+from focalnet_det.checkpoint.layouts.tables import WRITABLE
 
 CLASSIFIERS = ("official", "timm", "huggingface", "mmpretrain")
 

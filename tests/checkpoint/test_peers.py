@@ -21,7 +21,7 @@ from focalnet_det.checkpoint import (
     load_initial_weights,
     load_pretrained,
 )
-from focalnet_det.checkpoint.detectors import to_public
+from focalnet_det.checkpoint.layouts.detectors import to_public
 from focalnet_det.experiment import load_config, read_experiment
 
 timm = pytest.importorskip("timm", reason="timm is a test dependency")

@@ -19,7 +19,7 @@ from focalnet_det.checkpoint import (
     load_initial_weights,
     read_state_dict,
 )
-from focalnet_det.checkpoint.detectors import find_own_method, find_public_method, to_public
+from focalnet_det.checkpoint.layouts.detectors import find_own_method, find_public_method, to_public
 from focalnet_det.experiment import load_config
 
 CONFIG = (

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from focalnet_det.checkpoint import check_file, inspect_checkpoint, read_checkpoint
-from focalnet_det.checkpoint.pickled import read_pickles, read_zip
-from focalnet_det.checkpoint.unpickle import Placeholder, Unpickler
+from focalnet_det.checkpoint.reader.pickled import read_pickles, read_zip
+from focalnet_det.checkpoint.reader.unpickle import Placeholder, Unpickler
 
 
 class HistoryBuffer:

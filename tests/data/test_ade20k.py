@@ -12,9 +12,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import DatasetCatalog
 
-from focalnet_det.data.ade20k import prepare_ade20k_sem_seg
-from focalnet_det.data.labels import read_labels
-from focalnet_det.data.semantic import read_class_list, register_ade20k_sem_seg
+from focalnet_det.data.io.labels import read_labels
+from focalnet_det.data.semantic.ade20k import prepare_ade20k_sem_seg
+from focalnet_det.data.semantic.label_folders import read_class_list, register_ade20k_sem_seg
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets/prepare_ade20k_sem_seg.py"
 

@@ -18,11 +18,11 @@ from bad_files import HEIGHT, INFINITY, NAN, WIDTH, Change, both, drop, put
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
-from focalnet_det.data import tally
+from focalnet_det.data import issue_policies as tally
 from focalnet_det.data.augmentation import resize
-from focalnet_det.data.datasets import register_coco_json
-from focalnet_det.data.io.coco import read_coco
-from focalnet_det.data.mappers import InstanceMapper, SkippedImage
+from focalnet_det.data.instances.mappers import InstanceMapper, SkippedImage
+from focalnet_det.data.io.coco_files import read_coco
+from focalnet_det.data.registry import register_coco_json
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "test_bad_coco"

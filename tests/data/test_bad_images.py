@@ -17,7 +17,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from detectron2.data import transforms as T
 
-from focalnet_det.data import tally
+from focalnet_det.data import issue_policies as tally
 from focalnet_det.data.augmentation import (
     evaluation_resize,
     large_scale_jitter,
@@ -25,13 +25,13 @@ from focalnet_det.data.augmentation import (
     resize,
     resize_and_crop,
 )
-from focalnet_det.data.datasets import register_coco_json
-from focalnet_det.data.io import pictures
-from focalnet_det.data.io.pictures import upright_size
-from focalnet_det.data.labels import UnreadableLabelsError, read_values
-from focalnet_det.data.panoptic import read_segment_ids
-from focalnet_det.data.reading import UnreadableImageError, read_rgb
-from focalnet_det.data.semantic_augmentation import semantic_crops
+from focalnet_det.data.io import open_image as pictures
+from focalnet_det.data.io.labels import UnreadableLabelsError, read_values
+from focalnet_det.data.io.open_image import upright_size
+from focalnet_det.data.io.read_image import UnreadableImageError, read_rgb
+from focalnet_det.data.panoptic.segments import read_segment_ids
+from focalnet_det.data.registry import register_coco_json
+from focalnet_det.data.semantic.semantic_crops import semantic_crops
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 8 8
@@ -207,4 +207,4 @@ def test_nothing_else_opens_pictures() -> None:
         for path in (root / folder).rglob("*.py")
         if any(call in path.read_text() for call in ("Image.open(", "imread(", "utils.read_image("))
     ]
-    assert openers == ["focalnet_det/data/io/pictures.py"]
+    assert openers == ["focalnet_det/data/io/open_image.py"]

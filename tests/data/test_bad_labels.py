@@ -13,8 +13,12 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from bad_files import HEIGHT, WIDTH
 
-from focalnet_det.data import tally
-from focalnet_det.data.semantic import ClassList, read_class_list, register_label_folders
+from focalnet_det.data import issue_policies as tally
+from focalnet_det.data.semantic.label_folders import (
+    ClassList,
+    read_class_list,
+    register_label_folders,
+)
 
 NAME = "test_bad_labels"
 

@@ -15,9 +15,9 @@ import bad_files
 from bad_files import NAN, Change, add, both, drop, put
 from detectron2.data import DatasetCatalog
 
-from focalnet_det.data import tally
-from focalnet_det.data.mappers import InstanceMapper
-from focalnet_det.data.panoptic_sets import PanopticFiles, register_panoptic_json
+from focalnet_det.data import issue_policies as tally
+from focalnet_det.data.instances.mappers import InstanceMapper
+from focalnet_det.data.panoptic.panoptic_sets import PanopticFiles, register_panoptic_json
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "test_bad_panoptic"

@@ -11,10 +11,14 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from detectron2.data import MetadataCatalog
 
-from focalnet_det.data.check import check_dataset
-from focalnet_det.data.datasets import COCO_SETS, register_coco, register_coco_later
-from focalnet_det.data.panoptic_sets import PanopticFiles, register_panoptic, separated_classes
-from focalnet_det.data.semantic import ClassList, register_sem_seg
+from focalnet_det.data.check_dataset import check_dataset
+from focalnet_det.data.panoptic.panoptic_sets import (
+    PanopticFiles,
+    register_panoptic,
+    separated_classes,
+)
+from focalnet_det.data.registry import COCO_SETS, register_coco, register_coco_later
+from focalnet_det.data.semantic.label_folders import ClassList, register_sem_seg
 
 NAME = "test_check"
 

@@ -13,10 +13,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from focalnet_det.data.augmentation import large_scale_jitter
-from focalnet_det.data.build import build_train_loader
-from focalnet_det.data.copy_paste import CopyPaste, paste
-from focalnet_det.data.datasets import register_coco_json
-from focalnet_det.data.shapes import make_shapes
+from focalnet_det.data.instances.copy_paste import CopyPaste, paste
+from focalnet_det.data.loader import build_train_loader
+from focalnet_det.data.registry import register_coco_json
+from focalnet_det.data.shapes.generate import make_shapes
 
 
 def example(size: tuple[int, int], value: int, boxes: list[tuple[int, ...]]) -> dict[str, Any]:

@@ -13,16 +13,16 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from bad_files import Change, both, drop, put, run_tool
 
-from focalnet_det.data import tally
-from focalnet_det.data.doctor.coco import fix_coco, verify_coco
-from focalnet_det.data.doctor.folders import verify_folders
-from focalnet_det.data.doctor.pictures import alike, open_all
-from focalnet_det.data.io.coco import read_coco
-from focalnet_det.data.io.faults import DataError
-from focalnet_det.data.semantic import ClassList
-from focalnet_det.data.shapes import make_shapes
-from focalnet_det.data.verify import Finding
-from focalnet_det.data.verify_panoptic import verify_panoptic
+from focalnet_det.data import issue_policies as tally
+from focalnet_det.data.doctor.coco_doctor import fix_coco, verify_coco
+from focalnet_det.data.doctor.findings import Finding
+from focalnet_det.data.doctor.folder_doctor import verify_folders
+from focalnet_det.data.doctor.image_checks import alike, open_all
+from focalnet_det.data.doctor.panoptic_doctor import verify_panoptic
+from focalnet_det.data.io.coco_files import read_coco
+from focalnet_det.data.io.issues import DataError
+from focalnet_det.data.semantic.label_folders import ClassList
+from focalnet_det.data.shapes.generate import make_shapes
 
 ALL = ("annotations", "*")
 # Every third object, so that corners and sizes cannot be mixed up.

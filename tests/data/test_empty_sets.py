@@ -17,11 +17,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from focalnet_det.data.augmentation import resize
-from focalnet_det.data.build import build_test_loader, build_train_loader, check_masks
-from focalnet_det.data.check import check_dataset
-from focalnet_det.data.datasets import register_coco_json
-from focalnet_det.data.mappers import InstanceMapper
-from focalnet_det.data.shapes import make_shapes
+from focalnet_det.data.check_dataset import check_dataset
+from focalnet_det.data.instances.mappers import InstanceMapper
+from focalnet_det.data.loader import build_test_loader, build_train_loader, check_masks
+from focalnet_det.data.registry import register_coco_json
+from focalnet_det.data.shapes.generate import make_shapes
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "test_empty_sets"

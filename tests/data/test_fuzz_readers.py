@@ -19,11 +19,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from focalnet_det.data.datasets import register_coco_json
-from focalnet_det.data.labels import LabelRule, UnreadableLabelsError, read_labels
-from focalnet_det.data.mappers import InstanceMapper, SkippedImage
-from focalnet_det.data.panoptic_sets import PanopticFiles, register_panoptic_json
-from focalnet_det.data.reading import UnreadableImageError, read_rgb
+from focalnet_det.data.instances.mappers import InstanceMapper, SkippedImage
+from focalnet_det.data.io.labels import LabelRule, UnreadableLabelsError, read_labels
+from focalnet_det.data.io.read_image import UnreadableImageError, read_rgb
+from focalnet_det.data.panoptic.panoptic_sets import PanopticFiles, register_panoptic_json
+from focalnet_det.data.registry import register_coco_json
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "test_fuzz_readers"

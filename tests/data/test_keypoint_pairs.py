@@ -6,8 +6,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import MetadataCatalog
 
-from focalnet_det.data.datasets import keypoint_metadata
 from focalnet_det.data.io.keypoints import flip_pairs
+from focalnet_det.data.registry import keypoint_metadata
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 
-from focalnet_det.data import tally
-from focalnet_det.data.ade20k_colors import ADE20K_COLORS
-from focalnet_det.data.labels import (
+from focalnet_det.data import issue_policies as tally
+from focalnet_det.data.instances.mappers import InstanceMapper, SkippedImage
+from focalnet_det.data.io.labels import (
     LabelRule,
     UnreadableLabelsError,
     balanced_weights,
     pixel_counts,
     read_labels,
 )
-from focalnet_det.data.mappers import InstanceMapper, SkippedImage
-from focalnet_det.data.semantic import (
+from focalnet_det.data.semantic.ade20k_colors import ADE20K_COLORS
+from focalnet_det.data.semantic.label_folders import (
     paired_files,
     read_class_list,
     register_ade20k_sem_seg,
@@ -244,7 +244,7 @@ def test_ade20k_has_detectron2s_names(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_shapes_labels_agree_with_their_categories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from focalnet_det.data.shapes import make_shapes
+    from focalnet_det.data.shapes.generate import make_shapes
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     root = make_shapes(tmp_path / "shapes", train=2, val=1, size=(64, 64), seed=0, workers=1)

@@ -23,14 +23,14 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BoxMode
 
-from focalnet_det.data import tally
+from focalnet_det.data import issue_policies as tally
 from focalnet_det.data.augmentation import multiscale_or_crop, resize
-from focalnet_det.data.datasets import register_coco_json
-from focalnet_det.data.io.coco import read_coco
+from focalnet_det.data.instances.mappers import InstanceMapper, SkippedImage
+from focalnet_det.data.io.coco_files import read_coco
 from focalnet_det.data.io.masks import run_lengths
-from focalnet_det.data.mappers import InstanceMapper, SkippedImage
-from focalnet_det.data.reading import UnreadableImageError
-from focalnet_det.data.tally import POLICIES, DataTally, policy_table
+from focalnet_det.data.io.read_image import UnreadableImageError
+from focalnet_det.data.issue_policies import POLICIES, DataTally, policy_table
+from focalnet_det.data.registry import register_coco_json
 
 HEIGHT, WIDTH = 40, 60
 ROOT = Path(__file__).parents[2]

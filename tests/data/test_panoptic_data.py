@@ -18,25 +18,25 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from focalnet_det.data import panoptic_sets
-from focalnet_det.data.ade20k_objects import (
+from focalnet_det.data.augmentation import evaluation_resize
+from focalnet_det.data.doctor.panoptic_doctor import verify_panoptic
+from focalnet_det.data.io.write_image import run_jobs
+from focalnet_det.data.loader import build_test_loader, build_train_loader
+from focalnet_det.data.panoptic import panoptic_sets
+from focalnet_det.data.panoptic.ade20k_objects import (
     THING_NUMBERS,
     prepare_ade20k_instances,
     prepare_ade20k_panoptic,
 )
-from focalnet_det.data.augmentation import evaluation_resize
-from focalnet_det.data.build import build_test_loader, build_train_loader
-from focalnet_det.data.coco_panoptic import prepare_coco_panoptic
-from focalnet_det.data.panoptic import read_panoptic_json, read_segment_ids
-from focalnet_det.data.panoptic_sets import (
+from focalnet_det.data.panoptic.coco_panoptic import prepare_coco_panoptic
+from focalnet_det.data.panoptic.panoptic_sets import (
     PanopticFiles,
     register_coco_panoptic,
     register_panoptic_json,
     register_shapes_panoptic,
 )
-from focalnet_det.data.shapes import make_shapes
-from focalnet_det.data.verify_panoptic import verify_panoptic
-from focalnet_det.data.writing import run_jobs
+from focalnet_det.data.panoptic.segments import read_panoptic_json, read_segment_ids
+from focalnet_det.data.shapes.generate import make_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "test_panoptic_data"

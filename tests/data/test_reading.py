@@ -17,8 +17,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import detection_utils
 
-from focalnet_det.data.reading import UnreadableImageError, read_image, read_rgb
-from focalnet_det.data.tally import (
+from focalnet_det.data.io.read_image import UnreadableImageError, read_image, read_rgb
+from focalnet_det.data.issue_policies import (
     DEEPER_THAN_8_BITS,
     EXIF_ROTATED,
     OTHER_COLOURS,

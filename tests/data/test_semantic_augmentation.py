@@ -9,7 +9,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import transforms as T
 
-from focalnet_det.data.semantic_augmentation import (
+from focalnet_det.data.semantic.semantic_crops import (
     PhotometricDistortion,
     PhotometricTransform,
     RandomRatioResize,

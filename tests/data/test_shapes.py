@@ -18,9 +18,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from focalnet_det.data import shapes, shapes_export
-from focalnet_det.data.shapes import STUFF_CLASSES, THING_CLASSES, make_shapes, parse_size
-from focalnet_det.data.shapes_scene import FIRST_OBJECT, Outline, coverage, draw_scene
+from focalnet_det.data.shapes import export as shapes_export
+from focalnet_det.data.shapes import generate as shapes
+from focalnet_det.data.shapes.generate import STUFF_CLASSES, THING_CLASSES, make_shapes, parse_size
+from focalnet_det.data.shapes.scene import FIRST_OBJECT, Outline, coverage, draw_scene
 
 # Seed 4 holds a crowd in both splits and unlabelled pixels in train.
 PARAMETERS: dict[str, Any] = {"train": 24, "val": 6, "size": (160, 128), "seed": 4}

@@ -12,8 +12,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from bad_files import run_tool
 
-from focalnet_det.data.semantic import ClassList, read_class_list
-from focalnet_det.data.verify import report, verify_sem_seg
+from focalnet_det.data.doctor.findings import report, verify_sem_seg
+from focalnet_det.data.semantic.label_folders import ClassList, read_class_list
 
 FROM_0 = ClassList(names=("road", "sky", "car"))
 FROM_1 = ClassList(names=("road", "sky", "car"), first_label=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from focalnet_det.data.shapes import make_shapes
+from focalnet_det.data.shapes.generate import make_shapes
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from focalnet_det import create_backbone
-from focalnet_det.backbones.d2 import focalnet_backbone
-from focalnet_det.data.build import TrainLoader
+from focalnet_det.data.loader import TrainLoader
+from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.engine.ema import averaged_model
 from focalnet_det.engine.hooks import ProfilerHook
 from focalnet_det.engine.run import git_state

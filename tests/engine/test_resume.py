@@ -22,10 +22,10 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
-from focalnet_det.data.build import TrainLoader
-from focalnet_det.data.mappers import DATA_ISSUES, SkippedImage
+from focalnet_det.data.instances.mappers import DATA_ISSUES, SkippedImage
+from focalnet_det.data.issue_policies import CROWD, UNREADABLE_IMAGE
+from focalnet_det.data.loader import TrainLoader
 from focalnet_det.data.stream import DrawnImages, DrawSampler
-from focalnet_det.data.tally import CROWD, UNREADABLE_IMAGE
 from focalnet_det.engine.iteration import drop_lines_from
 from focalnet_det.engine.trainer import Trainer
 from focalnet_det.experiment import TrainOptions
@@ -153,10 +153,21 @@ def assert_same_end(torn: Path, whole: Path) -> None:
                 (state.get("pending") or {}).pop(time_taken, None)
         equal_deeply(states[0], states[1], name)
     names = [
-        {str(p.relative_to(d)) for p in d.rglob("*") if not p.name.startswith("events.out")}
-        for d in (torn, whole)
+        {
+            str(path.relative_to(folder))
+            for path in folder.rglob("*")
+            if not path.name.startswith("events.out") and path not in numbered(folder)
+        }
+        for folder in (torn, whole)
     ]
     assert names[0] == names[1]
+    # Processes whose launcher is killed are told to stop, and save once more.
+    assert len(numbered(torn)) == len(numbered(whole))
+    assert numbered(torn)[0].name >= numbered(whole)[0].name
+
+
+def numbered(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model_[0-9]*.pth"))
 
 
 def equal_deeply(first: Any, second: Any, where: str = "") -> None:

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.data.shapes import make_shapes
+from focalnet_det.data.shapes.generate import make_shapes
 from focalnet_det.engine.main import RunArguments, run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from focalnet_det.data.build import TrainLoader
+from focalnet_det.data.loader import TrainLoader
 from focalnet_det.engine import train as train_module
 from focalnet_det.engine.run_folder import RunFolder
 from focalnet_det.experiment import Experiment, TrainOptions

@@ -20,8 +20,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
-from focalnet_det.evaluation import BoundaryEvaluator, boundary, build_evaluator
-from focalnet_det.evaluation.boundary import boundary_iou, mask_boundary, with_boundary
+from focalnet_det.evaluation import BoundaryEvaluator, build_evaluator
+from focalnet_det.evaluation import boundary_ap as boundary
+from focalnet_det.evaluation.boundary_ap import boundary_iou, mask_boundary, with_boundary
 
 
 def published_boundary(mask: np.ndarray, ratio: float = 0.02) -> np.ndarray:

@@ -15,7 +15,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from focalnet_det.evaluation import PanopticEvaluator, build_evaluator, panoptic
+from focalnet_det.evaluation import PanopticEvaluator, build_evaluator
+from focalnet_det.evaluation import panoptic_quality as panoptic
 
 CATEGORIES = [
     {"id": 3, "name": "cat", "isthing": 1},

@@ -17,9 +17,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.data import MetadataCatalog
 from hotcoco.metrics import pixel_confusion
 
-from focalnet_det.data.labels import LabelRule
+from focalnet_det.data.io.labels import LabelRule
 from focalnet_det.evaluation import SemanticEvaluator, build_evaluator
-from focalnet_det.evaluation.semantic import boundary_counts, confusion_of
+from focalnet_det.evaluation.semantic_iou import boundary_counts, confusion_of
 
 NAMES = ["wall", "ghost", "sky", "phantom", "car"]  # "ghost" is only predicted, "phantom" is not
 ABSENT = ("ghost", "phantom")
@@ -225,7 +225,7 @@ def test_predictions_of_subfolders_with_equal_file_names(tmp_path: Path) -> None
 def test_pictures_show_the_worst_images_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from focalnet_det.evaluation import semantic
+    from focalnet_det.evaluation import semantic_iou as semantic
 
     evaluator = SemanticEvaluator(class_names=NAMES, output_dir=tmp_path, save_predictions=True)
     # The n-th image has n wrong rows of ten.

@@ -15,12 +15,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as mask_utils
 
-from focalnet_det.data.datasets import register_coco_json
-from focalnet_det.data.labels import IGNORE, read_labels
-from focalnet_det.data.panoptic import read_segment_ids
-from focalnet_det.data.panoptic_sets import PanopticFiles, register_panoptic_json
-from focalnet_det.data.semantic import read_class_list, register_label_folders
-from focalnet_det.data.shapes import make_shapes
+from focalnet_det.data.io.labels import IGNORE, read_labels
+from focalnet_det.data.panoptic.panoptic_sets import PanopticFiles, register_panoptic_json
+from focalnet_det.data.panoptic.segments import read_segment_ids
+from focalnet_det.data.registry import register_coco_json
+from focalnet_det.data.semantic.label_folders import read_class_list, register_label_folders
+from focalnet_det.data.shapes.generate import make_shapes
 from focalnet_det.evaluation import build_evaluator
 
 NAME = "truth_scores_100"

@@ -14,7 +14,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from focalnet_det.data.labels import LabelRule
+from focalnet_det.data.io.labels import LabelRule
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.experiment import Experiment, describe
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from focalnet_det import create_backbone
-from focalnet_det.backbones.d2 import focalnet_backbone
+from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.experiment.solver import Schedule, adamw, parameter_groups
 from focalnet_det.necks.fpn import build_fpn
 

@@ -16,8 +16,8 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from focalnet_det.analysis.padding import extra_padding, feature_shifts
-from focalnet_det.backbones import create_backbone
+from focalnet_det import create_backbone
+from focalnet_det.analysis.feature_shifts import extra_padding, feature_shifts
 from focalnet_det.experiment import load_config, read_experiment
 from focalnet_det.heads.batch_padding import ignore_batch_padding
 from focalnet_det.layers.padded_batch import PaddedBatch, current_batch, padded_batch

@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms, generalized_box_iou_loss
 
 from focalnet_det.experiment import load_config, read_experiment
-from focalnet_det.heads.cascade import MmdetCascadeROIHeads
-from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform
+from focalnet_det.heads.mmdet.cascade import MmdetCascadeROIHeads
+from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform
 
 CLASSES, SIZE = 3, (64, 80)
 WEIGHTS = ((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15))

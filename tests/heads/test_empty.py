@@ -20,7 +20,7 @@ from recipes import HEIGHT, IGNORE, KEYPOINTS, METHODS, STUFF, WIDTH, build, rec
 from torch import distributed, multiprocessing, nn
 
 from focalnet_det.compat import create_ddp_model
-from focalnet_det.data.mappers import InstanceMapper
+from focalnet_det.data.instances.mappers import InstanceMapper
 from focalnet_det.heads.empty import accept_empty_images
 from focalnet_det.layers.recast import recast
 

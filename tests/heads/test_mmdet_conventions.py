@@ -17,13 +17,13 @@ from torch import Tensor
 
 from focalnet_det.experiment import load_config, read_experiment
 from focalnet_det.heads.empty import EmptyImageROIHeads
-from focalnet_det.heads.mmdet_conventions import (
+from focalnet_det.heads.mmdet.conventions import (
     MmdetBox2BoxTransform,
     MmdetMatcher,
     MmdetROIHeads,
     MmdetRPN,
 )
-from focalnet_det.heads.mmdet_rcnn import MmdetRCNN, in_original_image
+from focalnet_det.heads.mmdet.rcnn import MmdetRCNN, in_original_image
 
 YAML = "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml"
 NANO = ["MODEL.FOCALNET.VARIANT=focalnet_nano", "MODEL.FOCALNET.FOCAL_WINDOWS=None"]

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.backbones.d2 import focalnet_backbone
-from focalnet_det.heads.segmentor import MmsegSegmentor, starts
+from focalnet_det.detectron2.backbone import focalnet_backbone
+from focalnet_det.heads.mmdet.segmentor import MmsegSegmentor, starts
 from focalnet_det.heads.upernet import UPerNetHead
 
 

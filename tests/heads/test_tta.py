@@ -16,7 +16,7 @@ from detectron2.evaluation import inference_context
 from test_segmentor import small
 
 from focalnet_det.data.augmentation import evaluation_resize, multiscale_or_crop, scaled
-from focalnet_det.data.build import build_test_loader
+from focalnet_det.data.loader import build_test_loader
 from focalnet_det.heads.tta import TestTimeAugmentation
 
 NAME = "test_tta_images"

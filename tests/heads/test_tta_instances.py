@@ -18,7 +18,7 @@ from detectron2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 
 from focalnet_det.data.augmentation import evaluation_resize
-from focalnet_det.data.build import build_test_loader
+from focalnet_det.data.loader import build_test_loader
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.tta import InstanceMerger, TestTimeAugmentation, suppression
 

@@ -12,9 +12,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
 from focalnet_det import add_focalnet_config
-from focalnet_det.backbones.d2 import focalnet_backbone
+from focalnet_det.detectron2.backbone import focalnet_backbone
+from focalnet_det.heads.mmdet.segmentor import MmsegSegmentor
 from focalnet_det.heads.pixel_loss import PixelCrossEntropy
-from focalnet_det.heads.segmentor import MmsegSegmentor
 from focalnet_det.heads.upernet import UPerNetHead
 
 SHAPES = {

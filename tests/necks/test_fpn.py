@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.backbones.d2 import focalnet_backbone
+from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.necks.fpn import build_fpn, build_retinanet_fpn
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -9,7 +9,7 @@ import torch
 from focal_loops import closest, loop_v1, loop_v2, neighbor_list
 from torch import Tensor, nn
 
-from focalnet_det.backbones.focal_attention import (
+from focalnet_det.backbones.attention import (
     FocalAttention,
     NearestAttention,
     WindowAttention,

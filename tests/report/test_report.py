@@ -16,9 +16,9 @@ from detectron2.data.datasets import register_coco_instances
 
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.report import write_report
-from focalnet_det.report.detection import ranked
+from focalnet_det.report.detection_section import ranked
 from focalnet_det.report.page import Bar, Page, side_by_side, table
-from focalnet_det.report.semantic import top_confusions
+from focalnet_det.report.semantic_section import top_confusions
 
 ADE = Path(__file__).resolve().parents[2] / "configs/ADE20K-SemanticSegmentation"
 

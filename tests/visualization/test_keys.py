@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from focalnet_det.ops.window_attention import Map
-from focalnet_det.visualization import keys
+from focalnet_det.visualization import visible_tokens as keys
 
 
 def test_a_window_in_the_middle_sees_thirteen_by_thirteen_tokens() -> None:

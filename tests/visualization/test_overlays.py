@@ -10,8 +10,13 @@ from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.visualization import semantic
-from focalnet_det.visualization.semantic import overlay, palette, save_comparison, save_iou_chart
+from focalnet_det.visualization import draw_semantic as semantic
+from focalnet_det.visualization.draw_semantic import (
+    overlay,
+    palette,
+    save_comparison,
+    save_iou_chart,
+)
 
 
 def test_palette_has_a_colour_of_its_own_for_every_class() -> None:

@@ -15,8 +15,8 @@ from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
-from focalnet_det.visualization.panoptic import PANOPTIC, draw_segments, inside
-from focalnet_det.visualization.predictions import save_comparison
+from focalnet_det.visualization.draw_instances import save_comparison
+from focalnet_det.visualization.draw_panoptic import PANOPTIC, draw_segments, inside
 
 HEIGHT, WIDTH, GREY = 440, 600, 100
 

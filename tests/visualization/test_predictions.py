@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from torch import nn
 
-from focalnet_det.visualization.predictions import (
+from focalnet_det.visualization.draw_instances import (
     class_colors,
     draw_ground_truth,
     draw_predictions,

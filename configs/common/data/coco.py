@@ -8,7 +8,7 @@ from focalnet_det.data.augmentation import (
     multiscale_or_crop,
     resize,
 )
-from focalnet_det.data.build import build_test_loader, build_train_loader
+from focalnet_det.data.loader import build_test_loader, build_train_loader
 
 
 def coco_instances(

@@ -3,8 +3,8 @@
 from detectron2.config import LazyCall as L
 
 from focalnet_det.data.augmentation import evaluation_resize
-from focalnet_det.data.build import build_test_loader, build_train_loader
-from focalnet_det.data.semantic_augmentation import semantic_crops
+from focalnet_det.data.loader import build_test_loader, build_train_loader
+from focalnet_det.data.semantic.semantic_crops import semantic_crops
 
 
 def semantic(

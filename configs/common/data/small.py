@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from focalnet_det.data.augmentation import evaluation_resize, resize_and_crop
-from focalnet_det.data.build import build_test_loader, build_train_loader
+from focalnet_det.data.loader import build_test_loader, build_train_loader
 
 
 def small_instances(

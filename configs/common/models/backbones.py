@@ -2,8 +2,8 @@
 
 from detectron2.config import LazyCall as L
 
-from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.backbones.peers import SwinBackbone, resnet_backbone
+from focalnet_det.detectron2.backbone import focalnet_backbone
 
 
 def backbone_of(name, *, first_stage=1, **options):

@@ -5,8 +5,8 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-from focalnet_det.heads.cascade import MmdetCascadeROIHeads, sync_bn_box_head
-from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform
+from focalnet_det.heads.mmdet.cascade import MmdetCascadeROIHeads, sync_bn_box_head
+from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform
 
 from .mask_rcnn import mask_rcnn, nano_mask_rcnn
 

@@ -14,8 +14,8 @@ from detectron2.modeling.roi_heads import (
 )
 
 from focalnet_det.heads.empty import EmptyImageROIHeads
-from focalnet_det.heads.mmdet_conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
-from focalnet_det.heads.mmdet_rcnn import MmdetRCNN
+from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform, MmdetMatcher, MmdetRPN
+from focalnet_det.heads.mmdet.rcnn import MmdetRCNN
 from focalnet_det.heads.poolers import FastROIPooler
 from focalnet_det.necks.fpn import build_fpn
 
@@ -46,7 +46,7 @@ def mask_rcnn(
     proposals: kept per image; twice as many enter NMS on each level in training.
     detections: kept per image.
     conventions: "mmdet", with which the published results were made, or "detectron2"; see
-        focalnet_det.heads.mmdet_conventions. The parameters are the same.
+        focalnet_det.heads.mmdet.conventions. The parameters are the same.
     """
     if conventions not in ("mmdet", "detectron2"):
         raise ValueError(f"Unknown conventions {conventions!r}. Known: detectron2, mmdet.")

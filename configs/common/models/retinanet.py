@@ -9,7 +9,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 
 from focalnet_det.heads.dense import fcos_head, retinanet_head
 from focalnet_det.heads.empty import EmptyImageFCOS
-from focalnet_det.heads.mmdet_conventions import (
+from focalnet_det.heads.mmdet.conventions import (
     MmdetBox2BoxTransform,
     MmdetMatcher,
     MmdetRetinaNet,
@@ -35,7 +35,7 @@ def retinanet(
     """RetinaNet on a backbone by name, see backbone_of; further arguments go to the backbone.
 
     anchor_size: side of the smallest anchors on the finest level, of stride 8, pixels.
-    conventions: "mmdet" or "detectron2"; see focalnet_det.heads.mmdet_conventions. The parameters
+    conventions: "mmdet" or "detectron2"; see focalnet_det.heads.mmdet.conventions. The parameters
         are the same.
     """
     if conventions not in ("mmdet", "detectron2"):

@@ -2,9 +2,9 @@
 
 from detectron2.config import LazyCall as L
 
-from focalnet_det.heads.build import semantic_fpn as build_semantic_fpn
-from focalnet_det.heads.build import upernet as build_upernet
 from focalnet_det.heads.pixel_loss import PixelCrossEntropy
+from focalnet_det.heads.segmentors import semantic_fpn as build_semantic_fpn
+from focalnet_det.heads.segmentors import upernet as build_upernet
 from focalnet_det.necks.fpn import build_fpn
 
 from .backbones import backbone_of

@@ -2,8 +2,14 @@
 
 from typing import Any, TypeGuard
 
-from ..tally import AREA_REPLACED, BOX_FROM_MASK, MALFORMED_BOX, MALFORMED_MASK, MALFORMED_PART
-from .faults import Faults, shown
+from ..issue_policies import (
+    AREA_REPLACED,
+    BOX_FROM_MASK,
+    MALFORMED_BOX,
+    MALFORMED_MASK,
+    MALFORMED_PART,
+)
+from .issues import Faults, shown
 from .json_files import Record, is_number, numbers
 from .masks import mask_area_and_box, sound_mask
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .faults import Faults
+from .issues import Faults
 from .json_files import Record
 from .masks import is_polygon
 

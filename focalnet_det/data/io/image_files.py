@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..reading import UnreadableImageError, read_rgb
-from ..tally import POLICIES, SIZE_DIFFERS, UNREADABLE_IMAGE
-from .faults import SHOWN, Faults
-from .pictures import upright_size
+from ..issue_policies import POLICIES, SIZE_DIFFERS, UNREADABLE_IMAGE
+from .issues import SHOWN, Faults
+from .open_image import upright_size
+from .read_image import UnreadableImageError, read_rgb
 
 MISSING = "missing files"
 UNREADABLE = "files that cannot be read"

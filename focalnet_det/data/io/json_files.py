@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from detectron2.utils.file_io import PathManager
 
-from .faults import DataError, shown
+from .issues import DataError, shown
 
 Record = dict[str, Any]
 

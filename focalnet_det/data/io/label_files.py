@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..labels import IGNORE, UnreadableLabelsError, read_values
-from ..tally import LABEL_SIZE_DIFFERS, UNREADABLE_LABELS, report_issues
-from .faults import Faults
+from ..issue_policies import LABEL_SIZE_DIFFERS, UNREADABLE_LABELS, report_issues
 from .image_files import UNREADABLE, evenly
-from .pictures import upright_size
+from .issues import Faults
+from .labels import IGNORE, UnreadableLabelsError, read_values
+from .open_image import upright_size
 
 SHIFTED = "label values shifted by one"
 UNKNOWN = "label values of no class"

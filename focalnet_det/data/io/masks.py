@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from ..tally import EMPTY_MASK, MALFORMED_MASK, MALFORMED_PART, NO_MASK
+from ..issue_policies import EMPTY_MASK, MALFORMED_MASK, MALFORMED_PART, NO_MASK
 
 # pycocotools takes 5 points for each pixel of an outline, and about 24 bytes for each point: an
 # outline of this many pixels takes 240 MB.

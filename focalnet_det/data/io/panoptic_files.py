@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..labels import UnreadableLabelsError
-from ..panoptic import read_segment_ids, segment_pixels
-from ..tally import LABEL_SIZE_DIFFERS, UNREADABLE_LABELS, VOID_SEGMENT, report_issues
-from .faults import SHOWN, Faults
+from ..issue_policies import LABEL_SIZE_DIFFERS, UNREADABLE_LABELS, VOID_SEGMENT, report_issues
+from ..panoptic.segments import read_segment_ids, segment_pixels
 from .image_files import MISSING, evenly, hint, missing_files
-from .pictures import upright_size
+from .issues import SHOWN, Faults
+from .labels import UnreadableLabelsError
+from .open_image import upright_size
 
 PNG_REMEDIES = {
     MISSING: "Check the folder of PNGs, and file_name of annotations.",

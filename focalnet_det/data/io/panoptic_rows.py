@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .faults import Faults, shown
+from .issues import Faults, shown
 from .json_files import Place, Record, is_id, read_json_lists, whole
 
 # R + 256 G + 65536 B of a PNG.

@@ -1,0 +1,1 @@
+"""Speed and memory beside other libraries. The library itself never imports this package."""

@@ -1,0 +1,188 @@
+"""All measurements on a GPU that ``docs/performance.md`` has rows for, one process for each."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from ..atomic import replacing
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "configs/COCO-InstanceSegmentation"
+COMMON = "--device cuda --dtype bfloat16 --compile --peers timm transformers swin convnext resnet"
+
+
+# What names of settings of ``torch.compile`` end with.
+COMPILED = (", compiled", ", CUDA graphs")
+
+
+class Case(NamedTuple):
+    """A run of ``tools/benchmark.py``.
+
+    Attributes:
+        name: of the row.
+        arguments: beside those of every case.
+        eager, compiled: how many times faster than the best such peer ours is to be.
+    """
+
+    name: str
+    arguments: str
+    eager: float
+    compiled: float
+
+
+_INFERENCE = "--size 800 1216 --batch-size"
+_TRAINING = "--training --size 512 512 --batch-size 16"
+CASES = (
+    Case("inference, batch 1, kernels 3,5", f"{_INFERENCE} 1", 2.5, 1.2),
+    Case("inference, batch 16, kernels 3,5", f"{_INFERENCE} 16 --roofline", 2.5, 1.2),
+    Case("inference, batch 1, kernels 9,11,13", f"{_INFERENCE} 1 --kernels 9 11 13", 2.5, 1.5),
+    Case("inference, batch 16, kernels 9,11,13", f"{_INFERENCE} 16 --kernels 9 11 13", 2.5, 1.5),
+    Case("training step, kernels 3,5", _TRAINING, 2.0, 1.2),
+    Case("training step, kernels 9,11,13", f"{_TRAINING} --kernels 9 11 13", 2.5, 1.5),
+)
+# Recipe and forced path of each Mask R-CNN.
+DETECTORS = (
+    ("mask_rcnn_focalnet_tiny_srf_fpn_1x.py", ""),
+    ("mask_rcnn_focalnet_tiny_srf_fpn_1x.py", "reference"),
+    ("mask_rcnn_swin_tiny_fpn_1x.py", ""),
+    ("mask_rcnn_resnet50_fpn_1x.py", ""),
+)
+
+
+def run(tool: Path, output: Path) -> None:
+    """Runs all cases, prints two tables and writes all numbers to a folder.
+
+    A case whose file is in the folder already is not run again: a suite that was interrupted goes
+    on where it was. One that fails says why, and the others follow.
+
+    Args:
+        tool: ``tools/benchmark.py``.
+        output: for ``suite.json`` and a JSON file of each case and each detector.
+    Raises: ChildProcessError at the end, if some have failed.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list[dict[str, Any]]] = {"cases": [], "detectors": []}
+    failed = []
+    for number, case in enumerate(CASES):
+        file = output / f"case{number}.json"
+        command = [sys.executable, str(tool), *COMMON.split(), *case.arguments.split()]
+        if _finished(case.name, file, [*command, "--json", str(file)]):
+            results["cases"].append(ratios(case, json.loads(file.read_text())["timings"]))
+        else:
+            failed.append(case.name)
+    with tempfile.TemporaryDirectory() as data:
+        for number, (recipe, path) in enumerate(DETECTORS):
+            file = output / f"detector{number}.json"
+            command = [
+                sys.executable, "-m", "focalnet_det.benchmark.detector_speed",
+                "--config", str(RECIPES / recipe), "--data", data, "--json", str(file),
+            ]  # fmt: skip
+            if _finished(recipe, file, command, FOCALNET_DET_OPS=path):
+                results["detectors"].append(json.loads(file.read_text()))
+            else:
+                failed.append(f"{recipe} {path}".strip())
+    (output / "suite.json").write_text(json.dumps(results, indent=2))
+    print_cases(results["cases"])
+    print_detectors(results["detectors"])
+    if failed:
+        raise ChildProcessError(
+            f"{len(failed)} of the suite failed, see above: {'; '.join(failed)}."
+        )
+
+
+def _finished(name: str, file: Path, command: list[str], **variables: str) -> bool:
+    """Whether there is a file with results, after running what writes it if need be."""
+    if file.exists():
+        print(f"{name}: taken from {file}; delete it to measure again")
+        return True
+    print(f"{name}: {' '.join(command)}", flush=True)
+    try:
+        with replacing(file, durable=False) as partial:
+            command = [str(partial) if part == str(file) else part for part in command]
+            subprocess.run(command, env=os.environ | variables, check=True)
+    except subprocess.CalledProcessError as error:
+        print(f"{name}: failed with exit status {error.returncode}", file=sys.stderr)
+        return False
+    except OSError as error:
+        print(f"{name}: failed ({error})", file=sys.stderr)
+        return False
+    return True
+
+
+def ratios(case: Case, timings: list[dict[str, Any]]) -> dict[str, Any]:
+    """How much faster than the best FocalNet of others, eager and compiled, and memory.
+
+    Eager networks are compared with ours as it is, compiled ones with the fastest of ours.
+
+    Args:
+        case: what was measured.
+        timings: of one report of ``tools/benchmark.py``: "ours" first, then everything else.
+    """
+    ours, *others = timings
+    kinds: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+        "eager": ([ours], []),
+        "compiled": ([ours], []),
+    }
+    for timing in others:
+        kind = "compiled" if timing["name"].endswith(COMPILED) else "eager"
+        if timing["name"] in {f"ours{setting}" for setting in COMPILED}:
+            kinds[kind][0].append(timing)
+        elif timing["difference"] is not None and timing["name"] != "ours, lean":
+            kinds[kind][1].append(timing)
+    reference = next(t for t in others if t["name"] == "ours, reference")
+    row: dict[str, Any] = {"case": case.name, "ms": ours["median"] * 1e3}
+    for kind, target in (("eager", case.eager), ("compiled", case.compiled)):
+        own, peers = (sorted(group, key=lambda t: t["median"]) for group in kinds[kind])
+        row[kind] = peers[0]["median"] / own[0]["median"] if peers else None
+        row[f"{kind} pair"] = f"{own[0]['name']} / {peers[0]['name']}" if peers else None
+        row[f"{kind} target"] = target
+    row["memory"] = (
+        None if not reference["peak_bytes"] else ours["peak_bytes"] / reference["peak_bytes"]
+    )
+    return row
+
+
+def print_cases(rows: list[dict[str, Any]]) -> None:
+    """One line for each case: ratio, target, peer."""
+    table = Table(title="FocalNet-T, bfloat16: how many times faster than the best peer")
+    for column in ("case", "ms", "eager", "compiled", "peak memory / reference"):
+        table.add_column(column)
+    for row in rows:
+        cells = [
+            "" if row[kind] is None
+            else f"{row[kind]:.2f} (target {row[f'{kind} target']}) {row[f'{kind} pair']}"
+            for kind in ("eager", "compiled")
+        ]  # fmt: skip
+        memory = "" if row["memory"] is None else f"{row['memory']:.2f}"
+        table.add_row(row["case"], f"{row['ms']:.2f}", *cells, memory)
+    Console(width=150).print(table)
+
+
+def print_detectors(rows: list[dict[str, Any]]) -> None:
+    """One line for each detector."""
+    table = Table(title="Mask R-CNN, training, bfloat16, 16 images of 800 x 1216")
+    for column in (
+        "recipe",
+        "images/s",
+        "waiting for data",
+        "GPU busy",
+        "peak GiB",
+        "waits a step",
+    ):
+        table.add_column(column)
+    table.add_column("ms of kernels, forward")
+    for row in rows:
+        parts = ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in row["parts"].items())
+        table.add_row(
+            row["name"], f"{row['images_per_second']:.1f}", f"{row['data_share']:.0%}",
+            f"{row['busy_share']:.0%}", f"{row['peak_bytes'] / 2**30:.1f}", f"{row['waits']:.0f}",
+            parts,
+        )  # fmt: skip
+    Console(width=150).print(table)

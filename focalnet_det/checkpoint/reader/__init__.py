@@ -1,0 +1,1 @@
+"""Read checkpoint files without running anything that is in them."""

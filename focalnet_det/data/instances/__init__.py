@@ -1,0 +1,1 @@
+"""Train and evaluate on instances: boxes, masks and keypoints."""

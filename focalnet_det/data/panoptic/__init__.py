@@ -1,0 +1,1 @@
+"""Panoptic data sets: COCO's format, and what is derived from it."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation data sets: label maps and their class lists."""

@@ -1,0 +1,1 @@
+"""Generate the data set `shapes`: textured shapes that overlap on textured backgrounds."""

@@ -1,0 +1,1 @@
+"""Adapt the backbones to Detectron2: registry entries, FPN builders, LazyConfig."""

@@ -1,0 +1,123 @@
+"""From a registered data set to its evaluator."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.utils.file_io import PathManager
+
+from focalnet_det.evaluation.boundary_ap import BoundaryEvaluator
+from focalnet_det.evaluation.coco_ap import COCODetectionEvaluator
+from focalnet_det.evaluation.panoptic_quality import PanopticEvaluator
+from focalnet_det.evaluation.semantic_iou import SemanticEvaluator
+
+
+def _coco(
+    metadata: Metadata,
+    *,
+    output_dir: Any,
+    tasks: Any,
+    max_dets: int,
+    boundary: bool = False,
+    **_: Any,
+) -> DatasetEvaluator:
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        raise KeyError(f"Metadata of {metadata.name!r} has no json_file: set it to the COCO JSON.")
+    names, ids = (metadata.get(f"thing_{k}") for k in ("classes", "dataset_id_to_contiguous_id"))
+    if names is not None and ids is not None:
+        # Panoptic sets in one numbering name the stuff too.
+        names = [names[k] for k in sorted(ids.values()) if k < len(names)]
+    common = {
+        "json_file": PathManager.get_local_path(json_file),
+        "image_root": metadata.get("image_root"),
+        "class_names": names,
+        "thing_dataset_id_to_contiguous_id": ids,
+        "output_dir": output_dir,
+        "max_dets": max_dets,
+    }
+    evaluator = COCODetectionEvaluator(**common, tasks=tasks)
+    return DatasetEvaluators([evaluator, BoundaryEvaluator(**common)]) if boundary else evaluator
+
+
+def _sem_seg(
+    metadata: Metadata, *, output_dir: Any, save_predictions: bool, **_: Any
+) -> DatasetEvaluator:
+    classes = metadata.get("stuff_classes")
+    if classes is None:
+        raise KeyError(f"Metadata of {metadata.name!r} has no stuff_classes: name the classes.")
+    return SemanticEvaluator(
+        class_names=classes,
+        output_dir=output_dir,
+        save_predictions=save_predictions,
+        image_root=metadata.get("image_root"),
+        colors=metadata.get("stuff_colors"),
+    )
+
+
+def _panoptic(
+    metadata: Metadata, *, output_dir: Any, save_predictions: bool, **others: Any
+) -> DatasetEvaluator:
+    """Panoptic quality; mIoU, and box and mask AP where there are instances, as in Detectron2."""
+    missing = [k for k in ("panoptic_json", "panoptic_root") if metadata.get(k) is None]
+    if missing:
+        raise KeyError(f"Metadata of {metadata.name!r} has no {' and no '.join(missing)}.")
+    common = {"output_dir": output_dir, "save_predictions": save_predictions}
+    evaluators: list[DatasetEvaluator] = [_sem_seg(metadata, **common)]
+    if metadata.get("json_file") is not None:
+        evaluators.insert(0, _coco(metadata, **common, **others))
+    panoptic = PanopticEvaluator(
+        panoptic_json=PathManager.get_local_path(metadata.panoptic_json),
+        panoptic_root=metadata.panoptic_root,
+        thing_ids=metadata.get("thing_dataset_id_to_contiguous_id"),
+        stuff_ids=metadata.get("stuff_dataset_id_to_contiguous_id"),
+        **common,
+    )
+    return DatasetEvaluators([*evaluators, panoptic])
+
+
+# Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=, save_predictions=,
+# boundary=).
+EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
+    "coco": _coco,
+    "coco_panoptic_seg": _panoptic,
+    "sem_seg": _sem_seg,
+}
+
+
+def build_evaluator(
+    dataset_name: str,
+    *,
+    output_dir: str | os.PathLike[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    max_dets: int = 100,
+    save_predictions: bool = False,
+    boundary: bool = False,
+) -> DatasetEvaluator:
+    """Evaluator for a data set registered in Detectron2.
+
+    Args:
+        output_dir: where results and metrics are written; None writes nothing.
+        tasks: what to measure, e.g. ("bbox", "segm"); None: what the predictions hold.
+        max_dets: detections per image and class that count for AP.
+        save_predictions: of "sem_seg" and "coco_panoptic_seg", write a PNG per image as well.
+        boundary: where there are masks, boundary AP as well.
+    Raises: KeyError if the data set's evaluator_type is missing or unknown.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind not in EVALUATORS:
+        raise KeyError(
+            f"Data set {dataset_name!r} has evaluator_type {kind!r}. "
+            f"Known: {', '.join(sorted(EVALUATORS))}. Is the data set registered?"
+        )
+    return EVALUATORS[kind](
+        metadata,
+        output_dir=output_dir,
+        tasks=tasks,
+        max_dets=max_dets,
+        save_predictions=save_predictions,
+        boundary=boundary,
+    )

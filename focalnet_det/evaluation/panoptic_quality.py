@@ -1,0 +1,332 @@
+"""Panoptic quality, as a Detectron2 evaluator. hotcoco matches the segments.
+
+A pixel belongs to one segment at most, so what a model says about an image is a map of segment ids
+and a list of segments; neither becomes a file on the way to its score.
+"""
+
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from hotcoco import mask as rle
+from hotcoco.metrics import panoptic_quality
+from hotcoco.panoptic import PanopticEval
+from numpy.typing import NDArray
+
+from ..atomic import write_text
+from ..data.io.write_image import write_picture
+from ..data.panoptic.segments import (
+    PanopticFile,
+    Record,
+    read_panoptic_json,
+    read_segment_ids,
+    segment_colors,
+    segment_pixels,
+    segment_problems,
+)
+from .score_tables import render_table, two_decimals
+
+logger = logging.getLogger(__name__)
+
+QUALITIES = ("PQ", "SQ", "RQ")
+# Suffix of a metric, as in Detectron2, and the row of the table.
+GROUPS = {"": "all", "_th": "things", "_st": "stuff"}
+
+# Matches of a category: sum of IoU, true positives, false positives, false negatives.
+Matches = NDArray[np.float64]
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """PQ, SQ and RQ of all classes, of things and of stuff, in percent.
+
+    Nothing is kept of an image but its matches. The main rank scores what all ranks saw; the
+    others return an empty dict. The segments of images that were not predicted are missed ones.
+
+    Args:
+        panoptic_json: COCO panoptic annotations, their areas are not used.
+        panoptic_root: folder of the PNGs that it names.
+        thing_ids, stuff_ids: category id -> class that the model predicts; default: the rank among
+            the things, and 1 + the rank among the stuff.
+        output_dir: gets `panoptic_metrics.json` (null for NaN).
+        save_predictions: also write `output_dir`/panoptic/*.png and `panoptic_results.json`, in
+            COCO's format of results.
+        distributed: add the matches of all ranks.
+    Raises: ValueError if the JSON is not as it should be, or predictions are to be saved and there
+        is no `output_dir`.
+    Source: arXiv:1801.00868, section 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        panoptic_json: str | os.PathLike[str],
+        panoptic_root: str | os.PathLike[str],
+        thing_ids: Mapping[int, int] | None = None,
+        stuff_ids: Mapping[int, int] | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
+        save_predictions: bool = False,
+        distributed: bool = True,
+    ) -> None:
+        if save_predictions and output_dir is None:
+            raise ValueError("Predictions can only be saved to an output_dir.")
+        self._truth = read_panoptic_json(Path(panoptic_json))
+        self._root = Path(panoptic_root)
+        self._categories = {
+            True: _by_class(thing_ids, self._truth, things=True),
+            False: _by_class(stuff_ids, self._truth, things=False),
+        }
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._save_predictions = save_predictions
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        self._matches: dict[int, dict[int, Matches]] = {}
+        self._results: dict[int, Record] = {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Matches the segments of some images.
+
+        Args:
+            inputs: dicts with "image_id".
+            outputs: dicts with "panoptic_seg": (ids, segments), of the original image's size. ids
+                (H, W), 0 where there is no segment; each segment a dict with "id", "category_id"
+                and "isthing", without which the category is one of the data set.
+        Raises: ValueError, naming the image, if prediction or ground truth contradicts itself.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            image_id = image["image_id"]
+            if image_id not in self._truth.annotations:
+                raise ValueError(
+                    f"Image id {image_id!r} is not annotated in {self._truth.path}: evaluate on "
+                    "the data set that was loaded."
+                )
+            if image_id in self._matches:
+                logger.warning("Image %s was predicted twice; the first result counts.", image_id)
+                continue
+            ids, segments = output["panoptic_seg"]
+            if segments is None:
+                raise ValueError(f"The prediction of image {image_id} has no list of segments.")
+            predicted = ids.cpu().numpy()
+            segments = [self._to_category(image_id, segment) for segment in segments]
+            self._matches[image_id] = self._match(image_id, predicted, segments)
+            if self._save_predictions:
+                self._save(image_id, predicted, segments)
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
+        """Metrics, {"panoptic_seg": {"PQ": ..., "SQ_th": ..., "RQ_st": ..., "PQ-person": ...}}.
+
+        NaN where there is nothing to measure.
+        """
+        own = (self._matches, self._results)
+        parts = comm.gather(own, dst=0) if self._distributed else [own]
+        if self._distributed and not comm.is_main_process():
+            return OrderedDict()
+        matches = {image_id: found for part in parts for image_id, found in part[0].items()}
+        if not matches:
+            logger.warning("No image was processed: nothing to evaluate.")
+            return OrderedDict()
+        unseen = sorted(self._truth.annotations.keys() - matches.keys())
+        if unseen:
+            logger.warning("%d images were not predicted, such as %s.", len(unseen), unseen[0])
+        matches |= {image_id: self._missed(image_id) for image_id in unseen}
+        # In one order, whatever rank saw which image: sums of floats depend on it.
+        total = sum_matches(matches[image_id] for image_id in sorted(matches))
+        metrics = panoptic_metrics(total, self._truth)
+        self._report(metrics, total, matches)
+        if self._save_predictions:
+            results = {k: result for part in parts for k, result in part[1].items()}
+            assert self._output_dir is not None
+            content = {
+                "annotations": [results[k] for k in sorted(results)],
+                "categories": list(self._truth.categories.values()),
+            }
+            write_text(self._output_dir / "panoptic_results.json", [json.dumps(content)])
+        return OrderedDict(panoptic_seg=metrics)
+
+    def _to_category(self, image_id: int, segment: Mapping[str, Any]) -> Record:
+        """A segment with its id and the data set's category."""
+        category, kind = int(segment["category_id"]), segment.get("isthing")
+        if kind is not None:
+            known = self._categories[bool(kind)]
+            if category not in known:
+                raise ValueError(
+                    f"The prediction of image {image_id} has a segment of class {category}, "
+                    f"{'things' if kind else 'stuff'}, which is none of {self._truth.path}: set "
+                    "the model's number of classes to that of the data set."
+                )
+            category = known[category]
+        return {"id": int(segment["id"]), "category_id": category}
+
+    def _match(
+        self, image_id: int, predicted: NDArray[np.integer], segments: Sequence[Record]
+    ) -> dict[int, Matches]:
+        annotation = self._truth.annotations[image_id]
+        path = self._root / annotation["file_name"]
+        truth = read_segment_ids(path)
+        if truth.shape != predicted.shape:
+            raise ValueError(
+                f"The prediction of image {image_id} is {predicted.shape} (height, width), {path} "
+                f"{truth.shape}: resize predictions to the original image."
+            )
+        categories = self._truth.categories
+        size = {"height": truth.shape[0], "width": truth.shape[1]}
+        whole = {"images": [{"id": image_id, **size}], "categories": list(categories.values())}
+        sides = []
+        for where, ids, found in (
+            (f"Ground truth {path}", truth, annotation["segments_info"]),
+            (f"The prediction of image {image_id}", predicted, segments),
+        ):
+            pixels = segment_pixels(ids)
+            for problem, detail in segment_problems(pixels, found, categories):
+                raise ValueError(f"{where} has {problem}: {detail}.")
+            sides.append({**whole, "annotations": _annotations(image_id, ids, found, pixels)})
+        evaluation = PanopticEval(*sides)
+        evaluation.evaluate()
+        per_class = evaluation.results()["per_class"]
+        rows = {k: [v["iou"], v["tp"], v["fp"], v["fn"]] for k, v in per_class.items()}
+        return {int(k): np.array(row, dtype=np.float64) for k, row in rows.items() if any(row)}
+
+    def _missed(self, image_id: int) -> dict[int, Matches]:
+        """Matches of an image without prediction."""
+        segments = self._truth.annotations[image_id]["segments_info"]
+        one = np.array([0.0, 0, 0, 1])
+        return sum_matches({s["category_id"]: one} for s in segments if not s.get("iscrowd"))
+
+    def _save(self, image_id: int, ids: NDArray[np.integer], segments: Sequence[Record]) -> None:
+        assert self._output_dir is not None
+        name = Path(self._truth.annotations[image_id]["file_name"]).with_suffix(".png")
+        path = self._output_dir / "panoptic" / name
+        write_picture(path, segment_colors(ids))
+        self._results[image_id] = {
+            "image_id": image_id,
+            "file_name": str(name),
+            "segments_info": list(segments),
+        }
+
+    def _report(
+        self,
+        metrics: Mapping[str, float],
+        total: Mapping[int, Matches],
+        by_image: Mapping[int, Mapping[int, Matches]],
+    ) -> None:
+        """Logs the tables and writes `panoptic_metrics.json`."""
+        counts = [len(_scored(self._truth, total, suffix)) for suffix in GROUPS]
+        rows = [
+            [name, *(two_decimals(metrics[f"{q}{suffix}"]) for q in QUALITIES), f"{count}"]
+            for (suffix, name), count in zip(GROUPS.items(), counts, strict=True)
+        ]
+        logger.info(
+            "Panoptic quality, %d images, in percent:\n%s",
+            len(by_image),
+            render_table(["group", *QUALITIES, "classes"], rows),
+        )
+        rows = []
+        for k, category in self._truth.categories.items():
+            name = str(category["name"])
+            scores = [two_decimals(metrics[f"{q}-{name}"]) for q in QUALITIES]
+            kind = "thing" if category["isthing"] else "stuff"
+            _, tp, fp, fn = total.get(k, np.zeros(4))
+            rows.append([name, kind, *scores, f"{tp:.0f}", f"{fp:.0f}", f"{fn:.0f}"])
+        logger.info(
+            "Per class:\n%s",
+            render_table(["class", "", *QUALITIES, "found", "false", "missed"], rows),
+        )
+        if self._output_dir is None:
+            return
+        content = {
+            "metrics": {name: _or_null(value) for name, value in metrics.items()},
+            "image_PQ": {
+                str(k): _or_null(100 * _mean_quality(by_image[k])[0]) for k in sorted(by_image)
+            },
+        }
+        text = json.dumps(content, indent=2, allow_nan=False)
+        write_text(self._output_dir / "panoptic_metrics.json", [text, "\n"])
+
+
+def _by_class(
+    ids: Mapping[int, int] | None, truth: PanopticFile, *, things: bool
+) -> dict[int, int]:
+    """Class that the model predicts -> category id."""
+    known = truth.names(things=things)
+    if ids is None:
+        return {k + (0 if things else 1): category for k, category in enumerate(known)}
+    # Detectron2's metadata of panoptic FPN has a row for the class that stands for all things.
+    found = {k: category for category, k in ids.items() if things or category in known}
+    if set(found.values()) != set(known):
+        raise ValueError(
+            f"{'thing' if things else 'stuff'}_ids and {truth.path} differ in category ids "
+            f"{sorted(set(found.values()) ^ set(known))}."
+        )
+    return found
+
+
+def _annotations(
+    image_id: int,
+    ids: NDArray[np.integer],
+    segments: Sequence[Record],
+    pixels: Mapping[int, int],
+) -> list[Record]:
+    """Segments of a map with their masks, as hotcoco takes them."""
+    # Runs go down the columns: transposed, the encoder reads in order.
+    columns = np.ascontiguousarray(ids.T)
+    return [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": segment["category_id"],
+            "iscrowd": int(segment.get("iscrowd", 0)),
+            "area": pixels[segment["id"]],
+            "segmentation": rle.encode((columns == segment["id"]).T),
+        }
+        for number, segment in enumerate(segments, start=1)
+    ]
+
+
+def sum_matches(parts: Iterable[Mapping[int, Matches]]) -> dict[int, Matches]:
+    """Sum by category, in the order given."""
+    total: dict[int, Matches] = {}
+    for part in parts:
+        for category, row in part.items():
+            total[category] = total.get(category, 0) + row
+    return total
+
+
+def panoptic_metrics(total: Mapping[int, Matches], truth: PanopticFile) -> dict[str, float]:
+    """All metrics in percent, the groups first; NaN where there is no segment."""
+    metrics: dict[str, float] = {}
+    for suffix in GROUPS:
+        means = _mean_quality(_scored(truth, total, suffix))
+        metrics |= {f"{q}{suffix}": 100 * v for q, v in zip(QUALITIES, means, strict=True)}
+    for k, category in truth.categories.items():
+        scores = _mean_quality({k: total[k]} if k in total else {})
+        name = category["name"]
+        metrics |= {f"{q}-{name}": 100 * v for q, v in zip(QUALITIES, scores, strict=True)}
+    return metrics
+
+
+def _scored(truth: PanopticFile, total: Mapping[int, Matches], suffix: str) -> dict[int, Matches]:
+    """Matches of the categories of a group of ``GROUPS``."""
+    kinds = {"": (True, False), "_th": (True,), "_st": (False,)}[suffix]
+    return {k: m for k, m in total.items() if bool(truth.categories[k]["isthing"]) in kinds}
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _mean_quality(matches: Mapping[int, Matches]) -> tuple[float, float, float]:
+    """PQ, SQ and RQ, each the mean over the categories, 0..1; NaN if there is none."""
+    if not matches:
+        return math.nan, math.nan, math.nan
+    rows = [panoptic_quality(m[0], int(m[1]), int(m[2]), int(m[3])) for m in matches.values()]
+    pq, sq, rq = np.mean(rows, axis=0).tolist()
+    return pq, sq, rq

@@ -1,0 +1,69 @@
+"""The yacs keys of this package, in one place."""
+
+from detectron2.config import CfgNode
+
+from ..detectron2.backbone import add_backbone_config
+from .options import own_yacs_options
+
+
+def add_focalnet_config(cfg: CfgNode) -> None:
+    """Add this package's keys to a Detectron2 config; see the function in ``focalnet_det``."""
+    add_backbone_config(cfg)
+
+    # The rest is read by tools/train_net.py alone. "SGD" as in Detectron2, or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # With ADAMW: parameters with one of these in their name are exempt from weight decay.
+    cfg.SOLVER.NO_DECAY_NAMES = ("norm",)
+    # With ADAMW: factor on the rate of the backbone, and per block from the last to the stem.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Options of the run: SOLVER.<NAME> or TEST.<NAME>, see docs/configs.md.
+    for key, default in own_yacs_options().items():
+        section, name = key.split(".")
+        cfg[section][name] = (
+            CfgNode(default, new_allowed=True) if isinstance(default, dict) else default
+        )
+    # Length in epochs of the training set, with decay at EPOCH_STEPS; 0 reads MAX_ITER and STEPS.
+    cfg.SOLVER.EPOCHS = 0
+    cfg.SOLVER.EPOCH_STEPS = ()
+    # A name in focalnet_det.data.augmentation.POLICIES, or "semantic_crops", with these arguments.
+    cfg.INPUT.POLICY = "resize"
+    cfg.INPUT.SEMANTIC_CROPS = CfgNode(
+        {
+            "CROP": 512,
+            "SHORT_SIDE": 512,
+            "LONG_SIDE": 2048,
+            "RATIOS": (0.5, 2.0),
+            "PHOTOMETRIC": True,
+        }
+    )
+    # False resizes as mmdet does: without antialiasing where images shrink.
+    cfg.INPUT.ANTIALIAS = True
+    add_model_keys(cfg)
+    # Data of one's own that a run was made for, in the config that it saves.
+    cfg.OWN_DATA = CfgNode(new_allowed=True)
+    # Keys that the config's own file and the command line set: one that nothing reads is an error.
+    cfg.GIVEN_KEYS = []
+
+
+def add_model_keys(cfg: CfgNode) -> None:
+    """Add the keys of heads and conventions."""
+    # "detectron2", or "mmdet", with which the published results were made: MmdetRPN, MmdetROIHeads
+    # and MmdetRCNN stand in for RPN, StandardROIHeads and GeneralizedRCNN, and
+    # MmdetRetinaNet for RetinaNet.
+    cfg.MODEL.CONVENTIONS = "detectron2"
+    # UPerNetHead's own and its loss's, see PixelCrossEntropy; the rest comes from
+    # MODEL.SEM_SEG_HEAD. Empty or 0 switches an option off.
+    cfg.MODEL.UPERNET = CfgNode(
+        {
+            "DROPOUT": 0.1,
+            "AUXILIARY_WEIGHT": 0.4,
+            "AUXILIARY_CHANNELS": 256,
+            "LOSS_AVERAGE": "all",
+            "CLASS_WEIGHTS": (),
+            "OHEM_THRESHOLD": 0.0,
+            "OHEM_MIN_KEPT": 100_000,
+        }
+    )
+    # MmsegSegmentor's: (height, width) in pixels; empty for none.
+    cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})

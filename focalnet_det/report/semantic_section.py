@@ -1,0 +1,140 @@
+"""Semantic segmentation: classes taken for others, best and worst images."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, Metadata
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ..data.io.labels import read_labels, read_values
+from ..data.io.read_image import read_image
+from ..evaluation.semantic_iou import prediction_path
+from ..visualization.draw_semantic import overlay, palette
+from .page import Bar, Note, Page, chart, photo, side_by_side, table
+
+IMAGES = 3
+CONFUSIONS = 12
+LARGEST_MATRIX = 40
+
+Counts = NDArray[np.int64]
+
+
+def add_semantic(page: Page, metadata: Metadata, folder: Path) -> None:
+    """Adds the sections of semantic segmentation.
+
+    Args:
+        folder: of the evaluation, with ``sem_seg_metrics.json`` and ``predictions``.
+    """
+    content = json.loads((folder / "sem_seg_metrics.json").read_text())
+    classes, confusion = content["classes"], np.array(content["confusion"], dtype=np.int64)
+    rows = top_confusions(confusion, classes)
+    page.add(
+        "Classes taken for others",
+        "Which share of a class's pixels was given to another class; the largest mistakes by "
+        "pixels.",
+        table(["true class", "taken for", "of the class, %", "pixels"], rows),
+    )
+    if len(classes) <= LARGEST_MATRIX:
+        figure = confusion_figure(confusion, classes)
+        page.add(
+            "Confusion matrix",
+            "Rows are true classes: where their pixels went, in percent.",
+            chart(figure, folder / "confusion_sem_seg.png"),
+        )
+    _add_images(page, content["image_mIoU"], classes, metadata, folder)
+
+
+def top_confusions(confusion: Counts, classes: Sequence[str]) -> list[list[Any]]:
+    """Rows of (true class, predicted class, share of the true class in percent, pixels)."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:CONFUSIONS]
+    rows: list[list[Any]] = []
+    for index in order:
+        true, predicted = divmod(int(index), len(classes))
+        pixels = int(wrong[true, predicted])
+        if pixels:
+            share = 100 * pixels / int(confusion[true].sum())
+            rows.append([classes[true], Note(classes[predicted]), Bar(share), f"{pixels:,}"])
+    return rows
+
+
+def confusion_figure(confusion: Counts, classes: Sequence[str]) -> Figure:
+    """The confusion matrix as colours, rows in percent; small ones with numbers."""
+    total = confusion.sum(axis=1, keepdims=True)
+    shares = 100 * confusion / np.maximum(total, 1)
+    side = 2.2 + 0.42 * len(classes)
+    figure, axis = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axis.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
+    axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    figure.colorbar(image, ax=axis, shrink=0.7, label="% of the true class")
+    if len(classes) <= 20:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.5:
+                color = "white" if share > 55 else "#333"
+                axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7)
+                axis.texts[-1].set_color(color)
+    return figure
+
+
+def _add_images(
+    page: Page,
+    image_iou: Mapping[str, float | None],
+    classes: Sequence[str],
+    metadata: Metadata,
+    folder: Path,
+) -> None:
+    colors = metadata.get("stuff_colors") or palette(len(classes))
+    records = {str(r["file_name"]): r for r in DatasetCatalog.get(metadata.name)}
+    scored = {
+        name: value
+        for name, value in image_iou.items()
+        if value is not None and not math.isnan(value) and name in records
+    }
+    order = sorted(scored, key=lambda name: scored[name])
+    count = min(IMAGES, len(order) // 2)
+    ends = {"Worst images": order[:count], "Best images": order[::-1][:count]}
+    for title, chosen in ends.items():
+        photos, seen = [], set()
+        for name in chosen:
+            record = records[name]
+            path = prediction_path(folder, name, metadata.get("image_root"))
+            if not path.exists():
+                continue
+            image = read_image(name, "RGB")
+            truth = read_labels(record["sem_seg_file_name"], record.get("label_rule"))
+            predicted = read_values(path)
+            seen |= set(np.unique(truth)) | set(np.unique(predicted))
+            maps = [overlay(image, labels, colors) for labels in (truth, predicted)]
+            caption = f"{Path(name).name}: mIoU {100 * scored[name]:.1f}"
+            photos.append(photo(side_by_side([image, *maps]), caption))
+        if photos:
+            shown = [int(k) for k in sorted(seen) if k < len(classes)]
+            page.add(
+                title,
+                "Image, ground truth and prediction; mIoU over the classes of the image.",
+                _legend(shown, classes, colors),
+                *photos,
+            )
+
+
+def _legend(
+    shown: Sequence[int], classes: Sequence[str], colors: Sequence[tuple[int, int, int]]
+) -> str:
+    items = "".join(
+        f'<span style="display:inline-block;margin-right:14px"><span style="display:inline-block;'
+        f"width:12px;height:12px;margin-right:5px;border-radius:2px;"
+        f'background:rgb{tuple(colors[k])}"></span>{escape(classes[k])}</span>'
+        for k in shown
+    )
+    return f"<p>{items}</p>"

@@ -1,0 +1,146 @@
+"""Instances drawn on images: ground truth beside prediction."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from matplotlib import pyplot as plt
+from torch import nn
+
+from ..data.instances.mappers import clean_annotations
+from ..data.io.read_image import read_image
+from .figures import save_figure
+
+# Every picture is at least this many pixels high, so that labels on small images can be read.
+MIN_HEIGHT = 420
+
+
+def class_colors(count: int) -> list[tuple[float, float, float]]:
+    """A distinct RGB colour, 0..1, for each of up to 20 classes; the colours then repeat."""
+    palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
+    return [matplotlib.colors.to_rgb(palette[i % len(palette)]) for i in range(count)]
+
+
+def draw_ground_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    """The annotations of a Detectron2 data set record on its image, as training would have them.
+
+    Returns: (H, W, 3) uint8 RGB.
+    """
+    image = read_rgb(record)
+    annotations = record.get("annotations", [])
+    masks = any(a.get("segmentation") for a in annotations)
+    visible, _ = clean_annotations(annotations, (image.shape[0], image.shape[1]), masks=masks)
+    classes = [a["category_id"] for a in visible]
+    drawer = _drawer(image, metadata)
+    drawer.overlay_instances(
+        boxes=[a["bbox"] for a in visible] or None,
+        masks=[a["segmentation"] for a in visible] if visible and masks else None,
+        labels=[metadata.thing_classes[c] for c in classes],
+        assigned_colors=_colors(classes, metadata),
+    )
+    return drawer.get_output().get_image()
+
+
+def draw_predictions(
+    record: dict[str, Any], instances: Any, metadata: Metadata, *, min_score: float
+) -> np.ndarray:
+    """Predicted instances with at least ``min_score`` on the image of a record.
+
+    Args:
+        instances: Detectron2 ``Instances`` at the image's own size, on the CPU.
+    Returns: (H, W, 3) uint8 RGB.
+    """
+    kept = instances[instances.scores >= min_score]
+    classes = kept.pred_classes.tolist()
+    names = [metadata.thing_classes[c] for c in classes]
+    labels = [f"{n} {s:.0%}" for n, s in zip(names, kept.scores.tolist(), strict=True)]
+    drawer = _drawer(read_rgb(record), metadata)
+    drawer.overlay_instances(
+        boxes=kept.pred_boxes.tensor.numpy() if classes else None,
+        masks=kept.pred_masks.numpy() if classes and kept.has("pred_masks") else None,
+        labels=labels,
+        assigned_colors=_colors(classes, metadata),
+    )
+    return drawer.get_output().get_image()
+
+
+def save_comparison(
+    model: nn.Module,
+    records: Sequence[dict[str, Any]],
+    inputs: Sequence[dict[str, Any]],
+    metadata: Metadata,
+    path: Path,
+    *,
+    min_score: float = 0.5,
+    drawings: "Drawings | None" = None,
+) -> None:
+    """Saves a PNG with a row per image: image, ground truth, prediction.
+
+    Args:
+        model: a Detectron2 model in eval mode.
+        records: of the data set, with annotations.
+        inputs: the same images as the model wants them.
+        path: of the PNG.
+        min_score: of the instances that are drawn.
+        drawings: what is drawn; None for instances.
+    """
+    drawings = drawings or INSTANCES
+    figure, axes = plt.subplots(
+        len(records), 3, figsize=(9, 3.05 * len(records)), squeeze=False, layout="constrained"
+    )
+    for row, record, item in zip(axes, records, inputs, strict=True):
+        with torch.no_grad():
+            output = model([item])[0]
+        row[0].imshow(read_rgb(record))
+        row[1].imshow(drawings.truth(record, metadata))
+        row[2].imshow(drawings.prediction(record, output, metadata, min_score))
+        for axis in row:
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], ("image", "ground truth", "prediction"), strict=True):
+        axis.set_title(title)
+    save_figure(figure, path)
+
+
+def draw_output(
+    record: dict[str, Any], output: dict[str, Any], metadata: Metadata, min_score: float
+) -> np.ndarray:
+    """The instances of a model's output on the image of a record, as ``draw_predictions``."""
+    instances = output["instances"].to("cpu")
+    return draw_predictions(record, instances, metadata, min_score=min_score)
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """How the truth and a model's output are drawn on an image, each (H, W, 3) uint8 RGB.
+
+    Attributes:
+        truth: of (record, metadata).
+        prediction: of (record, output of the model, metadata, least score).
+    """
+
+    truth: Callable[[dict[str, Any], Metadata], np.ndarray]
+    prediction: Callable[[dict[str, Any], dict[str, Any], Metadata, float], np.ndarray]
+
+
+INSTANCES = Drawings(truth=draw_ground_truth, prediction=draw_output)
+
+
+def read_rgb(record: dict[str, Any]) -> np.ndarray:
+    """The image of a record, (H, W, 3) uint8 RGB."""
+    return read_image(record["file_name"], "RGB")
+
+
+def _drawer(image: np.ndarray, metadata: Metadata) -> Visualizer:
+    scale = max(1.0, MIN_HEIGHT / image.shape[0])
+    return Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+
+
+def _colors(classes: Sequence[int], metadata: Metadata) -> list[tuple[float, ...]]:
+    colors = class_colors(len(metadata.thing_classes))
+    return [colors[i] for i in classes]
