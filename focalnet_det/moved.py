@@ -26,6 +26,7 @@ MOVED_MODULES = {
     "checkpoint.detectors": "checkpoint.layouts.detectors",
     "checkpoint.focal_transformer": "checkpoint.layouts.focal_transformer_names",
     "checkpoint.formats": "checkpoint.reader.formats",
+    "checkpoint.growth": "checkpoint.global_level",
     "checkpoint.layouts": "checkpoint.layouts.tables",
     "checkpoint.peers": "checkpoint.layouts.swin_resnet",
     "checkpoint.pickled": "checkpoint.reader.pickled",

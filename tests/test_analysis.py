@@ -105,8 +105,8 @@ def test_activation_memory_of_the_fused_path() -> None:
     net = tiny(focal_levels=(2, 2), depths=(1, 1))
     stage = analyze_backbone(net, (64, 64)).parts[1]
     assert stage.activation_bytes == 4 * (16 * 16 * 4) * (2 + 4 + 4)
-    lean = tiny(focal_levels=(2, 2), depths=(1, 1), lean_training=True)
-    assert analyze_backbone(lean, (64, 64)).parts[1].activation_bytes == 4 * (16 * 16 * 4) * 2
+    recompute = tiny(focal_levels=(2, 2), depths=(1, 1), lean_training=True)
+    assert analyze_backbone(recompute, (64, 64)).parts[1].activation_bytes == 4 * (16 * 16 * 4) * 2
 
 
 def test_analysis_leaves_the_network_alone() -> None:

@@ -49,7 +49,10 @@ def print_lines(found: "Inspection") -> None:
     for title, value in lines.items():
         if value not in (None, ""):
             print(f"{title + ':':<24}{value}")
-    for title, notes in (("not in the shapes", found.unknowns), ("nearest", found.candidates)):
+    for title, notes in (
+        ("not in the shapes", found.ambiguous_settings),
+        ("nearest", found.candidates),
+    ):
         for note in notes:
             print(f"{title + ':':<24}{note}")
 

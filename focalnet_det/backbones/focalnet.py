@@ -255,8 +255,8 @@ class FocalNet(StagedBackbone):
             their downsampling). Frozen parts stay in eval mode. Output norms are never frozen:
             no published file holds them.
         activation_checkpointing: recompute each block in the backward pass to save memory.
-        lean_training: keep the inputs of modulations and MLPs alone for the backward pass, on the
-            fused paths (docs/performance.md); slower than without, faster than checkpointing.
+        lean_training: keep only the inputs of modulations and MLPs for the backward pass, on
+            the fused paths (docs/performance.md); slower than without, faster than checkpointing.
         valid_context: take ``image_sizes`` in :meth:`forward`, and make the features of an image
             independent of batch padding. Published numbers were made without it.
         patch_size: stride of the stem.

@@ -2,7 +2,7 @@
 
 from .convert import Conversion, convert_checkpoint, convert_state_dict
 from .files import Checkpoint, check_file, read_checkpoint, read_state_dict, write_state_dict
-from .growth import advance_growth
+from .global_level import advance_global_level
 from .inspect import Inspection, inspect_checkpoint
 from .layouts.tables import LAYOUTS
 from .load import LoadReport, load_initial_weights, load_pretrained
@@ -15,7 +15,7 @@ __all__ = [
     "Conversion",
     "Inspection",
     "LoadReport",
-    "advance_growth",
+    "advance_global_level",
     "check_file",
     "convert_checkpoint",
     "convert_state_dict",

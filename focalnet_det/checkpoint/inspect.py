@@ -41,7 +41,7 @@ class Inspection:
         precision: dtypes of the backbone's tensors.
         progress: such as {"epoch": 299}.
         ignored: classes and functions that the file names beside its weights; they were left out.
-        unknowns: what no shape reveals, with the default taken and why.
+        ambiguous_settings: what no shape reveals, with the default taken and why.
         candidates: nearest layouts or variants and the first difference, for unknown files.
     """
 
@@ -61,7 +61,7 @@ class Inspection:
     precision: list[str] = field(default_factory=list)
     progress: dict[str, int] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
-    unknowns: list[str] = field(default_factory=list)
+    ambiguous_settings: list[str] = field(default_factory=list)
     candidates: list[str] = field(default_factory=list)
 
 
@@ -115,7 +115,7 @@ def _describe(result: Inspection, checkpoint: Checkpoint, translation: Translati
     if scales is not None:
         result.feature_scales = checkpoint.tensors[scales].shape[0]
     _describe_tensors(result, translation)
-    result.unknowns = unknowns(backbone, None)
+    result.ambiguous_settings = ambiguous_settings(backbone, None)
     result.candidates += [f"{name} is in no row of this layout" for name in translation.unknown[:3]]
 
 
@@ -140,7 +140,7 @@ def nearest_layouts(names: Collection[str]) -> list[str]:
     return list(texts.values())[:3]
 
 
-def unknowns(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]:
+def ambiguous_settings(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]:
     """List what no shape of a file reveals and matters for it, with the value taken and why.
 
     Args:

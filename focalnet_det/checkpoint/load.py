@@ -13,8 +13,8 @@ from ..backbones.focalnet import FocalModulation, FocalNet
 from .architecture import infer_architecture, name_mismatch
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
-from .growth import grow
-from .inspect import describe_backbone, nearest_layouts, normalizes_modulators, unknowns
+from .global_level import set_global_level
+from .inspect import ambiguous_settings, describe_backbone, nearest_layouts, normalizes_modulators
 from .layouts.detectors import BACKBONE, to_detectron2
 from .layouts.focal_transformer_names import SET, UNUSED_SET, absent_neighbors, notes, unused_sets
 from .layouts.swin_resnet import CONSTANT, find_family, other_constants, peer_notes, translate_peer
@@ -97,7 +97,7 @@ def load_pretrained(
         levels: what to do if the numbers of focal levels differ. None refuses; "official" grows as
             the official code does, which changes the outputs, "by_kernel" the same with levels
             matched by kernel size; "preserving" grows without changing the outputs, see
-            :func:`focalnet_det.checkpoint.advance_growth`; "shrink" drops the last levels and
+            :func:`focalnet_det.checkpoint.advance_global_level`; "shrink" drops the last levels and
             notes how much that changes the features.
         allow_missing: let parameters of the network that the file lacks keep their values.
         min_loaded: share of the backbone's numbers that the file must give all the same.
@@ -131,7 +131,7 @@ def load_pretrained(
     _apply(net, fit)
     _report_unused_sets(net, fit, report)
     _warn_of_cropping(fit, report)
-    report.notes += unknowns(translation.backbone, net) + notes(net, absent)
+    report.notes += ambiguous_settings(translation.backbone, net) + notes(net, absent)
     report.notes += peer_notes(translation.layout, net)
     return report
 
@@ -214,7 +214,7 @@ def _report(translation: Translation, fit: Fit) -> LoadReport:
 def _apply(net: nn.Module, fit: Fit) -> None:
     for module, level in fit.global_levels.items():
         if isinstance(net.get_submodule(module), FocalModulation):
-            grow(net, module, level)
+            set_global_level(net, module, level)
     net.load_state_dict(fit.tensors, strict=False)
 
 

@@ -162,7 +162,7 @@ def large_scale_jitter(
 
 
 # What `INPUT.POLICY` of a yaml config may name; each takes sizes from INPUT.MIN/MAX_SIZE_TRAIN.
-POLICIES: dict[str, Callable[..., list[Any]]] = {
+AUGMENTATIONS: dict[str, Callable[..., list[Any]]] = {
     "resize": resize,
     "multiscale_or_crop": multiscale_or_crop,
 }

@@ -58,7 +58,7 @@ class Policy:
     explanation: str
 
 
-POLICIES: dict[str, Policy] = {
+ISSUE_POLICIES: dict[str, Policy] = {
     UNREADABLE_IMAGE: Policy(
         "skipped",
         "stopped",
@@ -226,12 +226,13 @@ class DataTally:
     def add(self, issues: Mapping[str, int]) -> None:
         """Adds counts by problem.
 
-        Raises: KeyError if a problem has no row in ``POLICIES``; nothing is added then.
+        Raises: KeyError if a problem has no row in ``ISSUE_POLICIES``; nothing is added then.
         """
-        unknown = sorted(set(issues) - set(POLICIES))
+        unknown = sorted(set(issues) - set(ISSUE_POLICIES))
         if unknown:
             raise KeyError(
-                f"No policy for {', '.join(map(repr, unknown))}. Known: {', '.join(POLICIES)}."
+                f"No policy for {', '.join(map(repr, unknown))}. "
+                f"Known: {', '.join(ISSUE_POLICIES)}."
             )
         self.counts.update(issues)
 
@@ -253,7 +254,7 @@ class DataTally:
 
     def table(self) -> str:
         """Problem, what was done about it in training, and times met; only what was met."""
-        met = [(name, POLICIES[name].training, self.counts[name]) for name in POLICIES]
+        met = [(name, ISSUE_POLICIES[name].training, self.counts[name]) for name in ISSUE_POLICIES]
         rows = [(name, action, str(count)) for name, action, count in met if count]
         if not rows:
             return "Images and labels: no problem was met."
@@ -268,17 +269,15 @@ class DataTally:
 def report_issues(subject: object, issues: Mapping[str, int], *, evaluation: bool) -> None:
     """Log what was found in a file, and what is done about it."""
     # Crowds are a part of sound data.
-    if met := [name for name in POLICIES if issues.get(name) and name != CROWD]:
-        rows = (
-            f"{issues[n]} x {n} ({POLICIES[n].evaluation if evaluation else POLICIES[n].training})"
-            for n in met
-        )
+    if met := [name for name in ISSUE_POLICIES if issues.get(name) and name != CROWD]:
+        phase = "evaluation" if evaluation else "training"
+        rows = (f"{issues[n]} x {n} ({getattr(ISSUE_POLICIES[n], phase)})" for n in met)
         logger.warning("%s: %s. See datasets/README.md.", subject, ", ".join(rows))
 
 
 def policy_table() -> str:
-    """``POLICIES`` as a Markdown table: the one of datasets/README.md."""
+    """``ISSUE_POLICIES`` as a Markdown table: the one of datasets/README.md."""
     lines = ["| problem | in training | in evaluation | |", "|---|---|---|---|"]
-    for name, policy in POLICIES.items():
+    for name, policy in ISSUE_POLICIES.items():
         lines.append(f"| {name} | {policy.training} | {policy.evaluation} | {policy.explanation} |")
     return "\n".join(lines)

@@ -132,7 +132,7 @@ def check_images(subject: object, records: list[Record], *, evaluation: bool) ->
 
     Args:
         subject: file that names the images, for the message.
-    Returns: problems of ``POLICIES`` in the sample, which are also logged.
+    Returns: problems of ``ISSUE_POLICIES`` in the sample, which are also logged.
     Raises: ValueError with all faults.
     """
     faults = Faults(f"The images of {subject}", IMAGE_REMEDIES)

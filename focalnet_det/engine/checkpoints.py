@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..atomic import replacing, write_text
 from ..checkpoint.files import check_file
-from ..checkpoint.growth import saved_growth, set_growth
+from ..checkpoint.global_level import saved_global_levels, set_global_levels
 from .numerics import NumericalTrouble, all_finite, first_not_finite
 from .resume import check_same_tensors, config_changes, flatten, named
 from .run_folder import LAST, in_first_process
@@ -194,7 +194,7 @@ class Checkpoints:
         facts = content.get("run", {})
         self._compare(facts)
         state = content["model"]
-        set_growth(self.model, saved_growth(state))
+        set_global_levels(self.model, saved_global_levels(state))
         check_same_tensors(state, self.model.state_dict(), "the weights")
         self.model.load_state_dict(state)
         self.trainer.load_state_dict({**content, **content["trainer"]})

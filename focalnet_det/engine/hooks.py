@@ -14,7 +14,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..atomic import replacing, write_text
-from ..checkpoint.growth import advance_growth, growing, growth, set_growth
+from ..checkpoint.global_level import (
+    advance_global_level,
+    global_levels,
+    modulations_in_transition,
+    set_global_levels,
+)
 
 logger = logging.getLogger("focalnet_det")
 
@@ -82,7 +87,7 @@ def _peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class GrowthHook(HookBase):
+class GlobalLevelHook(HookBase):
     """Moves the global contexts of a grown network to its new levels, after every iteration.
 
     The level that they read is a buffer of the network, so checkpoints hold it.
@@ -97,7 +102,7 @@ class GrowthHook(HookBase):
     def before_train(self) -> None:
         """Says how long growth will take, where there is some."""
         inner = self.trainer.inner
-        left = [inner.get_submodule(n).focal_level - at for n, at in growth(inner).items()]
+        left = [inner.get_submodule(n).focal_level - at for n, at in global_levels(inner).items()]
         if not left:
             return
         end = self.trainer.start_iter + math.ceil(max(left) * self.iterations)
@@ -113,12 +118,12 @@ class GrowthHook(HookBase):
     def after_step(self) -> None:
         """Moves on."""
         inner, ema = self.trainer.inner, self.trainer.ema
-        if next(growing(inner), None) is None:
+        if next(modulations_in_transition(inner), None) is None:
             return
-        advance_growth(inner, 1 / self.iterations)
-        levels = growth(inner)
+        advance_global_level(inner, 1 / self.iterations)
+        levels = global_levels(inner)
         if ema is not None:
-            set_growth(ema.module, levels)
+            set_global_levels(ema.module, levels)
         if not levels:
             logger.info("The new focal levels are in use: the network is an ordinary one.")
 

@@ -10,7 +10,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..checkpoint.growth import saved_growth, set_growth
+from ..checkpoint.global_level import saved_global_levels, set_global_levels
 from ..experiment import Experiment, load_config, read_experiment
 from .numerics import first_not_finite, unpack_example
 from .random_state import restore_random_states
@@ -76,7 +76,7 @@ def replay_file(path: str | Path, *, device: str = "cpu") -> list[Replay]:
     experiment = experiment_of(content["config"])
     experiment.options.device = device
     model = experiment.model()
-    set_growth(model, saved_growth(content["model"]))
+    set_global_levels(model, saved_global_levels(content["model"]))
     model.load_state_dict(content["model"])
     model.to(device).train()
     return [

@@ -20,7 +20,7 @@ from .agreement import check_agreement
 from .checkpoints import AVERAGED, FINAL, Checkpoints, RunFacts, write_checkpoint
 from .evaluate import evaluate, evaluation_folder, write_reports
 from .finish import Product, finish, read_results, write_results
-from .hooks import GrowthHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
+from .hooks import GlobalLevelHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
 from .numerics import NumericalTrouble
 from .random_state import random_states, restore_random_states
@@ -127,7 +127,7 @@ class Training:
                 LearningRate(self.experiment.schedule.multiplier(epoch)),
                 ProfilerHook(self.folder.path, *options.profile) if options.profile else None,
                 # Before the checkpoint, which is to hold how far it is.
-                GrowthHook(options.growth_iterations),
+                GlobalLevelHook(options.growth_iterations),
                 end,
             ]
         )

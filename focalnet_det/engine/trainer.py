@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..checkpoint.growth import saved_growth, set_growth
+from ..checkpoint.global_level import saved_global_levels, set_global_levels
 from ..data.instances.mappers import DATA_ISSUES
 from ..data.issue_policies import DataTally
 from ..data.loader import TrainLoader
@@ -370,7 +370,7 @@ class Trainer(SimpleTrainer):
             logger.warning("The checkpoint holds no averaged weights: they start from its weights.")
             self.start_average()
             return
-        set_growth(self.ema, saved_growth(state["ema"]))
+        set_global_levels(self.ema, saved_global_levels(state["ema"]))
         check_same_tensors(state["ema"], self.ema.state_dict(), "the averaged weights")
         self.ema.load_state_dict(state["ema"])
 

@@ -26,7 +26,8 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     # Length in epochs of the training set, with decay at EPOCH_STEPS; 0 reads MAX_ITER and STEPS.
     cfg.SOLVER.EPOCHS = 0
     cfg.SOLVER.EPOCH_STEPS = ()
-    # A name in focalnet_det.data.augmentation.POLICIES, or "semantic_crops", with these arguments.
+    # A name in AUGMENTATIONS of focalnet_det.data.augmentation, or "semantic_crops" with these
+    # arguments.
     cfg.INPUT.POLICY = "resize"
     cfg.INPUT.SEMANTIC_CROPS = CfgNode(
         {

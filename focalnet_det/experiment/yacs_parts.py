@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
 
-from ..data.augmentation import POLICIES, evaluation_resize
+from ..data.augmentation import AUGMENTATIONS, evaluation_resize
 from ..data.loader import TrainLoader
 from ..data.loader import build_test_loader as build_loader_of_tests
 from ..data.loader import build_train_loader as build_loader
@@ -92,10 +92,10 @@ def augmentations(node: CfgNode) -> list[Any]:
         if node.FORMAT != "RGB":
             fields["channels"] = node.FORMAT
         return semantic_crops(**fields)
-    if node.POLICY not in POLICIES:
-        known = ", ".join([*POLICIES, SEMANTIC_CROPS])
+    if node.POLICY not in AUGMENTATIONS:
+        known = ", ".join([*AUGMENTATIONS, SEMANTIC_CROPS])
         raise ValueError(f"Unknown INPUT.POLICY {node.POLICY!r}. Known: {known}.")
-    return POLICIES[node.POLICY](
+    return AUGMENTATIONS[node.POLICY](
         short_sides=node.MIN_SIZE_TRAIN,
         max_long_side=node.MAX_SIZE_TRAIN,
         antialias=node.ANTIALIAS,

@@ -55,7 +55,7 @@ class FastROIPooler(ROIPooler):
             and isinstance(pooler, ROIAlign)
             and self.output_size[0] == self.output_size[1]
             and all(isinstance(boxes, Boxes) for boxes in box_lists)
-            and dispatch.takes_native(x)
+            and dispatch.supports_native(x)
         ):
             return super().forward(x, box_lists)
         boxes = convert_boxes_to_pooler_format(box_lists).float().contiguous()

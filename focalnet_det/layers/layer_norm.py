@@ -26,7 +26,7 @@ def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
 def _is_plain(norm: nn.Module, x: Tensor) -> bool:
     return (
         # First, for a tracer records what the rest reads.
-        dispatch.takes_native([x], DTYPES)
+        dispatch.supports_native([x], DTYPES)
         and type(norm) is nn.LayerNorm
         and len(norm.normalized_shape) == 1
         and norm.elementwise_affine

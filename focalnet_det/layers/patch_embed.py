@@ -113,7 +113,7 @@ class PatchEmbed(nn.Module):
         return (small or torch.is_grad_enabled()) and dispatch.takes_patch_products(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if not dispatch.emulates(x):
+        if not dispatch.is_dtype_emulated(x):
             return self.proj(x)
         dtype, stored = dispatch.compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):

@@ -113,7 +113,7 @@ def compute_dtype(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """Types in which to compute, and in which to return results and keep activations.
 
     The latter follows autocast and ``x``. The former is float32 on CPUs without bfloat16
-    arithmetic, where oneDNN emulates it at a tenth of the speed.
+    arithmetic, where oneDNN is_dtype_emulated it at a tenth of the speed.
     """
     device, stored = x.device.type, x.dtype
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -143,7 +143,9 @@ def takes_patch_products(x: Tensor) -> bool:
     return not _obstacle(x, exact=lambda: True)
 
 
-def takes_native(maps: Sequence[Tensor], dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
+def supports_native(
+    maps: Sequence[Tensor], dtypes: Sequence[torch.dtype] = (torch.float32,)
+) -> bool:
     """Whether a stock operator of maps of these types may run as a kernel in C++.
 
     On CPUs, unless another path is forced, a graph is recorded, or there are no such kernels.
@@ -157,7 +159,7 @@ def takes_native(maps: Sequence[Tensor], dtypes: Sequence[torch.dtype] = (torch.
     return not any(_native_obstacle(x.device.type, x.dtype) for x in maps)
 
 
-def emulates(x: Tensor) -> bool:
+def is_dtype_emulated(x: Tensor) -> bool:
     """Whether a stock layer would emulate the type in which it is to compute, slowly.
 
     Never with the reference forced or while a graph is recorded.

@@ -45,13 +45,13 @@ class Plan(NamedTuple):
         path: of :mod:`focalnet_det.ops.dispatch`, not the reference.
         dtype: in which to compute.
         stored: in which to return the result and to keep what the backward pass needs.
-        lean: keep the inputs of branches alone for the backward pass.
+        recompute: keep the inputs of branches alone for the backward pass.
     """
 
     path: str
     dtype: torch.dtype
     stored: torch.dtype
-    lean: bool = False
+    recompute: bool = False
 
 
 def modulation(
@@ -159,10 +159,10 @@ class _Branch(torch.autograd.Function):
         options, inputs, count = ctx.arguments
         saved = ctx.saved_tensors
         parameters, kept = list(saved[inputs:count]), list(saved[count:])
-        by_x, *by_parameters = ctx.backward_function(
+        grad_x, *grad_parameters = ctx.backward_function(
             gradient, *saved[:inputs], parameters, kept, *options, **ctx.more
         )
-        return None, None, None, None, by_x, *[None] * (inputs - 1), *by_parameters
+        return None, None, None, None, grad_x, *[None] * (inputs - 1), *grad_parameters
 
 
 @functools.cache
@@ -185,7 +185,7 @@ def _without_autocast(function: Callable) -> Callable:
 
 # The modulation
 
-_PLAN = "str path, ScalarType dtype, ScalarType stored, bool lean"
+_PLAN = "str path, ScalarType dtype, ScalarType stored, bool recompute"
 _LAYOUT = "float? norm_eps, float? ln_eps, bool normalize"
 
 
@@ -232,10 +232,10 @@ def _modulation_gradients(ctx: Any, gradient: Tensor | None, _kept: Any) -> tupl
         return None, None, [None] * count, *[None] * len(options)
     x, *rest = ctx.saved_tensors
     valid = rest.pop(0) if masked else None
-    by_x, *by_parameters = torch.ops.focalnet_det.modulation_backward(
+    grad_x, *grad_parameters = torch.ops.focalnet_det.modulation_backward(
         gradient, x, valid, rest[:count], rest[count:], *options
     )
-    return by_x, None, by_parameters, *[None] * len(options)
+    return grad_x, None, grad_parameters, *[None] * len(options)
 
 
 def _keep_modulation(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> None:
@@ -288,10 +288,10 @@ def _mlp_gradients(ctx: Any, gradient: Tensor | None, _kept: Any) -> tuple:
     if gradient is None:
         return None, [None] * count, *[None] * len(options)
     x, *rest = ctx.saved_tensors
-    by_x, *by_parameters = torch.ops.focalnet_det.mlp_backward(
+    grad_x, *grad_parameters = torch.ops.focalnet_det.mlp_backward(
         gradient, x, rest[:count], rest[count:], *options
     )
-    return by_x, by_parameters, *[None] * len(options)
+    return grad_x, grad_parameters, *[None] * len(options)
 
 
 def _keep_mlp(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> None:
@@ -339,9 +339,9 @@ def _keep(ctx: Any, tensors: list[Tensor], kept: list[Tensor]) -> None:
 
 
 def _as_parameters(gradients: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    by_x, *rest = gradients
+    grad_x, *rest = gradients
     return [
-        by_x,
+        grad_x,
         *(g.to(p.dtype).contiguous() for g, p in zip(rest, parameters, strict=True)),
     ]
 

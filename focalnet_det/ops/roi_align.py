@@ -39,9 +39,9 @@ class _ROIAlign(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        by_maps = [gradient.new_zeros(n, h, w, c) for n, c, h, w in ctx.shapes]
-        cast(Library, library()).roi_align_backward_(by_maps, _nhwc(gradient), ctx.pooling)
-        return None, *(by_map.permute(0, 3, 1, 2) for by_map in by_maps)
+        grad_maps = [gradient.new_zeros(n, h, w, c) for n, c, h, w in ctx.shapes]
+        cast(Library, library()).roi_align_backward_(grad_maps, _nhwc(gradient), ctx.pooling)
+        return None, *(grad_map.permute(0, 3, 1, 2) for grad_map in grad_maps)
 
 
 def _nhwc(x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from focalnet_det import create_backbone
 from focalnet_det.backbones import FocalNet
 from focalnet_det.backbones.focalnet import FocalModulation
-from focalnet_det.checkpoint import advance_growth, load_pretrained
-from focalnet_det.checkpoint.growth import growing
+from focalnet_det.checkpoint import advance_global_level, load_pretrained
+from focalnet_det.checkpoint.global_level import modulations_in_transition
 
 # Grown from 2 to 3 and from 3 to 4 levels, with and without what distinguishes the families.
 ROWS = [
@@ -99,7 +99,7 @@ def test_official_growth_changes_the_outputs() -> None:
     """What preserving growth is for: the new level feeds the global context (FACTS: 26-112 %)."""
     _, net, x, expected = grown("focalnet_tiny_srf", 2, 3, "official")
     assert relative_error(net(x), expected) > 0.02
-    assert list(growing(net)) == []
+    assert list(modulations_in_transition(net)) == []
 
 
 @pytest.mark.parametrize(("name", "old", "new"), ROWS[:5])
@@ -134,22 +134,22 @@ def test_the_global_context_moves_on_and_the_network_becomes_ordinary() -> None:
     assert net.state_dict()[marker] == 2
     errors = []
     for _ in range(4):
-        advance_growth(net, 0.25)
+        advance_global_level(net, 0.25)
         errors.append(relative_error(net(x), expected))
     assert 0 < errors[0] < errors[1] < errors[2] < errors[3]
-    assert list(growing(net)) == []
+    assert list(modulations_in_transition(net)) == []
     assert net.state_dict().keys() == plain_names.keys()
     plain = create_backbone("focalnet_tiny_srf", **SMALL, focal_levels=(3,) * 4).eval()
     load_pretrained(plain, net.state_dict())
     assert relative_error(plain(x), net(x)) == 0
     with pytest.raises(ValueError, match="forward only"):
-        advance_growth(net, -1)
+        advance_global_level(net, -1)
 
 
 @torch.no_grad()
 def test_a_file_of_a_growing_network_goes_on_growing() -> None:
     _, net, x, _ = grown("focalnet_tiny_srf", 2, 4, "preserving")
-    advance_growth(net, 1.25)
+    advance_global_level(net, 1.25)
     again = create_backbone("focalnet_tiny_srf", **SMALL, focal_levels=(4,) * 4).eval()
     report = load_pretrained(again, copy.deepcopy(net.state_dict()))
     assert again.state_dict()["layers.1.blocks.0.modulation.global_level"] == 3.25
@@ -166,13 +166,13 @@ def test_growing_modulation_by_hand() -> None:
     """One pixel, one channel, two levels: worked out with the error function."""
     from math import erf, sqrt
 
-    from focalnet_det.checkpoint.growth import grow
+    from focalnet_det.checkpoint.global_level import set_global_level
 
     def gelu(v: float) -> float:
         return v * (1 + erf(v / sqrt(2))) / 2
 
     net = nn.Sequential(FocalModulation(1, focal_level=2, focal_window=1))
-    grow(net, "0", 1.25)
+    set_global_level(net, "0", 1.25)
     (modulation,) = net
     f = modulation.f
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_levels_are_refused_unless_asked_for() -> None:
     )
     with pytest.raises(ValueError, match="cannot crop"):
         load_pretrained(small, state, levels="preserving")
-    assert list(growing(small)) == []
+    assert list(modulations_in_transition(small)) == []
 
 
 def test_official_growth_by_index_and_by_kernel() -> None:

@@ -37,9 +37,9 @@ def test_shapes_tell_layout_and_variant(name: str, layout: str) -> None:
     stages = len(row.depths)
     assert len(found.output_norms) == (0 if layout in CLASSIFIERS else stages)
     # Four levels without a norm in the modulation: the published copies disagree about these.
-    asks = any("normalize_modulator" in note for note in found.unknowns)
+    asks = any("normalize_modulator" in note for note in found.ambiguous_settings)
     assert asks == (name in ("focalnet_large_fl4", "focalnet_xlarge_fl4"))
-    assert any("stem_padding=2" in note for note in found.unknowns) == row.conv_embed
+    assert any("stem_padding=2" in note for note in found.ambiguous_settings) == row.conv_embed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -18,7 +18,7 @@ from bad_files import HEIGHT, INFINITY, NAN, WIDTH, Change, both, drop, put
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
-from focalnet_det.data import issue_policies as tally
+from focalnet_det.data import issue_policies
 from focalnet_det.data.augmentation import resize
 from focalnet_det.data.instances.mappers import InstanceMapper, SkippedImage
 from focalnet_det.data.io.coco_files import read_coco
@@ -204,70 +204,73 @@ TRAINING_ERRORS: dict[str, tuple[Change, str]] = {
         "without one object inside its image",
     ),
 }
-# Case: change, and problems of ``POLICIES`` that are counted; a training can use the rest.
+# Case: change, and problems of ``ISSUE_POLICIES`` that are counted; a training can use the rest.
 COUNTED: dict[str, tuple[Change, dict[str, int]]] = {
     "sound": (lambda _: None, {}),
     "float sizes": (put("images", 1, "width", 48.0), {}),
     "no sizes": (
         both(drop("images", "*", "width"), drop("images", "*", "height")),
-        {tally.NO_SIZE: 3},
+        {issue_policies.NO_SIZE: 3},
     ),
-    "width null": (put("images", 1, "width", None), {tally.NO_SIZE: 1}),
-    "no width": (drop("images", 1, "width"), {tally.NO_SIZE: 1}),
-    "same file": (put("images", 1, "file_name", "0.png"), {tally.IMAGE_TWICE: 1}),
-    "unlisted image": (put(*OBJECT, "image_id", 77), {tally.UNLISTED_IMAGE: 1}),
+    "width null": (put("images", 1, "width", None), {issue_policies.NO_SIZE: 1}),
+    "no width": (drop("images", 1, "width"), {issue_policies.NO_SIZE: 1}),
+    "same file": (put("images", 1, "file_name", "0.png"), {issue_policies.IMAGE_TWICE: 1}),
+    "unlisted image": (put(*OBJECT, "image_id", 77), {issue_policies.UNLISTED_IMAGE: 1}),
     "all unlisted but one": (
         lambda c: [a.update(image_id=77) for a in c["annotations"][1:]],
-        {tally.UNLISTED_IMAGE: 6},
+        {issue_policies.UNLISTED_IMAGE: 6},
     ),
-    "no id": (drop(*OBJECT, "id"), {tally.NO_ID: 1}),
-    "no ids": (drop(*ALL, "id"), {tally.NO_ID: 7}),
-    "id twice": (put(*OBJECT, "id", 100), {tally.NO_ID: 1}),
-    "ids the same": (put(*ALL, "id", 1), {tally.NO_ID: 6}),
-    "id text": (put(*OBJECT, "id", "101"), {tally.NO_ID: 1}),
-    "id negative": (put(*OBJECT, "id", -1), {tally.NO_ID: 1}),
-    "no bbox": (drop(*OBJECT, "bbox"), {tally.BOX_FROM_MASK: 1}),
-    "no bboxes": (drop(*ALL, "bbox"), {tally.BOX_FROM_MASK: 7}),
-    "bbox empty": (put(*OBJECT, "bbox", []), {tally.BOX_FROM_MASK: 1}),
-    "bbox null": (put(*OBJECT, "bbox", None), {tally.BOX_FROM_MASK: 1}),
-    "bbox text": (put(*OBJECT, "bbox", ["x", 1, 2, 3]), {tally.BOX_FROM_MASK: 1}),
-    "bbox numbers as text": (put(*OBJECT, "bbox", ["1", "1", "2", "3"]), {tally.BOX_FROM_MASK: 1}),
-    "bbox nan": (put(*OBJECT, "bbox", [NAN, 1, 2, 3]), {tally.BOX_FROM_MASK: 1}),
-    "bbox infinite": (put(*OBJECT, "bbox", [1, 1, INFINITY, 3]), {tally.BOX_FROM_MASK: 1}),
-    "bbox huge": (put(*OBJECT, "bbox", [1, 1, 10**400, 3]), {tally.BOX_FROM_MASK: 1}),
-    "bbox negative": (put(*OBJECT, "bbox", [9, 9, -3, 3]), {tally.BOX_FROM_MASK: 1}),
-    "bbox three": (put(*OBJECT, "bbox", [9, 9, 3]), {tally.BOX_FROM_MASK: 1}),
-    "bbox nested": (put(*OBJECT, "bbox", [[9, 9, 3, 3]]), {tally.BOX_FROM_MASK: 1}),
-    "bbox object": (put(*OBJECT, "bbox", {"x": 1}), {tally.BOX_FROM_MASK: 1}),
-    "bbox true": (put(*OBJECT, "bbox", [True] * 4), {tally.BOX_FROM_MASK: 1}),
-    "no area": (drop(*OBJECT, "area"), {tally.AREA_REPLACED: 1}),
-    "no areas": (drop(*ALL, "area"), {tally.AREA_REPLACED: 7}),
-    "area zero": (put(*OBJECT, "area", 0), {tally.AREA_REPLACED: 1}),
-    "area negative": (put(*OBJECT, "area", -4), {tally.AREA_REPLACED: 1}),
-    "area nan": (put(*OBJECT, "area", NAN), {tally.AREA_REPLACED: 1}),
-    "area text": (put(*OBJECT, "area", "144"), {tally.AREA_REPLACED: 1}),
-    "area too large": (put(*OBJECT, "area", 5000.0), {tally.AREA_REPLACED: 1}),
-    "area null": (put(*OBJECT, "area", None), {tally.AREA_REPLACED: 1}),
+    "no id": (drop(*OBJECT, "id"), {issue_policies.NO_ID: 1}),
+    "no ids": (drop(*ALL, "id"), {issue_policies.NO_ID: 7}),
+    "id twice": (put(*OBJECT, "id", 100), {issue_policies.NO_ID: 1}),
+    "ids the same": (put(*ALL, "id", 1), {issue_policies.NO_ID: 6}),
+    "id text": (put(*OBJECT, "id", "101"), {issue_policies.NO_ID: 1}),
+    "id negative": (put(*OBJECT, "id", -1), {issue_policies.NO_ID: 1}),
+    "no bbox": (drop(*OBJECT, "bbox"), {issue_policies.BOX_FROM_MASK: 1}),
+    "no bboxes": (drop(*ALL, "bbox"), {issue_policies.BOX_FROM_MASK: 7}),
+    "bbox empty": (put(*OBJECT, "bbox", []), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox null": (put(*OBJECT, "bbox", None), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox text": (put(*OBJECT, "bbox", ["x", 1, 2, 3]), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox numbers as text": (
+        put(*OBJECT, "bbox", ["1", "1", "2", "3"]),
+        {issue_policies.BOX_FROM_MASK: 1},
+    ),
+    "bbox nan": (put(*OBJECT, "bbox", [NAN, 1, 2, 3]), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox infinite": (put(*OBJECT, "bbox", [1, 1, INFINITY, 3]), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox huge": (put(*OBJECT, "bbox", [1, 1, 10**400, 3]), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox negative": (put(*OBJECT, "bbox", [9, 9, -3, 3]), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox three": (put(*OBJECT, "bbox", [9, 9, 3]), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox nested": (put(*OBJECT, "bbox", [[9, 9, 3, 3]]), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox object": (put(*OBJECT, "bbox", {"x": 1}), {issue_policies.BOX_FROM_MASK: 1}),
+    "bbox true": (put(*OBJECT, "bbox", [True] * 4), {issue_policies.BOX_FROM_MASK: 1}),
+    "no area": (drop(*OBJECT, "area"), {issue_policies.AREA_REPLACED: 1}),
+    "no areas": (drop(*ALL, "area"), {issue_policies.AREA_REPLACED: 7}),
+    "area zero": (put(*OBJECT, "area", 0), {issue_policies.AREA_REPLACED: 1}),
+    "area negative": (put(*OBJECT, "area", -4), {issue_policies.AREA_REPLACED: 1}),
+    "area nan": (put(*OBJECT, "area", NAN), {issue_policies.AREA_REPLACED: 1}),
+    "area text": (put(*OBJECT, "area", "144"), {issue_policies.AREA_REPLACED: 1}),
+    "area too large": (put(*OBJECT, "area", 5000.0), {issue_policies.AREA_REPLACED: 1}),
+    "area null": (put(*OBJECT, "area", None), {issue_policies.AREA_REPLACED: 1}),
     "part of two points": (
         put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), [1, 2, 3, 4]]),
-        {tally.MALFORMED_PART: 1},
+        {issue_policies.MALFORMED_PART: 1},
     ),
     "part with text": (
         put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), ["a"] * 6]),
-        {tally.MALFORMED_PART: 1},
+        {issue_policies.MALFORMED_PART: 1},
     ),
     "part null": (
         put(*OBJECT, "segmentation", [bad_files.square(5.5, 3, 12), None]),
-        {tally.MALFORMED_PART: 1},
+        {issue_policies.MALFORMED_PART: 1},
     ),
     "object twice": (
         lambda c: c["annotations"].append({**c["annotations"][1], "id": 999}),
-        {tally.OBJECT_TWICE: 1},
+        {issue_policies.OBJECT_TWICE: 1},
     ),
-    "box elsewhere": (put(*OBJECT, "bbox", [40, 3, 12, 12]), {tally.BOX_CONTRADICTS: 1}),
+    "box elsewhere": (put(*OBJECT, "bbox", [40, 3, 12, 12]), {issue_policies.BOX_CONTRADICTS: 1}),
     "box empty": (
         put(*OBJECT, "bbox", [4, 3, 0, 12]),
-        {tally.AREA_REPLACED: 1, tally.BOX_CONTRADICTS: 1},
+        {issue_policies.AREA_REPLACED: 1, issue_policies.BOX_CONTRADICTS: 1},
     ),
     "no iscrowd": (drop(*ALL, "iscrowd"), {}),
     "iscrowd true": (put(*OBJECT, "iscrowd", True), {}),
@@ -278,45 +281,60 @@ COUNTED: dict[str, tuple[Change, dict[str, int]]] = {
 }
 # Case: change, and problems for which a training drops the object, and an evaluation stops.
 DROPPED: dict[str, tuple[Change, str]] = {
-    f"{name} alone": (both(change, put(*OBJECT, "segmentation", [])), tally.MALFORMED_BOX)
+    f"{name} alone": (both(change, put(*OBJECT, "segmentation", [])), issue_policies.MALFORMED_BOX)
     for name, (change, issues) in COUNTED.items()
-    if issues == {tally.BOX_FROM_MASK: 1}
+    if issues == {issue_policies.BOX_FROM_MASK: 1}
 } | {
-    "mask text": (put(*OBJECT, "segmentation", "abc"), tally.MALFORMED_MASK),
-    "mask number": (put(*OBJECT, "segmentation", 7), tally.MALFORMED_MASK),
-    "mask true": (put(*OBJECT, "segmentation", True), tally.MALFORMED_MASK),
-    "mask flat": (put(*OBJECT, "segmentation", [1, 2, 9, 2, 9, 9]), tally.MALFORMED_MASK),
-    "mask odd": (put(*OBJECT, "segmentation", [[1, 2, 9, 2, 9, 9, 1]]), tally.MALFORMED_MASK),
-    "mask of box": (put(*OBJECT, "segmentation", [[1, 2, 9, 9]]), tally.MALFORMED_MASK),
-    "mask nan": (put(*OBJECT, "segmentation", [[1, 2, NAN, 2, 9, 9]]), tally.MALFORMED_MASK),
+    "mask text": (put(*OBJECT, "segmentation", "abc"), issue_policies.MALFORMED_MASK),
+    "mask number": (put(*OBJECT, "segmentation", 7), issue_policies.MALFORMED_MASK),
+    "mask true": (put(*OBJECT, "segmentation", True), issue_policies.MALFORMED_MASK),
+    "mask flat": (put(*OBJECT, "segmentation", [1, 2, 9, 2, 9, 9]), issue_policies.MALFORMED_MASK),
+    "mask odd": (
+        put(*OBJECT, "segmentation", [[1, 2, 9, 2, 9, 9, 1]]),
+        issue_policies.MALFORMED_MASK,
+    ),
+    "mask of box": (put(*OBJECT, "segmentation", [[1, 2, 9, 9]]), issue_policies.MALFORMED_MASK),
+    "mask nan": (
+        put(*OBJECT, "segmentation", [[1, 2, NAN, 2, 9, 9]]),
+        issue_policies.MALFORMED_MASK,
+    ),
     "mask infinite": (put(*OBJECT, "segmentation", [[1, 2, INFINITY, 2, 9, 9]]), "malformed mask"),
     "mask huge": (put(*OBJECT, "segmentation", [[1, 2, 10**400, 2, 9, 9]]), "malformed mask"),
     "mask nested": (put(*OBJECT, "segmentation", [[[1, 2], [9, 2], [9, 9]]]), "malformed mask"),
-    "mask far": (put(*OBJECT, "segmentation", [[1, 2, 1e8, 2, 9, 9]]), tally.MALFORMED_MASK),
-    "mask endless": (put(*OBJECT, "segmentation", [CIRCLE]), tally.MALFORMED_MASK),
-    "rle no counts": (put(*OBJECT, "segmentation", {"size": [32, 48]}), tally.MALFORMED_MASK),
-    "rle no size": (put(*OBJECT, "segmentation", {"counts": [1536]}), tally.MALFORMED_MASK),
+    "mask far": (
+        put(*OBJECT, "segmentation", [[1, 2, 1e8, 2, 9, 9]]),
+        issue_policies.MALFORMED_MASK,
+    ),
+    "mask endless": (put(*OBJECT, "segmentation", [CIRCLE]), issue_policies.MALFORMED_MASK),
+    "rle no counts": (
+        put(*OBJECT, "segmentation", {"size": [32, 48]}),
+        issue_policies.MALFORMED_MASK,
+    ),
+    "rle no size": (
+        put(*OBJECT, "segmentation", {"counts": [1536]}),
+        issue_policies.MALFORMED_MASK,
+    ),
     "rle other size": (
         put(*OBJECT, "segmentation", {"size": [48, 32], "counts": [0, 1536]}),
-        tally.MALFORMED_MASK,
+        issue_policies.MALFORMED_MASK,
     ),
     "rle short": (
         put(*OBJECT, "segmentation", {**FULL_RLE, "counts": [3, 4]}),
-        tally.MALFORMED_MASK,
+        issue_policies.MALFORMED_MASK,
     ),
     "rle long": (
         put(*OBJECT, "segmentation", {**FULL_RLE, "counts": [3, 9999]}),
-        tally.MALFORMED_MASK,
+        issue_policies.MALFORMED_MASK,
     ),
     "rle negative": (
         put(*OBJECT, "segmentation", {**FULL_RLE, "counts": [-4, 1540]}),
-        tally.MALFORMED_MASK,
+        issue_policies.MALFORMED_MASK,
     ),
     "rle text": (put(*OBJECT, "segmentation", {**FULL_RLE, "counts": "\x7f"}), "malformed mask"),
     "rle cut": (put(*OBJECT, "segmentation", {**FULL_RLE, "counts": "ZZ"}), "malformed mask"),
     "rle endless": (
         put(*OBJECT, "segmentation", {**FULL_RLE, "counts": "o" * 30 + "0"}),
-        tally.MALFORMED_MASK,
+        issue_policies.MALFORMED_MASK,
     ),
     "rle null": (put(*OBJECT, "segmentation", {**FULL_RLE, "counts": None}), "malformed mask"),
 }
@@ -449,4 +467,4 @@ def test_repaired_numbers(images: Path, tmp_path: Path) -> None:
 def test_real_files_are_not_blamed(shared_data: Path) -> None:
     """Thin polygons, crowds and boxes of official annotations, as they are."""
     for path in sorted(shared_data.glob("*/annotations/instances_*.json")):
-        assert set(read_coco(path, evaluation=True).issues) <= {tally.CROWD}, path
+        assert set(read_coco(path, evaluation=True).issues) <= {issue_policies.CROWD}, path

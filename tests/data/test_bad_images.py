@@ -17,7 +17,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from detectron2.data import transforms as T
 
-from focalnet_det.data import issue_policies as tally
+from focalnet_det.data import issue_policies
 from focalnet_det.data.augmentation import (
     evaluation_resize,
     large_scale_jitter,
@@ -142,10 +142,10 @@ def test_files_of_several_pictures_are_counted(suffix: str, tmp_path: Path) -> N
     options = {"lossless": True} if suffix == "webp" else {}
     pages[0].save(path, save_all=True, append_images=pages[1:], **options)
     picture, problems = read_rgb(path)
-    assert tally.SEVERAL_PICTURES in problems
+    assert issue_policies.SEVERAL_PICTURES in problems
     assert picture.getpixel((0, 0)) == (255, 0, 0)
     pages[0].save(path)
-    assert tally.SEVERAL_PICTURES not in read_rgb(path)[1]
+    assert issue_policies.SEVERAL_PICTURES not in read_rgb(path)[1]
 
 
 def test_a_header_tells_the_upright_size(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from bad_files import HEIGHT, WIDTH
 
-from focalnet_det.data import issue_policies as tally
+from focalnet_det.data import issue_policies
 from focalnet_det.data.semantic.label_folders import (
     ClassList,
     read_class_list,
@@ -95,10 +95,10 @@ def test_errors(case: str, evaluation: bool, folders: tuple[Path, Path]) -> None
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda _, x: (x / "0.png").write_text("x"), tally.UNREADABLE_LABELS),
+        (lambda _, x: (x / "0.png").write_text("x"), issue_policies.UNREADABLE_LABELS),
         (
             lambda _, x: Image.open(x / "0.png").crop((0, 0, 9, 9)).save(x / "0.png"),
-            tally.LABEL_SIZE_DIFFERS,
+            issue_policies.LABEL_SIZE_DIFFERS,
         ),
     ],
 )

@@ -15,7 +15,7 @@ import bad_files
 from bad_files import NAN, Change, add, both, drop, put
 from detectron2.data import DatasetCatalog
 
-from focalnet_det.data import issue_policies as tally
+from focalnet_det.data import issue_policies
 from focalnet_det.data.instances.mappers import InstanceMapper
 from focalnet_det.data.panoptic.panoptic_sets import PanopticFiles, register_panoptic_json
 from focalnet_det.evaluation import build_evaluator
@@ -131,11 +131,11 @@ def emptied(folder: Path) -> None:
 
 
 PNGS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "unlisted color": (recolored(1, (9, 9, 9)), tally.VOID_SEGMENT),
-    "gray": (as_gray, tally.UNREADABLE_LABELS),
-    "another size": (cropped, tally.LABEL_SIZE_DIFFERS),
+    "unlisted color": (recolored(1, (9, 9, 9)), issue_policies.VOID_SEGMENT),
+    "gray": (as_gray, issue_policies.UNREADABLE_LABELS),
+    "another size": (cropped, issue_policies.LABEL_SIZE_DIFFERS),
     "not drawn": (emptied, "segments without pixels"),
-    "text": (lambda f: (f / "0.png").write_text("x") and None, tally.UNREADABLE_LABELS),
+    "text": (lambda f: (f / "0.png").write_text("x") and None, issue_policies.UNREADABLE_LABELS),
 }
 
 
@@ -147,7 +147,7 @@ def test_pngs_that_disagree(
     change, problem = PNGS[case]
     change(Path(files.panoptic_root))
     register_panoptic_json(NAME, files)
-    assert problem not in tally.POLICIES or f"1 x {problem}" in caplog.text
+    assert problem not in issue_policies.ISSUE_POLICIES or f"1 x {problem}" in caplog.text
     with pytest.raises(ValueError, match=rf"bad\.json cannot be used:\n- 1 x {problem}: .*0\.png"):
         register_panoptic_json(NAME, files, evaluation=True)
 
@@ -157,7 +157,7 @@ def test_unlisted_pixels_are_counted_in_training(files: PanopticFiles) -> None:
     register_panoptic_json(NAME, files)
     mapper = InstanceMapper(is_train=True, augmentations=[], image_format="RGB", masks=True)
     first, second = (mapper(record) for record in DatasetCatalog.get(NAME))
-    assert first["data_issues"] == {tally.VOID_SEGMENT: 1}
+    assert first["data_issues"] == {issue_policies.VOID_SEGMENT: 1}
     assert "data_issues" not in second
     assert first["sem_seg"][20, 20] == 255
     assert (first["sem_seg"] == 1).sum() == 48 * 32 - 101
@@ -165,7 +165,7 @@ def test_unlisted_pixels_are_counted_in_training(files: PanopticFiles) -> None:
 
 def test_most_pngs_of_another_kind_stop_a_training(files: PanopticFiles) -> None:
     recolored(2, (9, 9, 9))(Path(files.panoptic_root))
-    with pytest.raises(ValueError, match=f"2 x {tally.VOID_SEGMENT}"):
+    with pytest.raises(ValueError, match=f"2 x {issue_policies.VOID_SEGMENT}"):
         register_panoptic_json(NAME, files)
 
 

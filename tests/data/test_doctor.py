@@ -13,7 +13,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import bad_files
 from bad_files import Change, both, drop, put, run_tool
 
-from focalnet_det.data import issue_policies as tally
+from focalnet_det.data import issue_policies
 from focalnet_det.data.doctor.coco_doctor import fix_coco, verify_coco
 from focalnet_det.data.doctor.findings import Finding
 from focalnet_det.data.doctor.folder_doctor import verify_folders
@@ -64,10 +64,15 @@ def test_a_sound_file_has_a_note_at_most(tmp_path: Path, images: Path) -> None:
     [
         (corners, "look like [left, top", "--fix does", True),
         (put("images", 1, "id", 10), "image ids that repeat", "id of its own", True),
-        (put(*ALL, "id", 1), tally.NO_ID, "numbered anew", False),
-        (put("annotations", 1, "area", 0), tally.AREA_REPLACED, "counted in the mask", False),
+        (put(*ALL, "id", 1), issue_policies.NO_ID, "numbered anew", False),
+        (
+            put("annotations", 1, "area", 0),
+            issue_policies.AREA_REPLACED,
+            "counted in the mask",
+            False,
+        ),
         (put("annotations", 1, "bbox", [40, 3, 30, 9]), "reach out of", "clipped", False),
-        (put("annotations", 1, "bbox", None), tally.BOX_FROM_MASK, "box around it", False),
+        (put("annotations", 1, "bbox", None), issue_policies.BOX_FROM_MASK, "box around it", False),
         (put("annotations", 1, "segmentation", "abc"), "malformed mask", "polygons", True),
         (put(*ALL, "category_id", 1), "classes without an object", "add images", False),
         (put("images", 1, "file_name", "absent.png"), "missing images", "image folder", True),
@@ -89,7 +94,7 @@ def test_pictures(tmp_path: Path, images: Path) -> None:
     rgba.save(images / "1.png")
     findings = verify_coco(write(tmp_path), images)
     assert named(findings, "unreadable images").fatal
-    assert named(findings, tally.TRANSPARENT).examples == (str(images / "1.png"),)
+    assert named(findings, issue_policies.TRANSPARENT).examples == (str(images / "1.png"),)
 
 
 def test_odd_sizes(tmp_path: Path) -> None:
@@ -157,7 +162,7 @@ def test_a_repaired_copy_has_nothing_to_repair(tmp_path: Path, images: Path) -> 
     assert "1 annotations without a sound box or mask left out." in done
     assert len(done) == 6
     file = read_coco(target, images, evaluation=True)
-    assert set(file.issues) == {tally.CROWD}
+    assert set(file.issues) == {issue_policies.CROWD}
     assert [row["id"] for row in file.annotations] == [1, 2, 4, 5, 6]
     assert file.annotations[1]["bbox"] == [5.5, 3.0, 12.0, 12.0]
     before = target.read_bytes()

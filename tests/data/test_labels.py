@@ -13,7 +13,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 
-from focalnet_det.data import issue_policies as tally
+from focalnet_det.data import issue_policies
 from focalnet_det.data.instances.mappers import InstanceMapper, SkippedImage
 from focalnet_det.data.io.labels import (
     LabelRule,
@@ -202,12 +202,12 @@ def test_evaluation_leaves_the_labels_to_the_evaluator(tmp_path: Path) -> None:
 def test_training_skips_what_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(SkippedImage, match=r"l\.png is 2 x 3 .* image 4 x 3") as skipped:
         mapper()(record(tmp_path, size=(4, 3)))
-    assert skipped.value.issues == {tally.LABEL_SIZE_DIFFERS: 1}
+    assert skipped.value.issues == {issue_policies.LABEL_SIZE_DIFFERS: 1}
     damaged = record(tmp_path)
     (tmp_path / "l.png").write_bytes(b"")
     with pytest.raises(SkippedImage) as skipped:
         mapper()(damaged)
-    assert skipped.value.issues == {tally.UNREADABLE_LABELS: 1}
+    assert skipped.value.issues == {issue_policies.UNREADABLE_LABELS: 1}
 
 
 def test_registered_folders(tmp_path: Path) -> None:

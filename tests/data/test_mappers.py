@@ -23,13 +23,13 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BoxMode
 
-from focalnet_det.data import issue_policies as tally
+from focalnet_det.data import issue_policies
 from focalnet_det.data.augmentation import multiscale_or_crop, resize
 from focalnet_det.data.instances.mappers import InstanceMapper, SkippedImage
 from focalnet_det.data.io.coco_files import read_coco
 from focalnet_det.data.io.masks import run_lengths
 from focalnet_det.data.io.read_image import UnreadableImageError
-from focalnet_det.data.issue_policies import POLICIES, DataTally, policy_table
+from focalnet_det.data.issue_policies import ISSUE_POLICIES, DataTally, policy_table
 from focalnet_det.data.registry import register_coco_json
 
 HEIGHT, WIDTH = 40, 60
@@ -276,8 +276,8 @@ def test_same_as_detectron2_on_real_data(shared_data: Path, name: str) -> None:
         issues = found.pop("data_issues", {})
         assert_same(found, expected)
         crowds = sum(row["iscrowd"] for row in record["annotations"])
-        assert issues.get(tally.CROWD, 0) == crowds
-        assert set(issues) <= {tally.CROWD, tally.OTHER_COLOURS}
+        assert issues.get(issue_policies.CROWD, 0) == crowds
+        assert set(issues) <= {issue_policies.CROWD, issue_policies.OTHER_COLOURS}
 
 
 def test_integers_are_as_good_as_floats(picture: Path) -> None:
@@ -363,36 +363,36 @@ def rle(counts: Any, size: Sequence[int] = (HEIGHT, WIDTH)) -> dict[str, Any]:
 
 PIXELS = HEIGHT * WIDTH
 DROPPED_MASKS = {
-    "odd number of coordinates": ([[*TRIANGLE, 3.0]], tally.MALFORMED_MASK),
-    "two points": ([[1.0, 1.0, 5.0, 5.0]], tally.MALFORMED_MASK),
-    "no coordinate": ([[]], tally.MALFORMED_MASK),
-    "not nested": ([1.0, 1.0, 5.0, 1.0, 5.0, 5.0], tally.MALFORMED_MASK),
-    "no number": ([["a", 1, 2, 3, 4, 5]], tally.MALFORMED_MASK),
-    "NaN": ([[*TRIANGLE[:5], float("nan")]], tally.MALFORMED_MASK),
-    "far away": ([[*TRIANGLE[:4], 1e9, 1e9]], tally.MALFORMED_MASK),
-    "text": ("polygon", tally.MALFORMED_MASK),
-    "size of the RLE": (compressed(MASK[:, :-1]), tally.MALFORMED_MASK),
-    "RLE turned": (compressed(np.ascontiguousarray(MASK.T)), tally.MALFORMED_MASK),
-    "RLE without counts": ({"size": [HEIGHT, WIDTH]}, tally.MALFORMED_MASK),
-    "RLE without size": ({"counts": [PIXELS]}, tally.MALFORMED_MASK),
-    "runs too short": (rle([3, 4]), tally.MALFORMED_MASK),
-    "runs too long": (rle([3, PIXELS]), tally.MALFORMED_MASK),
-    "negative run": (rle([-1, PIXELS + 1]), tally.MALFORMED_MASK),
-    "half a pixel": (rle([0.5, PIXELS - 0.5]), tally.MALFORMED_MASK),
-    "no runs": (rle([]), tally.MALFORMED_MASK),
-    "text too short": (rle(encoded([3, 4])), tally.MALFORMED_MASK),
-    "text too long": (rle(encoded([3, PIXELS])), tally.MALFORMED_MASK),
-    "text broken off": (rle(encoded([3, 4, PIXELS - 7])[:-1]), tally.MALFORMED_MASK),
-    "other characters": (rle("\x01é~~"), tally.MALFORMED_MASK),
-    "size of the array": (MASK[:-1], tally.MALFORMED_MASK),
-    "array of three dimensions": (MASK[None], tally.MALFORMED_MASK),
-    "none": (None, tally.NO_MASK),
-    "empty list": ([], tally.NO_MASK),
-    "polygon without area": ([[5.0, 5.0, 5.0, 5.0, 5.0, 5.0]], tally.EMPTY_MASK),
-    "polygon outside": ([[61.0, 1.0, 70.0, 1.0, 70.0, 9.0]], tally.EMPTY_MASK),
-    "empty RLE": (compressed(MASK * 0), tally.EMPTY_MASK),
-    "empty runs": (rle([PIXELS]), tally.EMPTY_MASK),
-    "empty array": (MASK * 0, tally.EMPTY_MASK),
+    "odd number of coordinates": ([[*TRIANGLE, 3.0]], issue_policies.MALFORMED_MASK),
+    "two points": ([[1.0, 1.0, 5.0, 5.0]], issue_policies.MALFORMED_MASK),
+    "no coordinate": ([[]], issue_policies.MALFORMED_MASK),
+    "not nested": ([1.0, 1.0, 5.0, 1.0, 5.0, 5.0], issue_policies.MALFORMED_MASK),
+    "no number": ([["a", 1, 2, 3, 4, 5]], issue_policies.MALFORMED_MASK),
+    "NaN": ([[*TRIANGLE[:5], float("nan")]], issue_policies.MALFORMED_MASK),
+    "far away": ([[*TRIANGLE[:4], 1e9, 1e9]], issue_policies.MALFORMED_MASK),
+    "text": ("polygon", issue_policies.MALFORMED_MASK),
+    "size of the RLE": (compressed(MASK[:, :-1]), issue_policies.MALFORMED_MASK),
+    "RLE turned": (compressed(np.ascontiguousarray(MASK.T)), issue_policies.MALFORMED_MASK),
+    "RLE without counts": ({"size": [HEIGHT, WIDTH]}, issue_policies.MALFORMED_MASK),
+    "RLE without size": ({"counts": [PIXELS]}, issue_policies.MALFORMED_MASK),
+    "runs too short": (rle([3, 4]), issue_policies.MALFORMED_MASK),
+    "runs too long": (rle([3, PIXELS]), issue_policies.MALFORMED_MASK),
+    "negative run": (rle([-1, PIXELS + 1]), issue_policies.MALFORMED_MASK),
+    "half a pixel": (rle([0.5, PIXELS - 0.5]), issue_policies.MALFORMED_MASK),
+    "no runs": (rle([]), issue_policies.MALFORMED_MASK),
+    "text too short": (rle(encoded([3, 4])), issue_policies.MALFORMED_MASK),
+    "text too long": (rle(encoded([3, PIXELS])), issue_policies.MALFORMED_MASK),
+    "text broken off": (rle(encoded([3, 4, PIXELS - 7])[:-1]), issue_policies.MALFORMED_MASK),
+    "other characters": (rle("\x01é~~"), issue_policies.MALFORMED_MASK),
+    "size of the array": (MASK[:-1], issue_policies.MALFORMED_MASK),
+    "array of three dimensions": (MASK[None], issue_policies.MALFORMED_MASK),
+    "none": (None, issue_policies.NO_MASK),
+    "empty list": ([], issue_policies.NO_MASK),
+    "polygon without area": ([[5.0, 5.0, 5.0, 5.0, 5.0, 5.0]], issue_policies.EMPTY_MASK),
+    "polygon outside": ([[61.0, 1.0, 70.0, 1.0, 70.0, 9.0]], issue_policies.EMPTY_MASK),
+    "empty RLE": (compressed(MASK * 0), issue_policies.EMPTY_MASK),
+    "empty runs": (rle([PIXELS]), issue_policies.EMPTY_MASK),
+    "empty array": (MASK * 0, issue_policies.EMPTY_MASK),
 }
 
 
@@ -404,7 +404,7 @@ def test_unusable_masks_are_dropped_and_counted(picture: Path, name: str) -> Non
         found = mapper(recompute_boxes=recompute_boxes)(make_record(picture, rows))
         assert found["data_issues"] == {problem: 1}
         assert found["instances"].gt_classes.tolist() == [5]
-    assert POLICIES[problem].training == "dropped"
+    assert ISSUE_POLICIES[problem].training == "dropped"
     # Where no masks are trained, masks do not matter.
     found = mapper(masks=False)(make_record(picture, rows))
     assert "data_issues" not in found
@@ -414,7 +414,7 @@ def test_unusable_masks_are_dropped_and_counted(picture: Path, name: str) -> Non
 def test_bad_parts_of_a_mask_are_left_out(picture: Path) -> None:
     rows = [annotation(segmentation=[TRIANGLE, [1.0, 1.0, 5.0]]), annotation()]
     found = mapper()(make_record(picture, rows))
-    assert found["data_issues"] == {tally.MALFORMED_PART: 1}
+    assert found["data_issues"] == {issue_policies.MALFORMED_PART: 1}
     masks = found["instances"].gt_masks.tensor
     assert masks.any()
     assert torch.equal(masks[0], masks[1])
@@ -432,7 +432,7 @@ def test_boxes_are_clipped_to_the_image(
     picture: Path, bbox: list[float], expected: list[int]
 ) -> None:
     found = map_one(picture, annotation(bbox=bbox))
-    assert found["data_issues"] == {tally.BOX_OUTSIDE: 1}
+    assert found["data_issues"] == {issue_policies.BOX_OUTSIDE: 1}
     assert found["instances"].gt_boxes.tensor.tolist() == [expected]
 
 
@@ -445,19 +445,19 @@ def test_rounding_is_no_box_outside(picture: Path) -> None:
 @pytest.mark.parametrize(
     ("bbox", "problem"),
     [
-        ([10.0, 10.0, 0.0, 5.0], tally.EMPTY_BOX),
-        ([10.0, 10.0, 5.0, -2.0], tally.MALFORMED_BOX),
-        (["1", "2", "3", "4"], tally.MALFORMED_BOX),
-        ([70.0, 10.0, 5.0, 5.0], tally.EMPTY_BOX),
-        ([-8.0, 10.0, 8.0, 5.0], tally.EMPTY_BOX),
-        ([1.0, 2.0, 3.0], tally.MALFORMED_BOX),
-        ([1.0, 2.0, 3.0, 4.0, 5.0], tally.MALFORMED_BOX),
-        ([], tally.MALFORMED_BOX),
-        (None, tally.MALFORMED_BOX),
-        (3.0, tally.MALFORMED_BOX),
-        (["a", "b", "c", "d"], tally.MALFORMED_BOX),
-        ([1.0, 2.0, float("nan"), 4.0], tally.MALFORMED_BOX),
-        ([1.0, 2.0, float("inf"), 4.0], tally.MALFORMED_BOX),
+        ([10.0, 10.0, 0.0, 5.0], issue_policies.EMPTY_BOX),
+        ([10.0, 10.0, 5.0, -2.0], issue_policies.MALFORMED_BOX),
+        (["1", "2", "3", "4"], issue_policies.MALFORMED_BOX),
+        ([70.0, 10.0, 5.0, 5.0], issue_policies.EMPTY_BOX),
+        ([-8.0, 10.0, 8.0, 5.0], issue_policies.EMPTY_BOX),
+        ([1.0, 2.0, 3.0], issue_policies.MALFORMED_BOX),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], issue_policies.MALFORMED_BOX),
+        ([], issue_policies.MALFORMED_BOX),
+        (None, issue_policies.MALFORMED_BOX),
+        (3.0, issue_policies.MALFORMED_BOX),
+        (["a", "b", "c", "d"], issue_policies.MALFORMED_BOX),
+        ([1.0, 2.0, float("nan"), 4.0], issue_policies.MALFORMED_BOX),
+        ([1.0, 2.0, float("inf"), 4.0], issue_policies.MALFORMED_BOX),
     ],
 )
 @pytest.mark.parametrize("masks", [False, True])
@@ -468,13 +468,13 @@ def test_unusable_boxes_are_dropped_and_counted(
     found = mapper(masks=masks, recompute_boxes=masks)(make_record(picture, rows))
     assert found["data_issues"] == {problem: 1}
     assert found["instances"].gt_classes.tolist() == [5]
-    assert POLICIES[problem].training == "dropped"
+    assert ISSUE_POLICIES[problem].training == "dropped"
 
 
 def test_crowds_are_counted_and_not_trained_on(picture: Path) -> None:
     crowd = annotation(iscrowd=1, segmentation=uncompressed(MASK))
     found = mapper()(make_record(picture, [crowd, annotation(), crowd]))
-    assert found["data_issues"] == {tally.CROWD: 2}
+    assert found["data_issues"] == {issue_policies.CROWD: 2}
     assert len(found["instances"]) == 1
 
 
@@ -482,9 +482,12 @@ def test_crowds_are_counted_and_not_trained_on(picture: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "issues"),
     [
-        ([], {tally.NO_ANNOTATION: 1}),
-        ([annotation(iscrowd=1)], {tally.CROWD: 1, tally.NO_ANNOTATION: 1}),
-        ([annotation(bbox=[1.0])], {tally.MALFORMED_BOX: 1, tally.NO_ANNOTATION: 1}),
+        ([], {issue_policies.NO_ANNOTATION: 1}),
+        ([annotation(iscrowd=1)], {issue_policies.CROWD: 1, issue_policies.NO_ANNOTATION: 1}),
+        (
+            [annotation(bbox=[1.0])],
+            {issue_policies.MALFORMED_BOX: 1, issue_policies.NO_ANNOTATION: 1},
+        ),
     ],
 )
 def test_images_without_annotation(
@@ -529,7 +532,7 @@ def test_unreadable_images_are_skipped_in_training_and_stop_evaluation(
     record = make_record(unreadable(tmp_path, kind), [annotation()])
     with pytest.raises(SkippedImage, match=rf"unreadable image: .*{kind}\.jpg") as skipped:
         mapper()(record)
-    assert skipped.value.issues == {tally.UNREADABLE_IMAGE: 1}
+    assert skipped.value.issues == {issue_policies.UNREADABLE_IMAGE: 1}
     with pytest.raises(UnreadableImageError, match=rf"{kind}\.jpg"):
         mapper(is_train=False)(record)
     again = pickle.loads(pickle.dumps(skipped.value))
@@ -560,7 +563,7 @@ def test_annotations_of_rotated_images_are_those_of_the_upright_one(
     path = rotated(picture, tmp_path)
     assert Image.open(path).size == (HEIGHT, WIDTH)
     found = mapper()(make_record(path, [annotation()]))
-    assert found.pop("data_issues") == {tally.EXIF_ROTATED: 1}
+    assert found.pop("data_issues") == {issue_policies.EXIF_ROTATED: 1}
     expected = mapper()(make_record(picture, [annotation()]))
     assert_same(found, {**expected, "file_name": str(path)})
 
@@ -576,7 +579,7 @@ def test_other_sizes_are_skipped_in_training_and_stop_evaluation(
     ):
         with pytest.raises(SkippedImage, match="size differs") as skipped:
             mapper()(record)
-        assert skipped.value.issues == {tally.SIZE_DIFFERS: 1}
+        assert skipped.value.issues == {issue_policies.SIZE_DIFFERS: 1}
         with pytest.raises(SizeMismatchError, match=r"\.png"):
             mapper(is_train=False)(record)
 
@@ -593,7 +596,7 @@ def test_repairs_of_images_are_counted_in_evaluation_too(tmp_path: Path) -> None
     Image.fromarray(np.full((HEIGHT, WIDTH), 3, dtype=np.uint8)).save(path)
     for is_train in (False, True):
         found = mapper(is_train=is_train)(make_record(path, [annotation()]))
-        assert found["data_issues"] == {tally.OTHER_COLOURS: 1}
+        assert found["data_issues"] == {issue_policies.OTHER_COLOURS: 1}
         assert (found["image"] == 3).all()
 
 
@@ -649,15 +652,15 @@ def test_a_coco_file_with_gaps_and_oddities(picture: Path, tmp_path: Path) -> No
     # The last one has the box of its triangle.
     assert full["annotations"][-1]["bbox"] == [10.0, 5.0, 20.5, 20.25]
     assert counts.counts == {
-        tally.IMAGE_TWICE: 1,
-        tally.NO_ANNOTATION: 1,
-        tally.CROWD: 1,
-        tally.MALFORMED_MASK: 2,
-        tally.MALFORMED_PART: 1,
-        tally.NO_MASK: 1,
-        tally.UNLISTED_IMAGE: 1,
-        tally.BOX_FROM_MASK: 1,
-        tally.OBJECT_TWICE: 1,  # the box taken from the mask is the same triangle's
+        issue_policies.IMAGE_TWICE: 1,
+        issue_policies.NO_ANNOTATION: 1,
+        issue_policies.CROWD: 1,
+        issue_policies.MALFORMED_MASK: 2,
+        issue_policies.MALFORMED_PART: 1,
+        issue_policies.NO_MASK: 1,
+        issue_policies.UNLISTED_IMAGE: 1,
+        issue_policies.BOX_FROM_MASK: 1,
+        issue_policies.OBJECT_TWICE: 1,  # the box taken from the mask is the same triangle's
     }
 
 
@@ -670,32 +673,38 @@ def test_unknown_categories_stop(picture: Path, tmp_path: Path) -> None:
 
 def test_tally_adds_merges_and_resumes() -> None:
     first, second = DataTally(), DataTally()
-    first.add({tally.CROWD: 2, tally.EMPTY_BOX: 1})
-    second.add({tally.CROWD: 3})
+    first.add({issue_policies.CROWD: 2, issue_policies.EMPTY_BOX: 1})
+    second.add({issue_policies.CROWD: 3})
     second.merge(first)
-    assert second.counts == {tally.CROWD: 5, tally.EMPTY_BOX: 1}
+    assert second.counts == {issue_policies.CROWD: 5, issue_policies.EMPTY_BOX: 1}
     resumed = DataTally()
-    resumed.add({tally.NO_MASK: 7})
+    resumed.add({issue_policies.NO_MASK: 7})
     resumed.load_state_dict(json.loads(json.dumps(second.state_dict())))
     assert resumed.counts == second.counts
-    resumed.add({tally.CROWD: 1})
-    assert (resumed.counts[tally.CROWD], second.counts[tally.CROWD]) == (6, 5)
+    resumed.add({issue_policies.CROWD: 1})
+    assert (resumed.counts[issue_policies.CROWD], second.counts[issue_policies.CROWD]) == (6, 5)
 
 
 def test_tally_refuses_unknown_problems() -> None:
     counts = DataTally()
-    counts.add({tally.CROWD: 1})
+    counts.add({issue_policies.CROWD: 1})
     with pytest.raises(KeyError, match="'croud'.*Known: unreadable image"):
-        counts.add({tally.CROWD: 1, "croud": 1})
+        counts.add({issue_policies.CROWD: 1, "croud": 1})
     with pytest.raises(KeyError, match="croud"):
         counts.load_state_dict({"counts": {"croud": 1}})
-    assert counts.counts == {tally.CROWD: 1}
+    assert counts.counts == {issue_policies.CROWD: 1}
 
 
 def test_tally_prints_what_was_met() -> None:
     counts = DataTally()
     assert counts.table() == "Images and labels: no problem was met."
-    counts.add({tally.BOX_OUTSIDE: 1200, tally.UNREADABLE_IMAGE: 3, tally.EMPTY_MASK: 0})
+    counts.add(
+        {
+            issue_policies.BOX_OUTSIDE: 1200,
+            issue_policies.UNREADABLE_IMAGE: 3,
+            issue_policies.EMPTY_MASK: 0,
+        }
+    )
     assert counts.table().splitlines() == [
         "images and labels      policy    times met",
         "unreadable image       skipped           3",
@@ -704,11 +713,15 @@ def test_tally_prints_what_was_met() -> None:
 
 
 def test_every_problem_has_a_policy_and_the_page_shows_it() -> None:
-    names = {value for name, value in vars(tally).items() if name.isupper() and name != "POLICIES"}
-    assert names == set(POLICIES)
+    names = {
+        value
+        for name, value in vars(issue_policies).items()
+        if name.isupper() and name != "ISSUE_POLICIES"
+    }
+    assert names == set(ISSUE_POLICIES)
     actions = {"repaired", "dropped", "skipped", "kept", "stopped"}
-    assert {p.training for p in POLICIES.values()} == actions
-    assert {p.evaluation for p in POLICIES.values()} <= actions - {"skipped"}
+    assert {p.training for p in ISSUE_POLICIES.values()} == actions
+    assert {p.evaluation for p in ISSUE_POLICIES.values()} <= actions - {"skipped"}
     page = (ROOT / "datasets" / "README.md").read_text(encoding="utf-8")
     section = page.partition("## What happens to odd images and labels\n")[2].split("\n## ")[0]
     assert policy_table() in section

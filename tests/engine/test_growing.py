@@ -13,7 +13,7 @@ from detectron2.config import get_cfg, instantiate
 
 from focalnet_det import add_focalnet_config, create_backbone
 from focalnet_det.checkpoint import load_initial_weights
-from focalnet_det.checkpoint.growth import growth, set_growth
+from focalnet_det.checkpoint.global_level import global_levels, set_global_levels
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.engine.numerics import NumericalTrouble
 from focalnet_det.engine.replay import replay_file
@@ -127,7 +127,7 @@ def test_whole_detectors_grow(tmp_path: Path) -> None:
 def test_backbones_of_files_grow(two_levels: Path) -> None:
     model = nano(LEVELS)
     load_initial_weights(model, two_levels, levels="preserving")
-    assert growth(model) == {
+    assert global_levels(model) == {
         f"backbone.bottom_up.layers.{i}.blocks.{j}.modulation": 2.0
         for i, depth in enumerate((1, 1, 3, 1))
         for j in range(depth)
@@ -137,12 +137,12 @@ def test_backbones_of_files_grow(two_levels: Path) -> None:
 def test_growth_is_set_by_name() -> None:
     net = create_backbone("focalnet_nano", focal_levels=(3, 3, 3, 3))
     name = "layers.2.blocks.1.modulation"
-    set_growth(net, {name: 2.25})
-    assert growth(net) == {name: 2.25}
-    set_growth(net, {})
-    assert growth(net) == {}
+    set_global_levels(net, {name: 2.25})
+    assert global_levels(net) == {name: 2.25}
+    set_global_levels(net, {})
+    assert global_levels(net) == {}
     with pytest.raises(ValueError, match="layers.9 grows in the checkpoint"):
-        set_growth(net, {"layers.9": 1.0})
+        set_global_levels(net, {"layers.9": 1.0})
 
 
 def test_options() -> None:

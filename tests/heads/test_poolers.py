@@ -113,9 +113,9 @@ def test_memory_orders_no_boxes_and_threads() -> None:
 def test_leaves_the_rest_to_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
     stock, fast = pair(7, SCALES, 2, "ROIAlignV2")
     maps, boxes = maps_of(8, SCALES), [boxes_of(9), boxes_of(4)]
-    assert dispatch.takes_native(maps)
+    assert dispatch.supports_native(maps)
     double = [x.double() for x in maps]
-    assert not dispatch.takes_native(double)
+    assert not dispatch.supports_native(double)
     assert torch.equal(fast(double, boxes), stock(double, boxes))
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
     assert torch.equal(fast(maps, boxes), stock(maps, boxes))

@@ -39,14 +39,14 @@ def test_types_to_compute_in(dtype: torch.dtype, autocast: bool, every_cpu: str)
     wanted = dtype if dtype in SIXTEEN[every_cpu] else torch.float32
     with torch.autocast("cpu", dtype, enabled=autocast):
         assert dispatch.compute_dtype(x) == (wanted, dtype)
-        assert dispatch.emulates(x) == (wanted == torch.float32)
+        assert dispatch.is_dtype_emulated(x) == (wanted == torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wider_types_are_the_same_on_every_cpu(dtype: torch.dtype, every_cpu: str) -> None:
     x = torch.randn(2, dtype=dtype)
     assert dispatch.compute_dtype(x) == (dtype, dtype)
-    assert not dispatch.emulates(x)
+    assert not dispatch.is_dtype_emulated(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

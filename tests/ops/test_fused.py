@@ -58,9 +58,9 @@ def learned(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_operators_are_registered_as_pytorch_wants(masked: bool, lean: bool) -> None:
+def test_operators_are_registered_as_pytorch_wants(masked: bool, recompute: bool) -> None:
     x = torch.randn(2, 3, 5, DIM, requires_grad=True)
     valid = torch.ones(2, 3, 5, 1) if masked else None
     plan, every = ("torch", torch.float32, torch.float32), weights()
@@ -68,20 +68,20 @@ def test_operators_are_registered_as_pytorch_wants(masked: bool, lean: bool) -> 
     mlp, eps = flatten_mlp(every.norm2, every.mlp)
     operators = torch.ops.focalnet_det
     check = torch.library.opcheck
-    check(operators.modulation, (x, valid, learned(modulation), *layout, *plan, lean))
+    check(operators.modulation, (x, valid, learned(modulation), *layout, *plan, recompute))
     if not masked:
-        check(operators.mlp, (x, learned(mlp), eps, *plan, lean))
+        check(operators.mlp, (x, learned(mlp), eps, *plan, recompute))
     x, modulation, mlp = x.detach(), [t.detach() for t in modulation], [t.detach() for t in mlp]
-    _, kept = operators.modulation(x, valid, modulation, *layout, *plan, lean)
-    assert bool(kept) != lean
+    _, kept = operators.modulation(x, valid, modulation, *layout, *plan, recompute)
+    assert bool(kept) != recompute
     gradient = torch.randn_like(x)
     check(
         operators.modulation_backward,
-        (gradient, x, valid, modulation, kept, *layout, *plan, lean),
+        (gradient, x, valid, modulation, kept, *layout, *plan, recompute),
     )
     if not masked:
-        _, kept = operators.mlp(x, mlp, eps, *plan, lean)
-        check(operators.mlp_backward, (gradient, x, mlp, kept, eps, *plan, lean))
+        _, kept = operators.mlp(x, mlp, eps, *plan, recompute)
+        check(operators.mlp_backward, (gradient, x, mlp, kept, eps, *plan, recompute))
     gammas = [torch.rand(DIM), torch.rand(DIM)]
     check(operators.block, (x, valid, modulation, mlp, gammas, *layout, eps, True, *plan[:2]))
 

@@ -70,13 +70,13 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
 @pytest.mark.parametrize(
     ("levels", "window"), [(0, 3), (1, 1), (2, 3), (3, 9), (4, 3), (4, 9), (1, 15)]
 )
-def test_blocks(levels: int, window: int, flags: dict, lean: bool) -> None:
-    module = block(levels, window, lean_training=lean, **flags)
+def test_blocks(levels: int, window: int, flags: dict, recompute: bool) -> None:
+    module = block(levels, window, lean_training=recompute, **flags)
     assert_equal_to_reference(module, torch.randn(2, 7, 10, 8))
 
 
@@ -176,15 +176,15 @@ def test_repeated_runs_are_bitwise_equal() -> None:
 # The custom functions by finite differences
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
-def test_gradcheck(flags: dict, masked: bool, lean: bool) -> None:
+def test_gradcheck(flags: dict, masked: bool, recompute: bool) -> None:
     module = block(2, 3, dim=2, **flags).double()
     names = [name for name, _ in module.named_parameters()]
     valid = torch.ones(2, 3, 4, 1, dtype=torch.float64)
     valid[1, 2:] = 0
-    plan = fused.Plan("torch", torch.float64, torch.float64, lean)
+    plan = fused.Plan("torch", torch.float64, torch.float64, recompute)
 
     def function(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.func.functional_call(
@@ -239,12 +239,12 @@ def test_depthwise_equals_sums(size: int, shape: tuple[int, ...]) -> None:
     kernel = torch.randn(shape[-1], 1, size, size, dtype=torch.float64, requires_grad=True)
     gradient = torch.randn(shape)
     expected = correlate(x, kernel)
-    by_x, by_kernel = torch.autograd.grad(expected, (x, kernel), gradient.double())
+    grad_x, grad_kernel = torch.autograd.grad(expected, (x, kernel), gradient.double())
     single = x.detach().float(), kernel.detach().float()
     for actual, wanted in (
         (kernels.depthwise(*single), expected),
-        (kernels.depthwise_input_gradient(gradient, single[1]), by_x),
-        (kernels.depthwise_weight_gradient(single[0], gradient, size), by_kernel),
+        (kernels.depthwise_input_gradient(gradient, single[1]), grad_x),
+        (kernels.depthwise_weight_gradient(single[0], gradient, size), grad_kernel),
     ):
         assert actual.dtype == torch.float32
         assert relative_error(actual, wanted.detach()) <= 1e-5
@@ -280,12 +280,12 @@ def kept_bytes(function: Callable[[], object], parameters: list[Tensor]) -> int:
     return total
 
 
-@pytest.mark.parametrize(("lean", "share"), [(False, 0.5), (True, 0.2)])
+@pytest.mark.parametrize(("recompute", "share"), [(False, 0.5), (True, 0.2)])
 @pytest.mark.parametrize("levels", [2, 3])
 def test_activations_kept_for_training(
-    levels: int, lean: bool, share: float, monkeypatch: pytest.MonkeyPatch
+    levels: int, recompute: bool, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = block(levels, 3, dim=32, lean_training=lean).train()
+    module = block(levels, 3, dim=32, lean_training=recompute).train()
     x = torch.randn(1, 32, 32, 32, requires_grad=True)
     kept = {}
     for path in ("reference", "torch"):

@@ -66,14 +66,14 @@ def test_depthwise_equals_the_stock_layer(
     expected = F.conv2d(
         inputs[0].permute(0, 3, 1, 2), inputs[1], padding=size // 2, groups=shape[-1]
     ).permute(0, 2, 3, 1)
-    by_x, by_kernel = torch.autograd.grad(expected, inputs, gradient.double())
+    grad_x, grad_kernel = torch.autograd.grad(expected, inputs, gradient.double())
     valid = (torch.rand(*shape[:3], 1) > 0.3).float()
     before, after = library.level(x, kernel, valid)
     for actual, wanted in (
         (library.depthwise(x, kernel), expected),
         (before, expected),
-        (library.depthwise(gradient, kernel, flip=True), by_x),
-        (library.depthwise_weight_gradient(x, gradient, size), by_kernel),
+        (library.depthwise(gradient, kernel, flip=True), grad_x),
+        (library.depthwise_weight_gradient(x, gradient, size), grad_kernel),
     ):
         assert actual.dtype == dtype
         assert relative_error(actual, wanted.detach()) <= TOLERANCE[dtype]
@@ -110,16 +110,16 @@ def test_gelu_beside_the_gradient(
     torch.testing.assert_close(
         library.gelu(x, bias=bias).double(), expected.detach(), rtol=8e-3, atol=2e-4
     )
-    (by_x,) = torch.autograd.grad(expected, exact, gradient.double())
-    after, by_bias = library.gelu_pair_(x, bias, gradient)
+    (grad_x,) = torch.autograd.grad(expected, exact, gradient.double())
+    after, grad_bias = library.gelu_pair_(x, bias, gradient)
     torch.testing.assert_close(after.double(), expected.detach(), rtol=8e-3, atol=2e-4)
-    torch.testing.assert_close(gradient.double(), by_x, rtol=8e-3, atol=2e-3)
-    total = by_x.flatten(0, -2).sum(0)
+    torch.testing.assert_close(gradient.double(), grad_x, rtol=8e-3, atol=2e-3)
+    total = grad_x.flatten(0, -2).sum(0)
     atol = (1e-5 if dtype == torch.float32 else 1e-3) * x.shape[:-1].numel() ** 0.5
-    torch.testing.assert_close(by_bias.double(), total, rtol=1e-5, atol=atol)
+    torch.testing.assert_close(grad_bias.double(), total, rtol=1e-5, atol=atol)
     if dtype == torch.float32:
         assert (after - expected).abs().le(1e-6 * exact.abs().clamp(min=1)).all()
-        assert (gradient - by_x).abs().le(4e-6).all()
+        assert (gradient - grad_x).abs().le(4e-6).all()
 
 
 @needs_compiler
@@ -156,10 +156,12 @@ def test_layer_norm_and_its_gradients(
     expected = F.layer_norm(exact[0], shape[-1:], exact[1], exact[2], norm.eps)
     wanted = torch.autograd.grad(expected, exact, gradient.double())
     actual, statistics = library.norm(x, norm)
-    by_weight, by_bias = library.norm_backward(gradient, x, norm.weight, statistics, out=gradient)
+    grad_weight, grad_bias = library.norm_backward(
+        gradient, x, norm.weight, statistics, out=gradient
+    )
     if not len(x):
-        assert not by_weight.any()
-        assert not by_bias.any()
+        assert not grad_weight.any()
+        assert not grad_bias.any()
         return
     assert relative_error(actual, expected.detach()) <= TOLERANCE[dtype]
     torch.testing.assert_close(
@@ -168,8 +170,8 @@ def test_layer_norm_and_its_gradients(
         rtol=0,
         atol=TOLERANCE[dtype] * float(1 + wanted[0].abs().max()),
     )
-    assert relative_error(by_weight, wanted[1]) <= 2e-5 if shape[-1] > 1 else True
-    assert relative_error(by_bias, wanted[2]) <= 2e-5
+    assert relative_error(grad_weight, wanted[1]) <= 2e-5 if shape[-1] > 1 else True
+    assert relative_error(grad_bias, wanted[2]) <= 2e-5
 
 
 @needs_compiler
@@ -187,12 +189,14 @@ def test_gate_and_its_gradients(
     expected = torch.autograd.grad(q * m, (q, m), gradient.double())
     product = library.gate(query, q_bias, modulator, h_bias)
     assert relative_error(product, (q * m).detach()) < TOLERANCE[dtype]
-    *by_both, by_q_bias, by_h_bias = library.gate_backward_(
+    *grad_both, grad_q_bias, grad_h_bias = library.gate_backward_(
         gradient, query, q_bias, modulator, h_bias
     )
-    assert by_both[1] is gradient
+    assert grad_both[1] is gradient
     sums = [g.sum((0, 1)) for g in expected]
-    for actual, wanted in zip([*by_both, by_q_bias, by_h_bias], [*expected, *sums], strict=True):
+    for actual, wanted in zip(
+        [*grad_both, grad_q_bias, grad_h_bias], [*expected, *sums], strict=True
+    ):
         assert relative_error(actual, wanted) < TOLERANCE[dtype]
 
 
@@ -206,15 +210,15 @@ def test_gated_sum_and_its_gradient(
     n, pixels, c = shape
     contexts = [torch.randn(shape).to(dtype) for _ in range(levels)]
     gates = torch.randn(n, pixels, levels + 1).to(dtype)
-    shared, by_sum = torch.randn(n, 1, c).to(dtype), torch.randn(shape).to(dtype)
+    shared, grad_sum = torch.randn(n, 1, c).to(dtype), torch.randn(shape).to(dtype)
     everything = torch.stack([*contexts, shared.expand(shape)], dim=-1).double()
     exact = gates.double().requires_grad_()
     expected = torch.einsum("npcl,npl->npc", everything, exact)
-    (by_gates,) = torch.autograd.grad(expected, exact, by_sum.double())
+    (grad_gates,) = torch.autograd.grad(expected, exact, grad_sum.double())
     actual = library.gated_sum(contexts, gates, shared)
     assert relative_error(actual, expected.detach()) <= TOLERANCE[dtype]
-    actual = library.gates_gradient(by_sum, contexts, shared)
-    assert relative_error(actual, by_gates) <= TOLERANCE[dtype]
+    actual = library.gates_gradient(grad_sum, contexts, shared)
+    assert relative_error(actual, grad_gates) <= TOLERANCE[dtype]
     # Not every row of a tile follows the one before it in memory.
     every_other = [context[:, ::2] for context in contexts]
     actual = library.gated_sum(every_other, gates[:, ::2], shared)

@@ -94,9 +94,9 @@ def test_frozen_weights_and_images_get_no_gradient() -> None:
 def test_second_derivatives_are_an_error() -> None:
     x = torch.randn(1, 3, 4, 4, requires_grad=True)
     out = patch_product(x, torch.randn(4, 3, 2, 2), None, torch.float32).pow(2).sum()
-    (by_x,) = torch.autograd.grad(out, x, create_graph=True)
+    (grad_x,) = torch.autograd.grad(out, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        by_x.sum().backward()
+        grad_x.sum().backward()
 
 
 def test_embedding_with_and_without_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,15 +164,15 @@ def test_a_level(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPa
     assert relative_error(shared, F.gelu(context.mean((1, 2)))) <= 1e-5
 
     leaf, tap = x.double().requires_grad_(), kernel.double().requires_grad_()
-    by_x, by_kernel = torch.autograd.grad(correlate(leaf, tap), (leaf, tap), outer.double())
+    grad_x, grad_kernel = torch.autograd.grad(correlate(leaf, tap), (leaf, tap), outer.double())
     target = torch.full((n, h, w, c + 8), torch.nan, device=DEVICE)
     depthwise.level_backward(outer, kernel, None, target[..., 8:])
-    assert relative_error(target[..., 8:], by_x) <= 1e-5
+    assert relative_error(target[..., 8:], grad_x) <= 1e-5
     assert target[..., :8].isnan().all(), "written beside the target"
-    assert relative_error(depthwise.weight_gradient(x, outer, size), by_kernel) <= 1e-5
+    assert relative_error(depthwise.weight_gradient(x, outer, size), grad_kernel) <= 1e-5
     depthwise.level_backward(outer, kernel, None, written, (gates, 3, 2.0, before, pre))
     slope = torch.func.vmap(torch.func.grad(F.gelu))(pre.double().flatten()).view(shape)
-    assert relative_error(written, (by_x + before * gates[..., 3:4] / 2) * slope) <= 1e-5
+    assert relative_error(written, (grad_x + before * gates[..., 3:4] / 2) * slope) <= 1e-5
 
 
 @pytest.mark.parametrize(("depth", "columns"), [(20, 33), (96, 136)])
@@ -228,9 +228,9 @@ def test_gradients_and_their_sums(shape: tuple[int, ...], monkeypatch: pytest.Mo
 
     leaf = x.double().requires_grad_()
     (wanted,) = torch.autograd.grad(F.gelu(leaf), leaf, gradient.double())
-    value, by_x, sums = triton_gradients.gelu_backward(x, gradient)
+    value, grad_x, sums = triton_gradients.gelu_backward(x, gradient)
     assert relative_error(value, F.gelu(x.double())) <= 1e-5
-    assert relative_error(by_x, wanted) <= 1e-5
+    assert relative_error(grad_x, wanted) <= 1e-5
     torch.testing.assert_close(sums.double(), wanted.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
 
     wide = torch.cat([x, torch.randn(*shape[:3], 5, device=DEVICE)], dim=-1)
@@ -238,16 +238,16 @@ def test_gradients_and_their_sums(shape: tuple[int, ...], monkeypatch: pytest.Mo
     wanted = (gradient.double() * wide.double()[..., c + 2, None] / 3).sum((1, 2))
     torch.testing.assert_close(sums.double(), wanted, rtol=1e-5, atol=1e-5)
     for again in (True, False):
-        by_wide = torch.full_like(wide, torch.nan)
-        product, by_modulator, sums = triton_gradients.product_backward(
-            wide, modulator, gradient, by_wide, again=again
+        grad_wide = torch.full_like(wide, torch.nan)
+        product, grad_modulator, sums = triton_gradients.product_backward(
+            wide, modulator, gradient, grad_wide, again=again
         )
         assert (product is not None) == again
         if product is not None:
             assert torch.equal(product, x * modulator)
-        assert torch.equal(by_wide[..., :c], gradient * modulator)
-        assert by_wide[..., c:].isnan().all(), "written beside the query"
-        assert torch.equal(by_modulator, gradient * x)
+        assert torch.equal(grad_wide[..., :c], gradient * modulator)
+        assert grad_wide[..., c:].isnan().all(), "written beside the query"
+        assert torch.equal(grad_modulator, gradient * x)
         wanted = (gradient.double() * x.double()).sum((0, 1, 2))
         torch.testing.assert_close(sums.double(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -278,12 +278,12 @@ def test_means_of_many_tiles() -> None:
     assert relative_error(shared, F.gelu(partial.double().sum(1) / area[:, None])) <= 1e-5
 
 
-@pytest.mark.parametrize("lean", [False, True])
-def test_shapes_for_graphs(lean: bool) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_shapes_for_graphs(recompute: bool) -> None:
     module = block(8, 2, 3).modulation.weights()
     parameters, layout = flatten_modulation(None, module)
     x = torch.randn(1, 2, 3, 8, device=DEVICE)
-    arguments = (x, None, parameters, *layout, "triton", torch.float32, torch.float32, lean)
+    arguments = (x, None, parameters, *layout, "triton", torch.float32, torch.float32, recompute)
     torch.library.opcheck(
         torch.ops.focalnet_det.modulation.default, arguments, test_utils="test_faketensor"
     )

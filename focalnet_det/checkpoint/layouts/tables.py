@@ -26,7 +26,7 @@ MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         f"{BLOCK}.modulation.proj": PAIR,
         f"{BLOCK}.modulation.ln": PAIR,
         f"{BLOCK}.modulation.focal_layers.{{k}}.0": ("weight",),
-        # Ours, while a grown network still learns to use its new levels; see growth.py.
+        # Ours, while a grown network still learns to use its new levels; see global_level.py.
         f"{BLOCK}.modulation.global_level": ("",),
         f"{BLOCK}.mlp.fc1": PAIR,
         f"{BLOCK}.mlp.fc2": PAIR,

@@ -17,7 +17,7 @@ from ..io.coco_suspicions import XYXY
 from ..io.issues import DataError
 from ..io.json_files import read_json_lists
 from ..io.masks import sound_mask
-from ..issue_policies import CROWD, POLICIES
+from ..issue_policies import CROWD, ISSUE_POLICIES
 from .findings import Finding, findings_of_faults
 from .image_checks import Picture, odd_pictures, odd_sizes, open_all, repeated, wrong_sizes
 
@@ -74,12 +74,12 @@ def check_file(json_file: Path, images: Path) -> tuple[CocoFile | None, list[Fin
     notes = [
         Finding(
             problem=f"{json_file}: {problem}",
-            remedy=POLICIES[problem].explanation,
+            remedy=ISSUE_POLICIES[problem].explanation,
             examples=(),
             count=file.issues[problem],
             fatal=False,
         )
-        for problem in POLICIES
+        for problem in ISSUE_POLICIES
         if file.issues[problem] and problem != CROWD
     ]
     return file, [*notes, *health(file)]

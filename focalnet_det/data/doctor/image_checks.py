@@ -14,8 +14,8 @@ from ..io.read_image import UnreadableImageError, read_rgb
 from ..issue_policies import (
     DEEPER_THAN_8_BITS,
     EXIF_ROTATED,
+    ISSUE_POLICIES,
     OTHER_COLOURS,
-    POLICIES,
     SEVERAL_PICTURES,
     TRANSPARENT,
 )
@@ -44,7 +44,7 @@ class Picture:
 
     Attributes:
         size: height and width of the upright picture, pixels.
-        problems: of ``POLICIES``, repaired whenever it is read.
+        problems: of ``ISSUE_POLICIES``, repaired whenever it is read.
         gray: thumbnail (SIDE, SIDE + 1), 0..255.
     """
 
@@ -103,7 +103,7 @@ def odd_pictures(pictures: Sequence[Picture]) -> Iterator[Finding]:
         if found:
             yield Finding(
                 problem=problem,
-                remedy=POLICIES[problem].explanation,
+                remedy=ISSUE_POLICIES[problem].explanation,
                 examples=tuple(found),
                 fatal=False,
             )

@@ -39,7 +39,7 @@ class SkippedImage(Exception):
     """An image that training does without: draw another one.
 
     Attributes:
-        problem: name of the row in ``POLICIES``.
+        problem: name of the row in ``ISSUE_POLICIES``.
         issues: {problem: 1}, for ``DataTally.add``.
     """
 
@@ -56,7 +56,7 @@ class InstanceMapper(DatasetMapper):
     """Reads, augments and converts images with boxes, masks and keypoints.
 
     Gives what Detectron2's ``DatasetMapper`` gives where a record has no problem. Where it has, it
-    does what ``POLICIES`` says, and ``data_issues`` of its result holds {problem: count}.
+    does what ``ISSUE_POLICIES`` says, and ``data_issues`` of its result holds {problem: count}.
 
     An image without annotation has fields of length 0, masks included.
     """
@@ -300,8 +300,8 @@ def clean_annotations(
         annotations: of one image, in Detectron2's format; left unchanged.
         size: height and width of the image, pixels.
         masks: whether each must have a mask.
-    Returns: copies, repaired where need be, and counts by problem of ``POLICIES``. Boxes are xyxy,
-        absolute pixels, inside the image; masks are polygons in float64 or compressed RLE.
+    Returns: copies, repaired where need be, and counts by issue of ``ISSUE_POLICIES``. Boxes are
+        xyxy, absolute pixels, inside the image; masks are polygons in float64 or compressed RLE.
     """
     issues: Counter[str] = Counter()
     kept = []

@@ -66,8 +66,8 @@ class CocoFile:
         annotations: of listed images; repaired ones are copies.
         categories: in order of id.
         has_annotations: False for the file of a test set, which has none.
-        issues: {problem of ``POLICIES``: count}, those that were repaired here as well as those
-            that are dropped later.
+        issues: {issue of ``ISSUE_POLICIES``: count}, those that were repaired here as well as
+            those that are dropped later.
         settled: those of ``issues`` that ``annotations`` does not show any more.
     """
 

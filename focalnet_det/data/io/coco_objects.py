@@ -13,7 +13,7 @@ from .issues import Faults, shown
 from .json_files import Record, is_number, numbers
 from .masks import mask_area_and_box, sound_mask
 
-# Problem of ``POLICIES`` for which a training drops an object: kind of fault in an evaluation.
+# Issues of ``ISSUE_POLICIES`` for which training drops an object: what evaluation calls them.
 DROPPED = {
     MALFORMED_BOX: "objects with a malformed box",
     MALFORMED_MASK: "objects with a malformed mask",
@@ -48,7 +48,7 @@ def check_object(
         row: the annotation.
         size: height and width of its image, pixels; None if unknown.
         points: keypoints that each annotation has, 0 for none.
-    Returns: the annotation, a copy if it was repaired, and its problems of ``POLICIES``.
+    Returns: the annotation, a copy if it was repaired, and its problems of ``ISSUE_POLICIES``.
     """
     _check_keypoints(row, points, where, faults)
     segmentation = row.get("segmentation")

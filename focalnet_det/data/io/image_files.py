@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..issue_policies import POLICIES, SIZE_DIFFERS, UNREADABLE_IMAGE
+from ..issue_policies import ISSUE_POLICIES, SIZE_DIFFERS, UNREADABLE_IMAGE
 from .issues import SHOWN, Faults
 from .open_image import upright_size
 from .read_image import UnreadableImageError, read_rgb
@@ -60,7 +60,7 @@ def check_image_files(
         records: with "file_name", and perhaps "height" and "width" of the upright image.
         faults: gets what is found; see ``IMAGE_REMEDIES``.
         evaluation: any image that cannot be used is a fault.
-    Returns: {problem of ``POLICIES``: count} of the sample.
+    Returns: {problem of ``ISSUE_POLICIES``: count} of the sample.
     """
     absent = missing_files(str(record["file_name"]) for record in records)
     for number, path in enumerate(absent):
@@ -79,7 +79,7 @@ def check_image_files(
             for row in rows:
                 faults.add(kind, row)
     issues = {UNREADABLE_IMAGE: len(found[UNREADABLE]), SIZE_DIFFERS: len(found[SIZES])}
-    assert set(issues) <= set(POLICIES)
+    assert set(issues) <= set(ISSUE_POLICIES)
     return +Counter(issues)
 
 

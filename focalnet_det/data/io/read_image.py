@@ -30,10 +30,10 @@ class UnreadableImageError(OSError):
 
 
 def read_image(path: str | Path, image_format: str) -> NDArray[np.uint8]:
-    """Reads an image file.
+    """Read an image file.
 
-    Turns it upright by its EXIF orientation. ``POLICIES`` of ``tally`` says how each kind of image
-    is converted. Of an animation or a file of several pages, the first picture.
+    The image is turned upright by its EXIF orientation. ``ISSUE_POLICIES`` says how each kind of
+    image is converted. Of an animation or a file of several pages, the first picture.
 
     Args:
         path: of the file.

@@ -41,11 +41,11 @@ def _spread(gradient: Tensor, kernel: Tensor) -> Tensor:
     radius = kernel.shape[-1] // 2
     view = gradient.permute(0, 3, 1, 2)
     # The second argument gives the shape of the input, which is that of the output.
-    by_x: Tensor = torch.ops.aten.convolution_backward(
+    grad_x: Tensor = torch.ops.aten.convolution_backward(
         view, view, kernel, None, [1, 1], [radius] * 2, [1, 1], False, [0, 0], len(kernel),
         [True, False, False],
     )[0]  # fmt: skip
-    return by_x.permute(0, 2, 3, 1).contiguous()
+    return grad_x.permute(0, 2, 3, 1).contiguous()
 
 
 def depthwise_weight_gradient(x: Tensor, gradient: Tensor, size: int) -> Tensor:

@@ -523,11 +523,11 @@ void weight_gradient(const T* data, const T* gradient, const Map& map, long size
       long area = (tile.height + 2 * radius) * (tile.width + 2 * radius) * V;
       long inner = tile.height * tile.width * V;
       float* patch = scratch.get(GROUPS * (area + inner));
-      float* by_out = patch + GROUPS * area;
+      float* grad_out = patch + GROUPS * area;
       pack(data, map, tile, first, radius, patch);
-      pack(gradient, map, tile, first, 0, by_out);
+      pack(gradient, map, tile, first, 0, grad_out);
       for (long group = 0; group < GROUPS && first + group * V < map.c; group++)
-        PRODUCTS[radius](patch + group * area, by_out + group * inner, tile, map,
+        PRODUCTS[radius](patch + group * area, grad_out + group * inner, tile, map,
                          sums + index * block + group * taps * V);
     }
   });
@@ -1067,22 +1067,22 @@ void gelu_rows(const void* x, const void* bias, const float* valid, void* out, l
   });
 }
 
-// out = slope(before) * valid * (gates * by_sum + by_after); null pointers count as 1 and 0.
+// out = slope(before) * valid * (gates * grad_sum + grad_after); null pointers count as 1 and 0.
 template <class T>
 struct LevelBackward {
-  const T *by_sum, *gates, *by_after, *before;
+  const T *grad_sum, *gates, *grad_after, *before;
   const float* valid;
   T* out;
-  // Rows from one value of the gates to the next, and rows that one of `by_after` stands for.
+  // Rows from one value of the gates to the next, and rows that one of `grad_after` stands for.
   long rows, c, pitch, repeat;
 
   void operator()(long first, long count) const {
     for (long i = first; i < first + count; i++) {
       vec gate = gates ? splat(load(gates + i * pitch, 1)[0]) : splat(1);
       vec inside = valid ? splat(valid[i]) : splat(1);
-      const T* after = by_after ? by_after + i / repeat * c : nullptr;
+      const T* after = grad_after ? grad_after + i / repeat * c : nullptr;
       for_vectors(c, [&](long j, long n) {
-        vec y = load(by_sum + i * c + j, n) * gate;
+        vec y = load(grad_sum + i * c + j, n) * gate;
         if (after) y += load(after + j, n);
         vec slope = Gelu<T>::slope(load(before + i * c + j, n));
         store(out + i * c + j, y * inside * slope, n);
@@ -1119,12 +1119,12 @@ void column_sums(long rows, long width, float* out, long threads, const Task& ta
   std::free(sums);
 }
 
-// after = gelu(before + bias), gradient *= slope there; by_bias: sums of the latter over the rows
+// after = gelu(before + bias), gradient *= slope there; grad_bias: sums of the latter over the rows
 template <class T>
-void gelu_pair(const void* before, const void* bias, void* gradient, void* after, float* by_bias,
+void gelu_pair(const void* before, const void* bias, void* gradient, void* after, float* grad_bias,
                long rows, long c, long threads) {
   const T* shift = static_cast<const T*>(bias);
-  column_sums(rows, c, by_bias, threads, [&](long first, long count, float* sums) {
+  column_sums(rows, c, grad_bias, threads, [&](long first, long count, float* sums) {
     for (long i = first; i < first + count; i++) {
       const T* from = static_cast<const T*>(before) + i * c;
       T *slope = static_cast<T*>(gradient) + i * c, *to = static_cast<T*>(after) + i * c;
@@ -1179,7 +1179,7 @@ void gate(const void* query, const void* query_bias, const void* modulator, cons
 // over the rows, one after the other.
 template <class T>
 void gate_backward(void* gradient, const void* query, const void* query_bias, const void* modulator,
-                   const void* h_bias, void* by_query, float* sums, long rows, long c,
+                   const void* h_bias, void* grad_query, float* sums, long rows, long c,
                    long threads) {
   const T *q_shift = static_cast<const T*>(query_bias), *h_shift = static_cast<const T*>(h_bias);
   long pitch = up(c, 16);  // whole registers are added
@@ -1188,15 +1188,15 @@ void gate_backward(void* gradient, const void* query, const void* query_bias, co
     for (long i = first; i < first + count; i++) {
       const T* q = static_cast<const T*>(query) + i * c;
       const T* m = static_cast<const T*>(modulator) + i * c;
-      T *by = static_cast<T*>(gradient) + i * c, *to = static_cast<T*>(by_query) + i * c;
+      T *by = static_cast<T*>(gradient) + i * c, *to = static_cast<T*>(grad_query) + i * c;
       for_vectors(c, [&](long j, long n) {
         vec g = load(by + j, n);
-        vec by_q = g * (load(m + j, n) + load(h_shift + j, n));
-        vec by_m = g * (load(q + j, n) + load(q_shift + j, n));
-        store(to + j, by_q, n);
-        store(by + j, by_m, n);
-        store(sums + j, load(sums + j) + by_q);
-        store(sums + pitch + j, load(sums + pitch + j) + by_m);
+        vec grad_q = g * (load(m + j, n) + load(h_shift + j, n));
+        vec grad_m = g * (load(q + j, n) + load(q_shift + j, n));
+        store(to + j, grad_q, n);
+        store(by + j, grad_m, n);
+        store(sums + j, load(sums + j) + grad_q);
+        store(sums + pitch + j, load(sums + pitch + j) + grad_m);
       });
     }
   });
@@ -1242,7 +1242,7 @@ void norm_rows(const void* x, const void* weight, const void* bias, void* out, f
 // weight and bias.
 template <class T>
 void norm_backward(const void* gradient, const void* x, const void* weight, const float* statistics,
-                   const void* residual, void* by_x, float* by_weight, float* by_bias, long rows, long c, long threads) {
+                   const void* residual, void* grad_x, float* grad_weight, float* grad_bias, long rows, long c, long threads) {
   const T* scale = static_cast<const T*>(weight);
   long pitch = up(c, 16);  // whole registers are added
   float* both = allocate(2 * pitch);
@@ -1251,7 +1251,7 @@ void norm_backward(const void* gradient, const void* x, const void* weight, cons
       const T* from = static_cast<const T*>(x) + i * c;
       const T* by = static_cast<const T*>(gradient) + i * c;
       const T* more = residual ? static_cast<const T*>(residual) + i * c : nullptr;
-      T* to = static_cast<T*>(by_x) + i * c;
+      T* to = static_cast<T*>(grad_x) + i * c;
       vec mean = splat(statistics[2 * i]), inverse = splat(statistics[2 * i + 1]);
       vec total{}, product{};
       for_vectors(c, [&](long j, long n) {
@@ -1270,8 +1270,8 @@ void norm_backward(const void* gradient, const void* x, const void* weight, cons
       });
     }
   });
-  std::memcpy(by_weight, both, c * sizeof(float));
-  std::memcpy(by_bias, both + pitch, c * sizeof(float));
+  std::memcpy(grad_weight, both, c * sizeof(float));
+  std::memcpy(grad_bias, both + pitch, c * sizeof(float));
   std::free(both);
 }
 
@@ -1443,18 +1443,18 @@ void focalnet_gelu(const void* x, const void* bias, const float* valid, void* ou
   (sixteen ? gelu_rows<uint16_t> : gelu_rows<float>)(x, bias, valid, out, rows, c, threads);
 }
 
-void focalnet_level_backward(const void* by_sum, const void* gates, const void* by_after,
+void focalnet_level_backward(const void* grad_sum, const void* gates, const void* grad_after,
                              const void* before, const float* valid, void* out, long rows, long c,
                              long pitch, long repeat, long sixteen, long threads) {
-  const void* arrays[] = {by_sum, gates, by_after, before, out};
+  const void* arrays[] = {grad_sum, gates, grad_after, before, out};
   const long numbers[] = {rows, c, pitch, repeat, threads};
   (sixteen ? level_backward<uint16_t> : level_backward<float>)(arrays, valid, numbers);
 }
 
 void focalnet_gelu_pair(const void* before, const void* bias, void* gradient, void* after,
-                        float* by_bias, long rows, long c, long sixteen, long threads) {
+                        float* grad_bias, long rows, long c, long sixteen, long threads) {
   auto run = sixteen ? gelu_pair<uint16_t> : gelu_pair<float>;
-  run(before, bias, gradient, after, by_bias, rows, c, threads);
+  run(before, bias, gradient, after, grad_bias, rows, c, threads);
 }
 
 void focalnet_residual(void* branch, const void* x, const void* bias, const float* factors, long rows,
@@ -1470,10 +1470,10 @@ void focalnet_gate(const void* query, const void* query_bias, const void* modula
 }
 
 void focalnet_gate_backward(void* gradient, const void* query, const void* query_bias,
-                            const void* modulator, const void* h_bias, void* by_query, float* sums,
+                            const void* modulator, const void* h_bias, void* grad_query, float* sums,
                             long rows, long c, long sixteen, long threads) {
   auto run = sixteen ? gate_backward<uint16_t> : gate_backward<float>;
-  run(gradient, query, query_bias, modulator, h_bias, by_query, sums, rows, c, threads);
+  run(gradient, query, query_bias, modulator, h_bias, grad_query, sums, rows, c, threads);
 }
 
 void focalnet_norm(const void* x, const void* weight, const void* bias, void* out, float* statistics,
@@ -1483,11 +1483,11 @@ void focalnet_norm(const void* x, const void* weight, const void* bias, void* ou
 }
 
 void focalnet_norm_backward(const void* gradient, const void* x, const void* weight,
-                            const float* statistics, const void* residual, void* by_x,
-                            float* by_weight, float* by_bias, long rows, long c, long sixteen,
+                            const float* statistics, const void* residual, void* grad_x,
+                            float* grad_weight, float* grad_bias, long rows, long c, long sixteen,
                             long threads) {
   auto run = sixteen ? norm_backward<uint16_t> : norm_backward<float>;
-  run(gradient, x, weight, statistics, residual, by_x, by_weight, by_bias, rows, c, threads);
+  run(gradient, x, weight, statistics, residual, grad_x, grad_weight, grad_bias, rows, c, threads);
 }
 
 // `backward`: `gates` are written, from the gradient `total`; else the other way around.

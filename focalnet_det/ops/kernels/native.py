@@ -117,10 +117,10 @@ class Library:
         Returns: the former; sums of the latter over all but C, (C,), float32.
         """
         before, after = before.contiguous(), torch.empty_like(gradient)
-        by_bias = before.new_empty(before.shape[-1], dtype=torch.float32)
-        tensors = before, bias, gradient, after, by_bias
+        grad_bias = before.new_empty(before.shape[-1], dtype=torch.float32)
+        tensors = before, bias, gradient, after, grad_bias
         self._call("gelu_pair", tensors, before.shape[:-1].numel(), before.shape[-1])
-        return after, by_bias
+        return after, grad_bias
 
     def residual_(self, branch: Tensor, x: Tensor, bias: Tensor, factors: Tensor | None) -> None:
         """``branch``, (N, P, C), becomes ``x`` plus ``factors`` times the sum of it and ``bias``.
@@ -155,11 +155,11 @@ class Library:
         ``gradient``, by the product, contiguous, becomes that by ``modulator``.
         """
         query, modulator = query.contiguous(), modulator.contiguous()
-        by_query, c = torch.empty_like(gradient), query.shape[-1]
+        grad_query, c = torch.empty_like(gradient), query.shape[-1]
         sums = query.new_empty(2, c, dtype=torch.float32)
-        tensors = gradient, query, query_bias, modulator, h_bias, by_query, sums
+        tensors = gradient, query, query_bias, modulator, h_bias, grad_query, sums
         self._call("gate_backward", tensors, query.shape[:-1].numel(), c)
-        return by_query, gradient, sums[0], sums[1]
+        return grad_query, gradient, sums[0], sums[1]
 
     def gated_sum(self, contexts: list[Tensor], gates: Tensor, shared: Tensor) -> Tensor:
         """Contexts, (N, P, C) and last (N, 1, C), times ``gates``, (N, P, L + 1), and summed."""
@@ -167,10 +167,13 @@ class Library:
         self._gated_sum(contexts, gates, shared, out, backward=False)
         return out
 
-    def gates_gradient(self, by_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
+    def gates_gradient(self, grad_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
         """Gradient by ``gates`` of :meth:`gated_sum`, from that by its result."""
-        by_sum, out = by_sum.contiguous(), by_sum.new_empty(*by_sum.shape[:2], len(contexts) + 1)
-        self._gated_sum(contexts, out, shared, by_sum, backward=True)
+        grad_sum, out = (
+            grad_sum.contiguous(),
+            grad_sum.new_empty(*grad_sum.shape[:2], len(contexts) + 1),
+        )
+        self._gated_sum(contexts, out, shared, grad_sum, backward=True)
         return out
 
     def _gated_sum(
@@ -184,29 +187,29 @@ class Library:
 
     def level_backward(
         self,
-        by_sum: Tensor,
+        grad_sum: Tensor,
         gates: Tensor | None,
-        by_after: Tensor | None,
+        grad_after: Tensor | None,
         before: Tensor,
         valid: Tensor | None,
         *,
         out: Tensor,
     ) -> Tensor:
-        """Derivative of GELU at ``before`` times ``valid * (by_sum * gates + by_after)``.
+        """Derivative of GELU at ``before`` times ``valid * (grad_sum * gates + grad_after)``.
 
         Args:
-            by_sum, before: (..., C), contiguous.
+            grad_sum, before: (..., C), contiguous.
             gates: (...), any one stride.
-            by_after: (N, H, W, C), contiguous or expanded from (N, 1, 1, C).
+            grad_after: (N, H, W, C), contiguous or expanded from (N, 1, 1, C).
             valid: (..., 1).
-            out: (..., C), contiguous, the result; may be ``by_sum``.
+            out: (..., C), contiguous, the result; may be ``grad_sum``.
         """
         rows, repeat = before.shape[:-1].numel(), 1
-        if by_after is not None and by_after.stride()[1:3] == (0, 0):
-            by_after, repeat = by_after[:, 0, 0], rows // len(by_after)
-        by_after = None if by_after is None else by_after.contiguous()
+        if grad_after is not None and grad_after.stride()[1:3] == (0, 0):
+            grad_after, repeat = grad_after[:, 0, 0], rows // len(grad_after)
+        grad_after = None if grad_after is None else grad_after.contiguous()
         pitch = 0 if gates is None else gates.stride(-1)
-        tensors = by_sum, gates, by_after, before, _single(valid), out
+        tensors = grad_sum, gates, grad_after, before, _single(valid), out
         self._call("level_backward", tensors, rows, before.shape[-1], pitch, repeat)
         return out
 
@@ -242,11 +245,11 @@ class Library:
             out: (..., C), contiguous; may be ``gradient``.
         Returns: those by weight and bias, (C,), float32.
         """
-        by_affine = [x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2)]
+        grad_affine = [x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2)]
         gradient, x = gradient.contiguous(), x.contiguous()
-        tensors = gradient, x, weight, statistics, residual, out, *by_affine
+        tensors = gradient, x, weight, statistics, residual, out, *grad_affine
         self._call("norm_backward", tensors, x.shape[:-1].numel(), x.shape[-1])
-        return by_affine[0], by_affine[1]
+        return grad_affine[0], grad_affine[1]
 
     def block(
         self, x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype

@@ -138,8 +138,8 @@ struct Surroundings {
     return out;
   }
 
-  void finish_backward(const float* by_normed, const float* gradient, float* by_x, Affine by) const {
-    norm_backward<float>(by_normed, x, norm.weight, statistics, gradient, by_x, by.weight, by.bias,
+  void finish_backward(const float* grad_normed, const float* gradient, float* grad_x, Affine by) const {
+    norm_backward<float>(grad_normed, x, norm.weight, statistics, gradient, grad_x, by.weight, by.bias,
                          rows().count, c, threads);
   }
 };
@@ -228,72 +228,72 @@ struct ModulationBranch : Surroundings {
     finish(out, proj);
   }
 
-  void backward(const float* gradient, float* by_x, Tensors by, Memory memory) {
+  void backward(const float* gradient, float* grad_x, Tensors by, Memory memory) {
     project(memory);
     contextualise(memory, true);
     if (!modulator)
       rows().linear(aggregated, h_layer, modulator = memory.take(size()), c, c);
     multiply(memory);
 
-    Affine by_norm = by.layer(), by_f = by.layer(), by_h = by.layer(), by_proj = by.layer();
-    const float* by_out = scaled(gradient, memory);
-    rows().weight_gradient(by_out, gated, by_proj, c, c);
-    rows().bias_gradient(by_out, by_proj, c);
-    float* by_modulator = memory.take(size());
-    rows().input_gradient(by_out, proj, by_modulator, c, c);
+    Affine grad_norm = by.layer(), grad_f = by.layer(), grad_h = by.layer(), grad_proj = by.layer();
+    const float* grad_out = scaled(gradient, memory);
+    rows().weight_gradient(grad_out, gated, grad_proj, c, c);
+    rows().bias_gradient(grad_out, grad_proj, c);
+    float* grad_modulator = memory.take(size());
+    rows().input_gradient(grad_out, proj, grad_modulator, c, c);
 
-    float *by_query = memory.take(size()), *sums = memory.take(2 * c);
-    gate_backward<float>(by_modulator, query, f.bias, modulator, h_layer.bias, by_query, sums,
+    float *grad_query = memory.take(size()), *sums = memory.take(2 * c);
+    gate_backward<float>(grad_modulator, query, f.bias, modulator, h_layer.bias, grad_query, sums,
                          rows().count, c, threads);
-    std::memcpy(by_f.bias, sums, c * sizeof(float));
-    std::memcpy(by_h.bias, sums + c, c * sizeof(float));
-    float *by_normed = memory.take(size()), *by_aggregated = memory.take(size());
-    rows().weight_gradient(by_query, normed, by_f, c, c);
-    rows().input_gradient(by_query, f, by_normed, c, c);
-    rows().weight_gradient(by_modulator, aggregated, by_h, c, c);
-    rows().input_gradient(by_modulator, h_layer, by_aggregated, c, c);
+    std::memcpy(grad_f.bias, sums, c * sizeof(float));
+    std::memcpy(grad_h.bias, sums + c, c * sizeof(float));
+    float *grad_normed = memory.take(size()), *grad_aggregated = memory.take(size());
+    rows().weight_gradient(grad_query, normed, grad_f, c, c);
+    rows().input_gradient(grad_query, f, grad_normed, c, c);
+    rows().weight_gradient(grad_modulator, aggregated, grad_h, c, c);
+    rows().input_gradient(grad_modulator, h_layer, grad_aggregated, c, c);
 
-    float* by_gates = memory.take(rows().count * (levels + 1));
-    sum_by_gates(by_gates, by_aggregated, true);
-    float* by_kernels[LEVELS];
-    for (long level = 0; level < levels; level++) by_kernels[level] = by.take();
-    float* by_context = contexts_backward(by_aggregated, by_kernels, by_query, memory);
+    float* grad_gates = memory.take(rows().count * (levels + 1));
+    sum_by_gates(grad_gates, grad_aggregated, true);
+    float* grad_kernels[LEVELS];
+    for (long level = 0; level < levels; level++) grad_kernels[level] = by.take();
+    float* grad_context = contexts_backward(grad_aggregated, grad_kernels, grad_query, memory);
 
-    for (long i = 0; i < rows().count * (levels + 1); i++) by_gates[i] /= divisor;
-    Affine by_context_layer = by_f.part(c, c), by_gates_layer = by_f.part(2 * c, c);
-    rows().weight_gradient(by_context, normed, by_context_layer, c, c);
-    rows().bias_gradient(by_context, by_context_layer, c);
-    rows().input_gradient(by_context, context_layer(), by_normed, c, c, true);
-    rows().weight_gradient(by_gates, normed, by_gates_layer, levels + 1, c);
-    rows().bias_gradient(by_gates, by_gates_layer, levels + 1);
-    rows().input_gradient(by_gates, gates_layer(), by_normed, levels + 1, c, true);
-    finish_backward(by_normed, gradient, by_x, by_norm);
+    for (long i = 0; i < rows().count * (levels + 1); i++) grad_gates[i] /= divisor;
+    Affine grad_context_layer = grad_f.part(c, c), grad_gates_layer = grad_f.part(2 * c, c);
+    rows().weight_gradient(grad_context, normed, grad_context_layer, c, c);
+    rows().bias_gradient(grad_context, grad_context_layer, c);
+    rows().input_gradient(grad_context, context_layer(), grad_normed, c, c, true);
+    rows().weight_gradient(grad_gates, normed, grad_gates_layer, levels + 1, c);
+    rows().bias_gradient(grad_gates, grad_gates_layer, levels + 1);
+    rows().input_gradient(grad_gates, gates_layer(), grad_normed, levels + 1, c, true);
+    finish_backward(grad_normed, gradient, grad_x, grad_norm);
   }
 
   // The gradient by the projected context, which is written to `spare`.
-  float* contexts_backward(const float* by_aggregated, float* const* by_kernels, float* spare,
+  float* contexts_backward(const float* grad_aggregated, float* const* grad_kernels, float* spare,
                            Memory& memory) {
-    float *by_shared = memory.take(n * c), *by_mean = memory.take(n * c);
-    std::memset(by_shared, 0, n * c * sizeof(float));
+    float *grad_shared = memory.take(n * c), *grad_mean = memory.take(n * c);
+    std::memset(grad_shared, 0, n * c * sizeof(float));
     for (long i = 0; i < rows().count; i++) {
-      float *total = by_shared + i / pixels * c, gate = gates[i * (levels + 1) + levels];
+      float *total = grad_shared + i / pixels * c, gate = gates[i * (levels + 1) + levels];
       for_vectors(c, [&](long j, long n) {
-        store(total + j, load(total + j, n) + load(by_aggregated + i * c + j, n) * gate, n);
+        store(total + j, load(total + j, n) + load(grad_aggregated + i * c + j, n) * gate, n);
       });
     }
-    LevelBackward<float>{by_shared, nullptr, nullptr, mean, nullptr, by_mean, n, c, 0, 1}(0, n);
-    for (long i = 0; i < n * c; i++) by_mean[i] /= pixels;
+    LevelBackward<float>{grad_shared, nullptr, nullptr, mean, nullptr, grad_mean, n, c, 0, 1}(0, n);
+    for (long i = 0; i < n * c; i++) grad_mean[i] /= pixels;
 
-    float *by_next = by_mean, *by_level = memory.take(size());
+    float *grad_next = grad_mean, *grad_level = memory.take(size());
     for (long level = levels - 1; level >= 0; level--) {
-      LevelBackward<float> run{by_aggregated, gates + level, by_next, before[level], nullptr, by_level,
+      LevelBackward<float> run{grad_aggregated, gates + level, grad_next, before[level], nullptr, grad_level,
                                rows().count, c, levels + 1, level == levels - 1 ? pixels : 1};
       for_rows(run.rows, c, threads, run);
-      ::weight_gradient<float>(level ? after[level - 1] : context, by_level, map(), sizes[level],
-                               by_kernels[level], threads);
-      convolve<float>(by_level, kernels[level], nullptr, spare, nullptr, map(), sizes[level], true,
+      ::weight_gradient<float>(level ? after[level - 1] : context, grad_level, map(), sizes[level],
+                               grad_kernels[level], threads);
+      convolve<float>(grad_level, kernels[level], nullptr, spare, nullptr, map(), sizes[level], true,
                       threads);
-      by_next = spare;
+      grad_next = spare;
     }
     return spare;
   }
@@ -321,19 +321,19 @@ struct MlpBranch : Surroundings {
     finish(out, fc2);
   }
 
-  void backward(const float* gradient, float* by_x, Tensors by, Memory memory) {
+  void backward(const float* gradient, float* grad_x, Tensors by, Memory memory) {
     prepare(memory);
-    Affine by_norm = by.layer(), by_fc1 = by.layer(), by_fc2 = by.layer();
-    const float* by_out = scaled(gradient, memory);
-    float *by_hidden = memory.take(rows().count * width), *after = memory.take(rows().count * width);
-    rows().input_gradient(by_out, fc2, by_hidden, c, width);
-    gelu_pair<float>(hidden, fc1.bias, by_hidden, after, by_fc1.bias, rows().count, width, threads);
-    rows().weight_gradient(by_out, after, by_fc2, c, width);
-    rows().bias_gradient(by_out, by_fc2, c);
-    rows().weight_gradient(by_hidden, normed, by_fc1, width, c);
-    float* by_normed = memory.take(rows().count * c);
-    rows().input_gradient(by_hidden, fc1, by_normed, width, c);
-    finish_backward(by_normed, gradient, by_x, by_norm);
+    Affine grad_norm = by.layer(), grad_fc1 = by.layer(), grad_fc2 = by.layer();
+    const float* grad_out = scaled(gradient, memory);
+    float *grad_hidden = memory.take(rows().count * width), *after = memory.take(rows().count * width);
+    rows().input_gradient(grad_out, fc2, grad_hidden, c, width);
+    gelu_pair<float>(hidden, fc1.bias, grad_hidden, after, grad_fc1.bias, rows().count, width, threads);
+    rows().weight_gradient(grad_out, after, grad_fc2, c, width);
+    rows().bias_gradient(grad_out, grad_fc2, c);
+    rows().weight_gradient(grad_hidden, normed, grad_fc1, width, c);
+    float* grad_normed = memory.take(rows().count * c);
+    rows().input_gradient(grad_hidden, fc1, grad_normed, width, c);
+    finish_backward(grad_normed, gradient, grad_x, grad_norm);
   }
 };
 

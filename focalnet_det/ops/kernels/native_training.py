@@ -87,19 +87,21 @@ class NativeSteps(Steps):
             return super().gated_sum(contexts, gates, shared)
         return self.library.gated_sum(contexts, gates, shared)
 
-    def gates_gradient(self, by_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
-        return self.library.gates_gradient(by_sum, contexts, shared)
+    def gates_gradient(self, grad_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
+        return self.library.gates_gradient(grad_sum, contexts, shared)
 
     def level_backward(
         self,
-        by_aggregated: Tensor,
+        grad_aggregated: Tensor,
         gates: Tensor,
-        by_after: Tensor,
+        grad_after: Tensor,
         before: Tensor,
         valid: Tensor | None,
     ) -> Tensor:
         out = torch.empty_like(before)
-        return self.library.level_backward(by_aggregated, gates, by_after, before, valid, out=out)
+        return self.library.level_backward(
+            grad_aggregated, gates, grad_after, before, valid, out=out
+        )
 
     def depthwise_input_gradient(self, gradient: Tensor, kernel: Tensor) -> Tensor:
         return self.library.depthwise(gradient, kernel, flip=True)
@@ -194,7 +196,7 @@ def mlp_backward(
 
 def _one_call_does(x: Tensor, norm: Affine | None, options: Options) -> bool:
     """Whether ``native_branches.h`` has the branch, for maps of this size."""
-    if norm is None or options.lean or x.numel() > LARGEST_MAP:
+    if norm is None or options.recompute or x.numel() > LARGEST_MAP:
         return False
     types = {x.dtype, options.dtype, options.stored}
     return types == {torch.float32} and STEPS.library.has_branches

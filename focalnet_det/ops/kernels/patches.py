@@ -62,16 +62,18 @@ class _PatchProduct(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dim, c, stride, _ = weight.shape
         flat = gradient.reshape(-1, dim).to(ctx.dtype)
-        by_x = by_weight = by_bias = None
+        grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             n, _, h, w = x.shape
             split = (flat @ _matrix(weight).to(ctx.dtype)).view(
                 n, h // stride, w // stride, stride, stride, c
             )
-            by_x = split.transpose(2, 3).reshape(n, h, w, c).permute(0, 3, 1, 2).to(x.dtype)
+            grad_x = split.transpose(2, 3).reshape(n, h, w, c).permute(0, 3, 1, 2).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            by_matrix = flat.mT @ _patches(x, stride).to(ctx.dtype)
-            by_weight = by_matrix.view(dim, stride, stride, c).permute(0, 3, 1, 2).to(weight.dtype)
+            grad_matrix = flat.mT @ _patches(x, stride).to(ctx.dtype)
+            grad_weight = (
+                grad_matrix.view(dim, stride, stride, c).permute(0, 3, 1, 2).to(weight.dtype)
+            )
         if ctx.needs_input_grad[2]:
-            by_bias = flat.sum(0).to(weight.dtype)
-        return by_x, by_weight, by_bias, None
+            grad_bias = flat.sum(0).to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None

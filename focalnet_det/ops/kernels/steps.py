@@ -40,14 +40,14 @@ class Steps:
 
         Returns: the gradients by weight and bias.
         """
-        by_x, by_weight, by_bias = aten.native_layer_norm_backward(
+        grad_x, grad_weight, grad_bias = aten.native_layer_norm_backward(
             gradient, x, x.shape[-1:], *statistics, norm.weight, norm.bias, [True, True, True]
         )
         if residual is None:
-            out.copy_(by_x)
+            out.copy_(grad_x)
         else:
-            torch.add(by_x, residual, out=out)
-        return by_weight, by_bias
+            torch.add(grad_x, residual, out=out)
+        return grad_weight, grad_bias
 
     def level(self, context: Tensor, kernel: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next level before and after its GELU; the latter zero outside the image."""
@@ -93,9 +93,9 @@ class Steps:
 
         Returns: those by ``query`` and ``modulator``, and their sums over all but the channels.
         """
-        by_query = gradient * modulator
+        grad_query = gradient * modulator
         gradient *= query
-        return by_query, gradient, rows(by_query).sum(0), rows(gradient).sum(0)
+        return grad_query, gradient, rows(grad_query).sum(0), rows(gradient).sum(0)
 
     def hidden_gelu(self, hidden: Tensor, _fc1: Affine) -> Tensor:
         """GELU of what :meth:`linear_` wrote."""
@@ -125,38 +125,38 @@ class Steps:
             total += context * gates[..., level : level + 1]
         return total
 
-    def gates_gradient(self, by_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
+    def gates_gradient(self, grad_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
         """Gradient by ``gates`` of :meth:`gated_sum`, from that by its result."""
-        parts = [(by_sum * context).sum(-1) for context in contexts]
-        return torch.stack([*parts, (by_sum @ shared.mT).squeeze(-1)], dim=-1)
+        parts = [(grad_sum * context).sum(-1) for context in contexts]
+        return torch.stack([*parts, (grad_sum @ shared.mT).squeeze(-1)], dim=-1)
 
     def level_backward(
         self,
-        by_aggregated: Tensor,
+        grad_aggregated: Tensor,
         gates: Tensor,
-        by_after: Tensor,
+        grad_after: Tensor,
         before: Tensor,
         valid: Tensor | None,
     ) -> Tensor:
         """Gradient by a level before its GELU.
 
         Args:
-            by_aggregated: by the gated sum.
+            grad_aggregated: by the gated sum.
             gates: (N, H, W), of this level.
-            by_after: by the level after its GELU through what follows from it; any strides.
+            grad_after: by the level after its GELU through what follows from it; any strides.
             before: the level.
             valid: see the class.
         Returns: (N, H, W, C).
         """
         out = torch.empty_like(before)
         shape = before.shape[0], -1, before.shape[-1]
-        flat, after, first = out.view(shape), by_after.reshape(shape), before.view(shape)
+        flat, after, first = out.view(shape), grad_after.reshape(shape), before.view(shape)
         for tile in tiles(flat):
-            by_tile = by_aggregated.view(shape)[tile] * gates.flatten(1)[tile][..., None]
-            by_tile += after[tile]
+            grad_tile = grad_aggregated.view(shape)[tile] * gates.flatten(1)[tile][..., None]
+            grad_tile += after[tile]
             if valid is not None:
-                by_tile *= valid.flatten(1)[tile][..., None]
-            aten.gelu_backward.grad_input(by_tile, first[tile], grad_input=flat[tile])
+                grad_tile *= valid.flatten(1)[tile][..., None]
+            aten.gelu_backward.grad_input(grad_tile, first[tile], grad_input=flat[tile])
         return out
 
     def depthwise_input_gradient(self, gradient: Tensor, kernel: Tensor) -> Tensor:

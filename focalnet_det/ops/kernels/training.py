@@ -5,7 +5,7 @@ modulation keeps its input, the query, the projected context, the modulator and 
 their GELU but the first, which is recomputed, as are norms, GELUs and sums (where the first kernel
 is wide, the modulator is recomputed and that level is kept); the MLP keeps its input and the hidden
 layer before its GELU. What is recomputed costs a small part of what reading and writing it would.
-With ``lean`` everything but the inputs is recomputed.
+With ``recompute`` everything but the inputs is recomputed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,12 +28,12 @@ class Options(NamedTuple):
     Attributes:
         dtype: in which to compute.
         stored: in which to return the result and to keep what the backward pass needs.
-        lean: keep the input alone.
+        recompute: keep the input alone.
     """
 
     dtype: torch.dtype
     stored: torch.dtype
-    lean: bool
+    recompute: bool
 
 
 class Residual(NamedTuple):
@@ -95,7 +95,7 @@ def modulation_forward(
     run = _Run(x, norm, weights, valid, options.dtype, steps)
     run.project()
     run.contextualise()
-    if not options.lean and keeps_modulator(weights.kernels):
+    if not options.recompute and keeps_modulator(weights.kernels):
         run.modulators = torch.empty_like(run.flat)
     into = _Result(x, run.flat.shape, options, steps, residual)
     for tile in tiles(run.flat):
@@ -103,7 +103,7 @@ def modulation_forward(
         product = steps.gate(run.query[tile], run.q, modulator, run.weights.h)
         product, *_ = steps.norm(product, run.weights.ln)
         into.write(tile, product, run.weights.proj)
-    kept = [] if options.lean else run.kept()
+    kept = [] if options.recompute else run.kept()
     return into.out.view(x.shape), [tensor.to(options.stored) for tensor in kept]
 
 
@@ -125,16 +125,16 @@ def modulation_backward(
     run.project()
     run.contextualise()
     if residual is None:
-        by_x, by_tensors = run.backward(gradient)
+        grad_x, grad_tensors = run.backward(gradient)
     else:
-        by_x, by_tensors = run.backward(residual.scale(gradient), gradient)
-    return [by_x, *by_tensors]
+        grad_x, grad_tensors = run.backward(residual.scale(gradient), gradient)
+    return [grad_x, *grad_tensors]
 
 
 def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> list[Tensor]:
     """What ``_Run.kept`` lists, without values."""
     n, h, w, c = x.shape
-    count = 0 if options.lean else len(kernels) + 2
+    count = 0 if options.recompute else len(kernels) + 2
     return [x.new_empty((n, h, w, c), dtype=options.stored) for _ in range(count)]
 
 
@@ -239,13 +239,13 @@ class _Run:
         """
         weights, c = self.weights, self.shape[-1]
         gradient = gradient.to(self.dtype).contiguous().view_as(self.flat)
-        by_h, by_proj, by_ln, by_norm = Sums(), Sums(), Sums(), Sums()
-        by_f = [torch.empty_like(tensor) for tensor in weights.f[:2]]
+        grad_h, grad_proj, grad_ln, grad_norm = Sums(), Sums(), Sums(), Sums()
+        grad_f = [torch.empty_like(tensor) for tensor in weights.f[:2]]
         parts = slice(c), slice(c, 2 * c), slice(2 * c, None)
-        by_q, by_c, by_g = (Sums(*(tensor[part] for tensor in by_f)) for part in parts)
-        by_context = torch.empty_like(self.flat)  # the aggregated one
-        by_normed = torch.empty_like(self.flat)
-        by_gates = torch.empty_like(self.gates)
+        grad_q, grad_c, grad_g = (Sums(*(tensor[part] for tensor in grad_f)) for part in parts)
+        grad_context = torch.empty_like(self.flat)  # the aggregated one
+        grad_normed = torch.empty_like(self.flat)
+        grad_gates = torch.empty_like(self.gates)
 
         for tile in tiles(self.flat):
             aggregated, query = self.aggregate(tile), self.query[tile]
@@ -255,38 +255,43 @@ class _Run:
                 modulator = self.modulators[tile]
             product = self.steps.gate(query, self.q, modulator, weights.h)
             normed, *statistics = self.steps.norm(product, weights.ln)
-            by_product = _linear_backward(gradient[tile], normed, weights.proj.weight, by_proj)
-            self._norm_backward_(by_product, product, weights.ln, statistics, by_ln)
-            by_query, by_modulator, by_q_bias, by_h_bias = self.steps.gate_backward_(
-                by_product, query, self.q, modulator, weights.h
+            grad_product = _linear_backward(gradient[tile], normed, weights.proj.weight, grad_proj)
+            self._norm_backward_(grad_product, product, weights.ln, statistics, grad_ln)
+            grad_query, grad_modulator, grad_q_bias, grad_h_bias = self.steps.gate_backward_(
+                grad_product, query, self.q, modulator, weights.h
             )
             _linear_backward(
-                by_query, self.normed[tile], self.q.weight, by_q,
-                out=by_normed[tile], by_bias=by_q_bias,
+                grad_query, self.normed[tile], self.q.weight, grad_q,
+                out=grad_normed[tile], grad_bias=grad_q_bias,
             )  # fmt: skip
-            by_tile = by_context[tile]
+            grad_tile = grad_context[tile]
             _linear_backward(
-                by_modulator, aggregated, weights.h.weight, by_h, out=by_tile, by_bias=by_h_bias
+                grad_modulator,
+                aggregated,
+                weights.h.weight,
+                grad_h,
+                out=grad_tile,
+                grad_bias=grad_h_bias,
             )
-            by_gates[tile] = self.steps.gates_gradient(
-                by_tile, self.parts(tile), self.shared[tile[0]]
+            grad_gates[tile] = self.steps.gates_gradient(
+                grad_tile, self.parts(tile), self.shared[tile[0]]
             )
 
-        by_projected, by_kernels = self._levels_backward(by_context)
-        by_gates /= weights.divisor
-        for by_part, weight, total in (
-            (by_projected, weights.f.weight[c : 2 * c], by_c),
-            (by_gates, weights.f.weight[2 * c :], by_g),
+        grad_projected, grad_kernels = self._levels_backward(grad_context)
+        grad_gates /= weights.divisor
+        for grad_part, weight, total in (
+            (grad_projected, weights.f.weight[c : 2 * c], grad_c),
+            (grad_gates, weights.f.weight[2 * c :], grad_g),
         ):
-            _linear_backward(by_part, self.normed, weight, total, out=by_normed, add=True)
+            _linear_backward(grad_part, self.normed, weight, total, out=grad_normed, add=True)
         direct = None
         if residual is not None and self.norm1 is not None and residual.dtype == self.dtype:
             direct = residual.contiguous().view_as(self.flat)
-        self._norm_backward_(by_normed, self.flat, self.norm1, self.statistics, by_norm, direct)
-        by_x = by_normed.view(self.shape).to(self.out_dtype)
+        self._norm_backward_(grad_normed, self.flat, self.norm1, self.statistics, grad_norm, direct)
+        grad_x = grad_normed.view(self.shape).to(self.out_dtype)
         return (
-            by_x if residual is None or direct is not None else by_x + residual,
-            [*by_norm, *by_f, *by_h, *by_proj, *by_ln, *by_kernels],
+            grad_x if residual is None or direct is not None else grad_x + residual,
+            [*grad_norm, *grad_f, *grad_h, *grad_proj, *grad_ln, *grad_kernels],
         )
 
     def _norm_backward_(
@@ -302,30 +307,30 @@ class _Run:
         if norm is not None:
             sums.add(*self.steps.norm_backward(gradient, x, norm, statistics, gradient, residual))
 
-    def _levels_backward(self, by_aggregated: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _levels_backward(self, grad_aggregated: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradients by the projected context and by the depthwise kernels."""
         weights, count = self.weights, len(self.weights.kernels)
-        by_shared = self.gates[..., -1:].mT @ by_aggregated
-        by_mean = aten.gelu_backward(by_shared[:, 0], self.mean) / self.area
-        by_next = by_mean[:, None, None].expand(self.shape)
-        by_kernels: list[Tensor] = []
+        grad_shared = self.gates[..., -1:].mT @ grad_aggregated
+        grad_mean = aten.gelu_backward(grad_shared[:, 0], self.mean) / self.area
+        grad_next = grad_mean[:, None, None].expand(self.shape)
+        grad_kernels: list[Tensor] = []
         for level in range(count - 1, -1, -1):
-            by_level = self.steps.level_backward(
-                by_aggregated.view(self.shape),
+            grad_level = self.steps.level_backward(
+                grad_aggregated.view(self.shape),
                 self.gates[..., level].view(self.shape[:3]),
-                by_next,
+                grad_next,
                 self.levels[level],
                 self.valid,
             )
             kernel = weights.kernels[level]
-            by_kernel = self.steps.depthwise_weight_gradient(
-                self.contexts[level], by_level, kernel.shape[-1]
+            grad_kernel = self.steps.depthwise_weight_gradient(
+                self.contexts[level], grad_level, kernel.shape[-1]
             )
-            by_kernels.insert(0, by_kernel)
-            by_next = self.steps.depthwise_input_gradient(by_level, kernel)
+            grad_kernels.insert(0, grad_kernel)
+            grad_next = self.steps.depthwise_input_gradient(grad_level, kernel)
         if self.valid is not None:
-            by_next = by_next * self.valid
-        return by_next.reshape(self.flat.shape), by_kernels
+            grad_next = grad_next * self.valid
+        return grad_next.reshape(self.flat.shape), grad_kernels
 
 
 def mlp_forward(
@@ -340,17 +345,17 @@ def mlp_forward(
 
     Returns: as :func:`modulation_forward`; what is kept is what :meth:`Steps.linear_` writes.
     """
-    dtype, stored, lean = options
+    dtype, stored, recompute = options
     norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
     flat = x.contiguous().view(1, -1, x.shape[-1])
     into = _Result(x, flat.shape, options, steps, residual)
     kept = mlp_kept(x, len(fc1.weight), options)
     for tile in tiles(flat):
         normed, *_ = steps.norm(flat[tile].to(dtype), norm)
-        direct = not lean and stored == dtype
+        direct = not recompute and stored == dtype
         hidden = kept[0][tile] if direct else _hidden(normed, fc1)
         steps.linear_(hidden, normed, fc1)
-        if not lean and not direct:
+        if not recompute and not direct:
             kept[0][tile] = hidden
         into.write(tile, steps.hidden_gelu(hidden, fc1), fc2)
     return into.out.view(x.shape), kept
@@ -370,13 +375,13 @@ def mlp_backward(
     dtype = options.dtype
     norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
     flat = x.contiguous().view(1, -1, x.shape[-1])
-    by_sum = gradient.contiguous().view_as(flat)
+    grad_sum = gradient.contiguous().view_as(flat)
     if residual is not None:
         gradient = residual.scale(gradient)
     gradient = gradient.contiguous().view_as(flat)
-    fuse = residual is not None and norm is not None and by_sum.dtype == x.dtype == dtype
-    by_x = torch.empty_like(flat)
-    by_norm, by_fc1, by_fc2 = Sums(), Sums(), Sums()
+    fuse = residual is not None and norm is not None and grad_sum.dtype == x.dtype == dtype
+    grad_x = torch.empty_like(flat)
+    grad_norm, grad_fc1, grad_fc2 = Sums(), Sums(), Sums()
     for tile in tiles(flat):
         before = flat[tile].to(dtype)
         normed, *statistics = steps.norm(before, norm)
@@ -385,28 +390,32 @@ def mlp_backward(
         else:
             hidden = _hidden(normed, fc1)
             steps.linear_(hidden, normed, fc1)
-        by_out = gradient[tile].to(dtype)
-        by_hidden = by_out @ fc2.weight
-        after, by_bias = steps.hidden_backward_(hidden, fc1, by_hidden)
-        by_fc2.add_products(by_out, after)
-        by_normed = _linear_backward(by_hidden, normed, fc1.weight, by_fc1, by_bias=by_bias)
+        grad_out = gradient[tile].to(dtype)
+        grad_hidden = grad_out @ fc2.weight
+        after, grad_bias = steps.hidden_backward_(hidden, fc1, grad_hidden)
+        grad_fc2.add_products(grad_out, after)
+        grad_normed = _linear_backward(
+            grad_hidden, normed, fc1.weight, grad_fc1, grad_bias=grad_bias
+        )
         if norm is None:
-            by_x[tile] = by_normed
+            grad_x[tile] = grad_normed
             continue
-        by_tile = by_x[tile] if by_x.dtype == dtype else by_normed
-        direct = by_sum[tile] if fuse else None
-        by_norm.add(*steps.norm_backward(by_normed, before, norm, statistics, by_tile, direct))
-        if by_x.dtype != dtype:
-            by_x[tile] = by_tile
+        grad_tile = grad_x[tile] if grad_x.dtype == dtype else grad_normed
+        direct = grad_sum[tile] if fuse else None
+        grad_norm.add(
+            *steps.norm_backward(grad_normed, before, norm, statistics, grad_tile, direct)
+        )
+        if grad_x.dtype != dtype:
+            grad_x[tile] = grad_tile
     if residual is not None and not fuse:
-        by_x = by_x + by_sum
-    return [by_x.view(x.shape), *by_norm, *by_fc1, *by_fc2]
+        grad_x = grad_x + grad_sum
+    return [grad_x.view(x.shape), *grad_norm, *grad_fc1, *grad_fc2]
 
 
 def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
     """The hidden layer before its GELU, (1, P, hidden), without values."""
     shape = (1, x.shape[0] * x.shape[1] * x.shape[2], hidden)
-    return [] if options.lean else [x.new_empty(shape, dtype=options.stored)]
+    return [] if options.recompute else [x.new_empty(shape, dtype=options.stored)]
 
 
 def _mlp_weights(
@@ -479,27 +488,27 @@ class Sums:
             [] if self._weight is None or self._bias is None else [self._weight, self._bias]
         )
 
-    def add_products(self, gradient: Tensor, x: Tensor, by_bias: Tensor | None = None) -> None:
-        """Adds those of a linear layer; ``by_bias`` is the sum of ``gradient``, if it is known."""
+    def add_products(self, gradient: Tensor, x: Tensor, grad_bias: Tensor | None = None) -> None:
+        """Add those of a linear layer; ``grad_bias`` is the sum of ``gradient``, if known."""
         flat, x = rows(gradient), rows(x)
-        by_bias = flat.sum(0) if by_bias is None else by_bias
+        grad_bias = flat.sum(0) if grad_bias is None else grad_bias
         if self._weight is None or self._bias is None:
-            self._weight, self._bias = flat.mT @ x, by_bias
+            self._weight, self._bias = flat.mT @ x, grad_bias
         elif self._empty:
             torch.mm(flat.mT, x, out=self._weight)
-            self._bias.copy_(by_bias)
+            self._bias.copy_(grad_bias)
         else:
             self._weight.addmm_(flat.mT, x)
-            self._bias.add_(by_bias)
+            self._bias.add_(grad_bias)
         self._empty = False
 
-    def add(self, by_weight: Tensor, by_bias: Tensor) -> None:
+    def add(self, grad_weight: Tensor, grad_bias: Tensor) -> None:
         """Adds those of a norm."""
         if self._weight is None or self._bias is None:
-            self._weight, self._bias = by_weight, by_bias
+            self._weight, self._bias = grad_weight, grad_bias
         else:
-            self._weight.add_(by_weight)
-            self._bias.add_(by_bias)
+            self._weight.add_(grad_weight)
+            self._bias.add_(grad_bias)
 
 
 def _linear_backward(
@@ -509,10 +518,10 @@ def _linear_backward(
     sums: Sums,
     out: Tensor | None = None,
     add: bool = False,
-    by_bias: Tensor | None = None,
+    grad_bias: Tensor | None = None,
 ) -> Tensor:
     """Gradient by ``x``, written or added to ``out``; those by weight and bias go to ``sums``."""
-    sums.add_products(gradient, x, by_bias)
+    sums.add_products(gradient, x, grad_bias)
     flat = rows(gradient)
     if add and out is not None:
         return rows(out).addmm_(flat, weight)

@@ -86,7 +86,7 @@ def modulation_forward(
     dtype = options.stored
     weights = weights.to(dtype)
     normed, _ = _normed(x.contiguous(), norm, dtype)
-    contexts = _contexts(normed, weights, valid, keep=not options.lean)
+    contexts = _contexts(normed, weights, valid, keep=not options.recompute)
     product = triton_pointwise.product(
         contexts.projected, F.linear(contexts.local, weights.h.weight), weights.h.bias,
         F.linear(contexts.shared, weights.h.weight),
@@ -100,7 +100,7 @@ def modulation_forward(
 
 def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> list[Tensor]:
     """Projection, levels before their GELU and global mean, without values."""
-    if options.lean:
+    if options.recompute:
         return []
     n, h, w, c = x.shape
     levels = len(kernels)
@@ -124,7 +124,7 @@ def modulation_backward(
     """See :func:`focalnet_det.ops.kernels.training.modulation_backward`."""
     dtype, c, count = options.stored, x.shape[-1], len(weights.kernels)
     weights, before = weights.to(dtype), x.contiguous()
-    by_sum, gradient, by_bias = _gradients(gradient, dtype, residual)
+    grad_sum, gradient, grad_bias = _gradients(gradient, dtype, residual)
     normed, statistics = _normed(before, norm, dtype)
     if not kept:
         again = _contexts(normed, weights, valid, keep=True)
@@ -134,48 +134,51 @@ def modulation_backward(
     shared, divisor = F.gelu(mean), float(weights.divisor)
     total, after = triton_pointwise.aggregate(levels, projected, shared, valid, divisor)
     modulator = _linear(total, weights.h)
-    by_projected = torch.empty_like(projected)
+    grad_projected = torch.empty_like(projected)
 
-    by_product = gradient @ weights.proj.weight
-    by_ln: tuple[Tensor, ...] = ()
+    grad_product = gradient @ weights.proj.weight
+    grad_ln: tuple[Tensor, ...] = ()
     product: Tensor | None = None
     if weights.ln is not None:
         before_norm = projected[..., :c] * modulator
         product, statistics_ln = _normed(before_norm, weights.ln, dtype)
-        by_product, by_ln = _norm_backward(by_product, before_norm, weights.ln, statistics_ln)
-    plain, by_modulator, by_h_bias = triton_gradients.product_backward(
-        projected, modulator, by_product, by_projected, again=product is None
+        grad_product, grad_ln = _norm_backward(grad_product, before_norm, weights.ln, statistics_ln)
+    plain, grad_modulator, grad_h_bias = triton_gradients.product_backward(
+        projected, modulator, grad_product, grad_projected, again=product is None
     )
-    by_proj = _weight_gradient(gradient, plain if product is None else product), by_bias
-    by_h = _weight_gradient(by_modulator, total), by_h_bias
-    by_total = by_modulator @ weights.h.weight
+    grad_proj = _weight_gradient(gradient, plain if product is None else product), grad_bias
+    grad_h = _weight_gradient(grad_modulator, total), grad_h_bias
+    grad_total = grad_modulator @ weights.h.weight
 
-    by_shared = triton_gradients.gated_sum(by_total, projected, 2 * c + count, divisor)
+    grad_shared = triton_gradients.gated_sum(grad_total, projected, 2 * c + count, divisor)
     area = _area(x, valid)
-    by_last = aten.gelu_backward(by_shared, mean)
-    by_last = by_last / (area[:, None] if isinstance(area, Tensor) else area)
-    by_level = triton_pointwise.gates_backward(
-        by_total, levels, projected, shared, by_last, valid, divisor, by_projected
+    grad_last = aten.gelu_backward(grad_shared, mean)
+    grad_last = grad_last / (area[:, None] if isinstance(area, Tensor) else area)
+    grad_level = triton_pointwise.gates_backward(
+        grad_total, levels, projected, shared, grad_last, valid, divisor, grad_projected
     )
-    by_kernels: list[Tensor] = []
+    grad_kernels: list[Tensor] = []
     for index in range(count - 1, -1, -1):
         kernel = weights.kernels[index]
         source = projected[..., c : 2 * c] if index == 0 else after[index - 1]
-        by_kernels.insert(0, depthwise.weight_gradient(source, by_level, kernel.shape[-1]))
+        grad_kernels.insert(0, depthwise.weight_gradient(source, grad_level, kernel.shape[-1]))
         if index == 0:
-            depthwise.level_backward(by_level, kernel, valid, by_projected[..., c : 2 * c])
+            depthwise.level_backward(grad_level, kernel, valid, grad_projected[..., c : 2 * c])
             continue
-        by_next, by_level = by_level, torch.empty_like(by_level)
-        inner = (projected, 2 * c + index - 1, divisor, by_total, levels[index - 1])
-        depthwise.level_backward(by_next, kernel, valid, by_level, inner)
+        grad_next, grad_level = grad_level, torch.empty_like(grad_level)
+        inner = (projected, 2 * c + index - 1, divisor, grad_total, levels[index - 1])
+        depthwise.level_backward(grad_next, kernel, valid, grad_level, inner)
 
-    by_weight, by_bias = _weight_gradient(by_projected, normed), by_projected.flatten(0, 2).sum(0)
+    grad_weight, grad_bias = (
+        _weight_gradient(grad_projected, normed),
+        grad_projected.flatten(0, 2).sum(0),
+    )
     used = 2 * c + count + 1
     weight = F.pad(weights.f.weight, (0, 0, 0, projected.shape[-1] - used))
-    by_x, by_norm = _norm_backward(by_projected @ weight, before, norm, statistics, by_sum)
+    grad_x, grad_norm = _norm_backward(grad_projected @ weight, before, norm, statistics, grad_sum)
     return [
-        by_x, *by_norm, by_weight[:used], by_bias[:used], *by_h, *by_proj, *by_ln,
-        *by_kernels,
+        grad_x, *grad_norm, grad_weight[:used], grad_bias[:used], *grad_h, *grad_proj, *grad_ln,
+        *grad_kernels,
     ]  # fmt: skip
 
 
@@ -192,12 +195,12 @@ def mlp_forward(
     normed, _ = _normed(x.contiguous(), norm, dtype)
     hidden = _linear(normed, weights.fc1)
     out = _sum(x, _linear(F.gelu(hidden), weights.fc2), residual)
-    return out, [] if options.lean else [hidden]
+    return out, [] if options.recompute else [hidden]
 
 
 def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
     """The hidden layer before its GELU, (N, H, W, hidden), without values."""
-    return [] if options.lean else [x.new_empty((*x.shape[:3], hidden), dtype=options.stored)]
+    return [] if options.recompute else [x.new_empty((*x.shape[:3], hidden), dtype=options.stored)]
 
 
 def mlp_backward(
@@ -212,17 +215,17 @@ def mlp_backward(
     """See :func:`focalnet_det.ops.kernels.training.mlp_backward`."""
     dtype = options.stored
     weights, before = weights.to(dtype), x.contiguous()
-    by_sum, gradient, by_bias = _gradients(gradient, dtype, residual)
+    grad_sum, gradient, grad_bias = _gradients(gradient, dtype, residual)
     normed, statistics = _normed(before, norm, dtype)
     hidden = kept[0] if kept else _linear(normed, weights.fc1)
-    activation, by_hidden, by_hidden_bias = triton_gradients.gelu_backward(
+    activation, grad_hidden, grad_hidden_bias = triton_gradients.gelu_backward(
         hidden, gradient @ weights.fc2.weight
     )
-    by_fc2 = _weight_gradient(gradient, activation), by_bias
-    by_fc1 = _weight_gradient(by_hidden, normed), by_hidden_bias
-    by_normed = by_hidden @ weights.fc1.weight
-    by_x, by_norm = _norm_backward(by_normed, before, norm, statistics, by_sum)
-    return [by_x, *by_norm, *by_fc1, *by_fc2]
+    grad_fc2 = _weight_gradient(gradient, activation), grad_bias
+    grad_fc1 = _weight_gradient(grad_hidden, normed), grad_hidden_bias
+    grad_normed = grad_hidden @ weights.fc1.weight
+    grad_x, grad_norm = _norm_backward(grad_normed, before, norm, statistics, grad_sum)
+    return [grad_x, *grad_norm, *grad_fc1, *grad_fc2]
 
 
 def _contexts(
@@ -278,10 +281,10 @@ def _gradients(
     gradient = gradient.contiguous()
     factors = None if residual is None else residual.factors
     if factors is None and gradient.dtype == dtype:
-        by_branch, by_bias = gradient, gradient.flatten(0, 2).sum(0)
+        grad_branch, grad_bias = gradient, gradient.flatten(0, 2).sum(0)
     else:
-        by_branch, by_bias = triton_gradients.scale(gradient, factors, dtype)
-    return None if residual is None else gradient, by_branch, by_bias
+        grad_branch, grad_bias = triton_gradients.scale(gradient, factors, dtype)
+    return None if residual is None else gradient, grad_branch, grad_bias
 
 
 def _norm(x: Tensor, norm: Affine | None, dtype: torch.dtype) -> Tensor:
@@ -306,5 +309,5 @@ def _norm_backward(
     """Gradients by ``x``, in its type and plus ``residual``, and by weight and bias."""
     if norm is None or statistics is None:
         return (gradient if residual is None else gradient + residual).to(x.dtype), ()
-    by_x, *by_parameters = triton_norm.norm_backward(gradient, x, norm, statistics, residual)
-    return by_x, tuple(by_parameters)
+    grad_x, *grad_parameters = triton_norm.norm_backward(gradient, x, norm, statistics, residual)
+    return grad_x, tuple(grad_parameters)

@@ -156,7 +156,7 @@ def mean_kernel(
 
 @kernel(*_TILES, key=["C", "K", "LAST"])
 def level_backward_kernel(
-    x, taps, gates, by_total, valid, pre, out, gate, scale, height, width, tiles_x, tiles_y,
+    x, taps, gates, grad_total, valid, pre, out, gate, scale, height, width, tiles_x, tiles_y,
     LAST: tl.constexpr, MASKED: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr,
     OUT_STRIDE: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -180,7 +180,7 @@ def level_backward_kernel(
         value = sums[p]
         if not LAST:
             weight = tl.load(gates + pixels * STRIDE + gate, mask=there, other=0.0)
-            outer = tl.load(by_total + place, mask=mask, other=0.0).to(tl.float32)
+            outer = tl.load(grad_total + place, mask=mask, other=0.0).to(tl.float32)
             value += outer * (weight.to(tl.float32) * scale)[:, None]
         if MASKED:
             value = value * tl.load(valid + pixels, mask=there, other=0.0).to(tl.float32)[:, None]
@@ -319,7 +319,7 @@ def mean(
 
 
 def level_backward(
-    by_next: Tensor,
+    grad_next: Tensor,
     kernel: Tensor,
     valid: Tensor | None,
     out: Tensor,
@@ -328,20 +328,20 @@ def level_backward(
     """Gradient by a level before its GELU, or by the projected context.
 
     Args:
-        by_next: (N, H, W, C), by the next level before its GELU.
+        grad_next: (N, H, W, C), by the next level before its GELU.
         kernel: (C, 1, k, k), of the next level.
         valid: as in :func:`level`.
         out: (N, H, W, C), where to write; pixels may be further apart than C.
         inner: gates, column and divisor of this level's gate, gradient by the gated sum, and the
             level before its GELU; None for the projected context.
     """
-    n, h, w, c = by_next.shape
+    n, h, w, c = grad_next.shape
     tiles = Tiles.cover(n, h, w)
-    gates, gate, divisor, by_total, pre = inner or (by_next, 0, 1.0, by_next, by_next)
+    gates, gate, divisor, grad_total, pre = inner or (grad_next, 0, 1.0, grad_next, grad_next)
     level_backward_kernel(
         lambda meta: (tiles.count * ceil_divide(c, meta["CHANNELS"]),),
-        by_next, taps_of(kernel, turned=True), gates, by_total, per_pixel(valid, by_next), pre, out,
-        gate, 1 / divisor, h, w, tiles.across, tiles.down,
+        grad_next, taps_of(kernel, turned=True), gates, grad_total, per_pixel(valid, grad_next),
+        pre, out, gate, 1 / divisor, h, w, tiles.across, tiles.down,
         LAST=inner is None, MASKED=valid is not None, C=c, STRIDE=gates.stride(2),
         OUT_STRIDE=out.stride(2), K=kernel.shape[-1], **tiles.constants(),
     )  # fmt: skip

@@ -49,7 +49,7 @@ def scale_kernel(
 
 @kernel()
 def gelu_backward_kernel(
-    hidden, gradient, activation, by_hidden, sums, steps, rows,
+    hidden, gradient, activation, grad_hidden, sums, steps, rows,
     C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """GELU once more and its gradient, in one pass."""
@@ -61,14 +61,14 @@ def gelu_backward_kernel(
         outer = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
         outer *= gelu_slope(value)
         tl.store(activation + place, gelu(value), mask=mask)
-        tl.store(by_hidden + place, outer, mask=mask)
+        tl.store(grad_hidden + place, outer, mask=mask)
         total += outer
     _store_sums(sums, total, C, COLUMNS)
 
 
 @kernel()
 def product_backward_kernel(
-    query, modulator, gradient, product, by_query, by_modulator, sums, steps, rows,
+    query, modulator, gradient, product, grad_query, grad_modulator, sums, steps, rows,
     AGAIN: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -82,8 +82,8 @@ def product_backward_kernel(
         right = tl.load(modulator + place, mask=mask, other=0.0).to(tl.float32)
         if AGAIN:
             tl.store(product + place, left * right, mask=mask)
-        tl.store(by_query + wide, outer * right, mask=mask)
-        tl.store(by_modulator + place, outer * left, mask=mask)
+        tl.store(grad_query + wide, outer * right, mask=mask)
+        tl.store(grad_modulator + place, outer * left, mask=mask)
         total += outer * left
     _store_sums(sums, total, C, COLUMNS)
 
@@ -134,39 +134,39 @@ def gelu_backward(hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Ten
         hidden: (..., C), contiguous, before its GELU.
         gradient: the same shape, contiguous, after it.
     """
-    activation, by_hidden = torch.empty_like(hidden), torch.empty_like(hidden)
+    activation, grad_hidden = torch.empty_like(hidden), torch.empty_like(hidden)
     grid, steps, sums = _parts(hidden)
     gelu_backward_kernel(
         grid,
-        hidden, gradient, activation, by_hidden, sums, steps, hidden.numel() // hidden.shape[-1],
+        hidden, gradient, activation, grad_hidden, sums, steps, hidden.numel() // hidden.shape[-1],
         C=hidden.shape[-1], ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
-    return activation, by_hidden, sums.sum(0)
+    return activation, grad_hidden, sums.sum(0)
 
 
 def product_backward(
-    projected: Tensor, modulator: Tensor, gradient: Tensor, by_projected: Tensor, *, again: bool
+    projected: Tensor, modulator: Tensor, gradient: Tensor, grad_projected: Tensor, *, again: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of query times modulator.
 
     Args:
         projected: (N, H, W, columns), the query in the first C columns.
         modulator, gradient: (N, H, W, C), contiguous.
-        by_projected: like ``projected``, gets the gradient by the query in its first C columns.
+        grad_projected: like ``projected``, gets the gradient by the query in its first C columns.
         again: whether the product is wanted too.
     Returns: the product or None, the gradient by the modulator, and its sums over the pixels.
     """
     c = modulator.shape[-1]
     product = torch.empty_like(modulator) if again else None
-    by_modulator = torch.empty_like(modulator)
+    grad_modulator = torch.empty_like(modulator)
     grid, steps, sums = _parts(modulator)
     product_backward_kernel(
         grid,
-        projected, modulator, gradient, by_modulator if product is None else product,
-        by_projected, by_modulator, sums, steps, modulator.numel() // c,
+        projected, modulator, gradient, grad_modulator if product is None else product,
+        grad_projected, grad_modulator, sums, steps, modulator.numel() // c,
         AGAIN=again, C=c, STRIDE=projected.stride(2), ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
-    return product, by_modulator, sums.sum(0)
+    return product, grad_modulator, sums.sum(0)
 
 
 def gated_sum(x: Tensor, projected: Tensor, gate: int, divisor: float) -> Tensor:

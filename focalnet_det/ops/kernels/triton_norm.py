@@ -39,15 +39,15 @@ def norm_kernel(
 
 @kernel()
 def norm_backward_kernel(
-    gradient, x, weight, statistics, residual, by_x, sums, steps, rows,
+    gradient, x, weight, statistics, residual, grad_x, sums, steps, rows,
     C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Gradient by ``x`` of ``steps`` tiles, and sums of those by weight and bias."""
     channels = tl.arange(0, PADDED)
     inside = channels < C
     scale = tl.load(weight + channels, mask=inside, other=0.0).to(tl.float32)
-    by_weight = tl.zeros((PADDED,), dtype=tl.float32)
-    by_bias = tl.zeros((PADDED,), dtype=tl.float32)
+    grad_weight = tl.zeros((PADDED,), dtype=tl.float32)
+    grad_bias = tl.zeros((PADDED,), dtype=tl.float32)
     first = tl.program_id(0).to(tl.int64) * steps * ROWS
     for step in range(steps):
         row = first + step * ROWS + tl.arange(0, ROWS)
@@ -59,18 +59,18 @@ def norm_backward_kernel(
         normed = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - mean[:, None]
         normed = tl.where(mask, normed * inverse[:, None], 0.0)
         outer = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
-        by_weight += tl.sum(outer * normed, axis=0)
-        by_bias += tl.sum(outer, axis=0)
+        grad_weight += tl.sum(outer * normed, axis=0)
+        grad_bias += tl.sum(outer, axis=0)
         outer = outer * scale[None, :]
         along = tl.sum(outer * normed, axis=1) / C
         value = outer - (tl.sum(outer, axis=1) / C)[:, None] - normed * along[:, None]
         value = value * inverse[:, None]
         if ADD:
             value += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
-        tl.store(by_x + place, value, mask=mask)
+        tl.store(grad_x + place, value, mask=mask)
     sums += tl.program_id(0).to(tl.int64) * 2 * C
-    tl.store(sums + channels, by_weight, mask=inside)
-    tl.store(sums + C + channels, by_bias, mask=inside)
+    tl.store(sums + channels, grad_weight, mask=inside)
+    tl.store(sums + C + channels, grad_bias, mask=inside)
 
 
 def norm(x: Tensor, layer: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -114,11 +114,11 @@ def norm_backward(
     c = x.shape[-1]
     count, (rows, padded) = x.numel() // c, row_tile(c)
     steps, parts = divide(count, rows)
-    by_x, sums = torch.empty_like(x), x.new_empty(parts, 2, c, dtype=torch.float32)
+    grad_x, sums = torch.empty_like(x), x.new_empty(parts, 2, c, dtype=torch.float32)
     norm_backward_kernel(
         (parts,),
-        gradient, x, layer.weight, statistics, gradient if residual is None else residual, by_x,
+        gradient, x, layer.weight, statistics, gradient if residual is None else residual, grad_x,
         sums, steps, count, C=c, ADD=residual is not None, ROWS=rows, PADDED=padded,
     )  # fmt: skip
     # Two tensors: results of a registered operator must not share memory.
-    return by_x, sums[:, 0].sum(0), sums[:, 1].sum(0)
+    return grad_x, sums[:, 0].sum(0), sums[:, 1].sum(0)

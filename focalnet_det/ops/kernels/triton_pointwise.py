@@ -64,26 +64,26 @@ def aggregate_kernel(
 
 @kernel()
 def gates_backward_kernel(
-    by_total, levels, gates, shared, by_last, valid, by_gates, by_level,
+    grad_total, levels, gates, shared, grad_last, valid, grad_gates, grad_level,
     gate, columns, scale, pixels, all_pixels,
     C: tl.constexpr, STRIDE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Gradients by all gates, and by the last level before its GELU.
 
-    ``by_last`` is what the global mean adds to the gradient of every pixel of an image.
+    ``grad_last`` is what the global mean adds to the gradient of every pixel of an image.
     """
     row, channels, there, inside = _rows(pixels, C, ROWS, PADDED)
     mask = there[:, None] & inside[None, :]
     place = row[:, None] * C + channels[None, :]
     gates += row * STRIDE + gate
-    by_gates += row * STRIDE + gate
-    outer = tl.load(by_total + place, mask=mask, other=0.0).to(tl.float32)
+    grad_gates += row * STRIDE + gate
+    outer = tl.load(grad_total + place, mask=mask, other=0.0).to(tl.float32)
     image = tl.program_id(1) * C + channels
     dot = tl.sum(outer * tl.load(shared + image, mask=inside, other=0.0)[None, :], axis=1)
-    tl.store(by_gates + LEVELS, dot * scale, mask=there)
+    tl.store(grad_gates + LEVELS, dot * scale, mask=there)
     for column in range(LEVELS + 1, columns):
-        tl.store(by_gates + column, tl.zeros((ROWS,), dtype=tl.float32), mask=there)
+        tl.store(grad_gates + column, tl.zeros((ROWS,), dtype=tl.float32), mask=there)
     inner = tl.zeros((ROWS,), dtype=tl.float32) + 1.0
     if MASKED:
         inner = tl.load(valid + row, mask=there, other=0.0).to(tl.float32)
@@ -91,12 +91,12 @@ def gates_backward_kernel(
         where = place + level * all_pixels.to(tl.int64) * C
         before = tl.load(levels + where, mask=mask, other=0.0).to(tl.float32)
         dot = tl.sum(outer * gelu(before), axis=1) * inner
-        tl.store(by_gates + level, dot * scale, mask=there)
+        tl.store(grad_gates + level, dot * scale, mask=there)
         if level == LEVELS - 1:
             weight = tl.load(gates + level, mask=there, other=0.0).to(tl.float32) * scale
             value = outer * weight[:, None]
-            value += tl.load(by_last + image, mask=inside, other=0.0)[None, :]
-            tl.store(by_level + place, value * inner[:, None] * gelu_slope(before), mask=mask)
+            value += tl.load(grad_last + image, mask=inside, other=0.0)[None, :]
+            tl.store(grad_level + place, value * inner[:, None] * gelu_slope(before), mask=mask)
 
 
 def product(
@@ -150,31 +150,31 @@ def aggregate(
 
 
 def gates_backward(
-    by_total: Tensor,
+    grad_total: Tensor,
     levels: Tensor,
     projected: Tensor,
     shared: Tensor,
-    by_last: Tensor,
+    grad_last: Tensor,
     valid: Tensor | None,
     divisor: float,
-    by_projected: Tensor,
+    grad_projected: Tensor,
 ) -> Tensor:
-    """Gradient by the last level before its GELU; those by the gates go to ``by_projected``.
+    """Gradient by the last level before its GELU; those by the gates go to ``grad_projected``.
 
     Args:
-        by_total: (N, H, W, C), by the gated sum.
-        by_last: (N, C), by the last level after its GELU, through the global mean.
+        grad_total: (N, H, W, C), by the gated sum.
+        grad_last: (N, C), by the last level after its GELU, through the global mean.
         levels, projected, shared, valid, divisor: as in :func:`aggregate`.
-        by_projected: (N, H, W, columns); columns after the gates become zero.
+        grad_projected: (N, H, W, columns); columns after the gates become zero.
     """
     count, n, h, w, c = levels.shape
     rows, padded = row_tile(c)
-    by_level = torch.empty_like(by_total)
+    grad_level = torch.empty_like(grad_total)
     gates_backward_kernel(
         (ceil_divide(h * w, rows), n),
-        by_total, levels, projected, shared, by_last, per_pixel(valid, levels), by_projected,
-        by_level, 2 * c, projected.shape[-1] - 2 * c, 1 / divisor, h * w, n * h * w,
+        grad_total, levels, projected, shared, grad_last, per_pixel(valid, levels), grad_projected,
+        grad_level, 2 * c, projected.shape[-1] - 2 * c, 1 / divisor, h * w, n * h * w,
         C=c, STRIDE=projected.stride(2), LEVELS=count, MASKED=valid is not None,
         ROWS=rows, PADDED=padded,
     )  # fmt: skip
-    return by_level
+    return grad_level

@@ -20,7 +20,7 @@ from ..layers import channels_first, channels_last
 from ..layers.recast import recast, set_submodule
 
 
-class GrownFocalModulation(FocalModulation):
+class GlobalLevelModulation(FocalModulation):
     """A modulation whose global context reads ``global_level`` rather than the last level.
 
     ``global_level`` is a buffer, so files keep it: 2 is the mean of level 2, 3 that of level 3,
@@ -62,7 +62,7 @@ def _mean(context: Tensor, mask: Tensor | None) -> Tensor:
     return context.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)
 
 
-def grow(net: nn.Module, name: str, level: float) -> None:
+def set_global_level(net: nn.Module, name: str, level: float) -> None:
     """Let the global context of a modulation read this level from now on.
 
     Args:
@@ -75,20 +75,20 @@ def grow(net: nn.Module, name: str, level: float) -> None:
         raise ValueError(
             f"The global context can read levels 1..{modulation.focal_level}, not {level}."
         )
-    grown = recast(modulation, GrownFocalModulation)
+    grown = recast(modulation, GlobalLevelModulation)
     device = modulation.f.weight.device
     grown.register_buffer("global_level", torch.tensor(float(level), device=device))
     set_submodule(net, name, grown)
 
 
-def growing(net: nn.Module) -> Iterator[GrownFocalModulation]:
+def modulations_in_transition(net: nn.Module) -> Iterator[GlobalLevelModulation]:
     """Yield the modulations of a network that have not moved on to their new levels."""
     for module in net.modules():
-        if isinstance(module, GrownFocalModulation):
+        if isinstance(module, GlobalLevelModulation):
             yield module
 
 
-def advance_growth(net: nn.Module, levels: float) -> None:
+def advance_global_level(net: nn.Module, levels: float) -> None:
     """Move the global contexts of a grown network towards its last level.
 
     To be called after every optimizer step, with a small number: 1e-4 takes 10,000 steps per new
@@ -102,34 +102,34 @@ def advance_growth(net: nn.Module, levels: float) -> None:
     if not levels >= 0:
         raise ValueError(f"Growth moves forward only, got {levels} levels.")
     for name, modulation in list(net.named_modules()):
-        if isinstance(modulation, GrownFocalModulation):
+        if isinstance(modulation, GlobalLevelModulation):
             modulation.global_level += levels
             if modulation.global_level >= modulation.focal_level:
                 _finish(net, name, modulation)
 
 
-def _finish(net: nn.Module, name: str, modulation: GrownFocalModulation) -> None:
+def _finish(net: nn.Module, name: str, modulation: GlobalLevelModulation) -> None:
     del modulation.global_level
     set_submodule(net, name, recast(modulation, FocalModulation))
 
 
-def growth(net: nn.Module) -> dict[str, float]:
+def global_levels(net: nn.Module) -> dict[str, float]:
     """Return the level that each growing modulation's global context reads, by module name."""
     return {
         name: float(module.global_level)
         for name, module in net.named_modules()
-        if isinstance(module, GrownFocalModulation)
+        if isinstance(module, GlobalLevelModulation)
     }
 
 
-def saved_growth(state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the :func:`growth` of the network that a state dict was taken from."""
+def saved_global_levels(state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the :func:`global_levels` of the network that a state dict was taken from."""
     suffix = ".global_level"
     return {n.removesuffix(suffix): float(t) for n, t in state.items() if n.endswith(suffix)}
 
 
-def set_growth(net: nn.Module, levels: Mapping[str, float]) -> None:
-    """Give a network this :func:`growth`: modulations that are not named become ordinary ones.
+def set_global_levels(net: nn.Module, levels: Mapping[str, float]) -> None:
+    """Set the level that each named modulation reads; all others become ordinary ones.
 
     Raises: ValueError if a name is no modulation of the network, or it lacks the level.
     """
@@ -139,6 +139,6 @@ def set_growth(net: nn.Module, levels: Mapping[str, float]) -> None:
             raise ValueError(f"{name} grows in the checkpoint, but is no modulation here.")
     for name, modulation in modules.items():
         if name in levels:
-            grow(net, name, levels[name])
-        elif isinstance(modulation, GrownFocalModulation):
+            set_global_level(net, name, levels[name])
+        elif isinstance(modulation, GlobalLevelModulation):
             _finish(net, name, modulation)
