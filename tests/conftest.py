@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from focalnet_det.ops.kernels import capabilities
+from tests.helpers.paths import SHARED
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     # Triton's kernels then run in NumPy; it reads this when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_DATA = SHARED / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,11 +5,11 @@ import shlex
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
+
 README = (ROOT / "README.md").read_text()
 PAGES = [README, (ROOT / "datasets/README.md").read_text()]
 

@@ -5,7 +5,9 @@ from collections import Counter
 from importlib.util import resolve_name
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1] / "focalnet_det"
+from tests.helpers.paths import ROOT
+
+PACKAGE = ROOT / "focalnet_det"
 # From inner to outer. Visualization is inside evaluation, which draws its worst images with it.
 RINGS = (
     *("errors", "moved", "atomic", "compat", "supervise", "ops", "layers", "backbones", "necks"),

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from focalnet_det.supervise import Job, Outcome
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
 
 # What each process does, by the name on the command line.
 SCRIPT = """

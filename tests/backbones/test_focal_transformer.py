@@ -2,7 +2,6 @@
 
 import json
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from focalnet_det.analysis import analyze_backbone
 from focalnet_det.backbones import FOCAL_TRANSFORMERS, FocalTransformerV2, StagedBackbone
 from focalnet_det.checkpoint import load_pretrained
 from focalnet_det.ops import dispatch
+from tests.helpers.paths import SHARED
 
-REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "refs" / "focal_transformer"
+REFERENCES = SHARED / "refs" / "focal_transformer"
 CASES = {
     "focal_tiny_224": "focal_tiny",
     "focal_tiny_320x448": "focal_tiny",

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shrunk import NAMES, relative_error, shrunk
 from torch import Tensor, nn
 
 from focalnet_det import create_backbone, list_backbones
@@ -19,6 +18,7 @@ from focalnet_det.backbones import (
     FocalTransformerSpec,
     StagedBackbone,
 )
+from tests.helpers.shrunk import NAMES, relative_error, shrunk
 
 ALL = ("stage1", "stage2", "stage3", "stage4")
 STRIDES = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}

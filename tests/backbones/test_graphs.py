@@ -8,11 +8,11 @@ import dataclasses
 
 import pytest
 import torch
-from shrunk import NAMES, relative_error, shrunk
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from focalnet_det.backbones import FOCAL_TRANSFORMERS, VARIANTS, StagedBackbone
+from tests.helpers.shrunk import NAMES, relative_error, shrunk
 
 RECORDED = (64, 96)
 # The maps of the last are whole windows of a Focal Transformer.

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from shrunk import randomise, relative_error
 from torch import Tensor, nn
 
 from focalnet_det import create_backbone
 from focalnet_det.backbones import VARIANTS, FocalNet
+from tests.helpers.shrunk import randomise, relative_error
 
 timm_focalnet = pytest.importorskip("timm.models.focalnet", reason="timm is a test dependency")
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import LAYOUTS, official
 from torch import Tensor
 
 from focalnet_det.checkpoint import inspect_checkpoint
@@ -16,8 +15,9 @@ from focalnet_det.checkpoint.architecture import (
     name_mismatch,
     name_variant,
 )
+from tests.helpers.paths import ROOT
+from tests.helpers.published import LAYOUTS, official
 
-ROOT = Path(__file__).resolve().parents[2]
 Shapes = dict[str, tuple[int, ...]]
 # A few telling names and shapes of each method, by the library that writes them.
 MODELS: list[tuple[str, int | None, str, Shapes]] = [

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from focalnet_det import create_backbone
 from focalnet_det.backbones import FocalNet
 from focalnet_det.checkpoint import load_initial_weights, load_pretrained, read_state_dict
+from tests.helpers.paths import CONFIGS
 
 State = dict[str, Tensor]
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def backbone(**overrides: Any) -> FocalNet:

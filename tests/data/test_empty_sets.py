@@ -10,8 +10,6 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-import bad_files
-from bad_files import Change, both, drop, put
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances, pairwise_iou
@@ -23,6 +21,8 @@ from focalnet_det.data.loader import build_test_loader, build_train_loader, chec
 from focalnet_det.data.registry import register_coco_json
 from focalnet_det.data.shapes.generate import make_shapes
 from focalnet_det.evaluation import build_evaluator
+from tests.helpers import bad_files
+from tests.helpers.bad_files import Change, both, drop, put
 
 NAME = "test_empty_sets"
 

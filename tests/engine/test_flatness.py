@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import ROOT
+
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 # With as many evaluated images: 4 of them every 4 iterations.
 ITERATIONS = int(os.environ.get("SOAK_ITERATIONS", "2000"))

@@ -15,13 +15,14 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-import toy_training as toy
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
-from test_interruptions import OPTIONS, assert_same_end
 
 from focalnet_det import atomic
 from focalnet_det.engine.checkpoints import newest_whole, write_checkpoint
 from focalnet_det.errors import read_failure
+from tests.engine.test_interruptions import OPTIONS, assert_same_end
+from tests.helpers import toy_training as toy
+from tests.helpers.paths import ROOT
 
 
 class Disk:
@@ -119,13 +120,14 @@ def test_limited_file_sizes(limit: int, tmp_path: Path) -> None:
     program = (
         "import resource, runpy, sys\n"
         "sys.path.insert(0, sys.argv[1]); limit = int(sys.argv[2])\n"
-        "import torch, detectron2.engine, matplotlib.pyplot, toy_training\n"
+        "import torch, detectron2.engine, matplotlib.pyplot\n"
+        "from tests.helpers import toy_training\n"
         "from focalnet_det.errors import one_line_errors\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
         "sys.argv = ['toy', sys.argv[3]]\n"
         "with one_line_errors(): toy_training.main()"
     )
-    here = str(Path(__file__).parent)
+    here = str(ROOT)
     command = [sys.executable, "-c", program, here]
     folder = tmp_path / "run"
     failed = subprocess.run(

@@ -20,8 +20,8 @@ from focalnet_det.engine.replay import replay_file
 from focalnet_det.engine.trainer import Trainer
 from focalnet_det.experiment import TrainOptions, load_config
 from focalnet_det.experiment.yacs import read_options
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NANO = str(ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py")
 LEVELS = "model.backbone.bottom_up.focal_levels=[3,3,3,3]"
 SMALL = [

@@ -19,14 +19,13 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-import toy_training as toy
-
 from focalnet_det.engine import iteration as iteration_module
 from focalnet_det.engine import train as train_module
 from focalnet_det.engine.checkpoints import Checkpoints
 from focalnet_det.engine.finish import Product, finish
 from focalnet_det.engine.run_folder import RunFolder
 from focalnet_det.engine.signals import RunStopped, StopSignals
+from tests.helpers import toy_training as toy
 
 PROGRAM = [sys.executable, str(Path(toy.__file__))]
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))

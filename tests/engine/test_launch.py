@@ -23,8 +23,8 @@ from focalnet_det.engine.agreement import check_agreement, library_versions
 from focalnet_det.engine.launch import after_restart, launch_run
 from focalnet_det.engine.main import RunArguments
 from focalnet_det.experiment.arguments import check_arguments
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 ARGUMENTS = RunArguments(config_file="missing.py")
 

@@ -12,8 +12,6 @@ from torch import nn
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-import toy_training as toy
-
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.engine.memory import explain_memory
 from focalnet_det.engine.numerics import (
@@ -24,8 +22,9 @@ from focalnet_det.engine.numerics import (
     unpack_example,
 )
 from focalnet_det.experiment import TrainOptions
+from tests.helpers import toy_training as toy
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 
 

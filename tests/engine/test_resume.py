@@ -29,8 +29,8 @@ from focalnet_det.data.stream import DrawnImages, DrawSampler
 from focalnet_det.engine.iteration import drop_lines_from
 from focalnet_det.engine.trainer import Trainer
 from focalnet_det.experiment import TrainOptions
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"
 KILLS = int(os.environ.get("SOAK_KILLS", "1"))
 ITERATIONS = 12

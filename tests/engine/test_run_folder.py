@@ -14,8 +14,6 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-import toy_training as toy
-
 from focalnet_det import atomic
 from focalnet_det.engine import run_folder
 from focalnet_det.engine.checkpoints import newest_whole
@@ -23,6 +21,7 @@ from focalnet_det.engine.numerics import NumericalTrouble
 from focalnet_det.engine.run_folder import EARLIER, RunFolder, in_first_process, sendable
 from focalnet_det.engine.signals import RunStopped
 from focalnet_det.errors import read_failure
+from tests.helpers import toy_training as toy
 
 
 def names(folder: Path) -> set[str]:

@@ -11,8 +11,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.experiment import check, describe
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ADE = CONFIGS / "ADE20K-SemanticSegmentation"
 MASK_RCNN = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 MASK_RCNN_YAML = MASK_RCNN.with_name("mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml")

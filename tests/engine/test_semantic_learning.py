@@ -8,8 +8,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from focalnet_det.data.shapes.generate import make_shapes
 from focalnet_det.engine.main import RunArguments, run
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from tests.helpers.paths import CONFIGS
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,11 @@ from torch import nn
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-import toy_training as toy
-
 from focalnet_det.engine import main as main_module
 from focalnet_det.engine.checkpoints import newest_whole
 from focalnet_det.engine.resume import config_changes, flatten, load_optimizer
 from focalnet_det.visualization.curves import read_curves
+from tests.helpers import toy_training as toy
 
 ITERATIONS = 6
 

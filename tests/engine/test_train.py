@@ -21,8 +21,8 @@ from focalnet_det.engine.hooks import ProgressLine
 from focalnet_det.engine.launch import launch_run
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.experiment import load_config, read_experiment
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 NANO = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 TINY_YAML = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml"
 SMALL = [

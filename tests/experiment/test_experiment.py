@@ -24,8 +24,8 @@ from focalnet_det.experiment import (
     read_experiment,
 )
 from focalnet_det.experiment.lazy import set_everywhere
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x"
 LAZY, YACS = TINY.with_suffix(".py"), TINY.with_suffix(".yaml")
 

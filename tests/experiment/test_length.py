@@ -11,7 +11,14 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
-from test_bad_input import (
+
+from focalnet_det.experiment import Experiment, RunArguments, check, describe
+from focalnet_det.experiment.length import settle_warmup
+from focalnet_det.experiment.settings import Given
+from focalnet_det.experiment.skeleton import without_memory
+from focalnet_det.experiment.solver import Schedule
+from focalnet_det.experiment.yacs_parts import train_arguments
+from tests.experiment.test_check import (
     BOXES,
     CONFIGS,
     NANO,
@@ -23,13 +30,6 @@ from test_bad_input import (
     YAML,
     data_of,
 )
-
-from focalnet_det.experiment import Experiment, RunArguments, check, describe
-from focalnet_det.experiment.length import settle_warmup
-from focalnet_det.experiment.settings import Given
-from focalnet_det.experiment.skeleton import without_memory
-from focalnet_det.experiment.solver import Schedule
-from focalnet_det.experiment.yacs_parts import train_arguments
 
 CASCADE = "COCO-InstanceSegmentation/cascade_mask_rcnn_focalnet_tiny_lrf_fpn_3x.py"
 

@@ -10,8 +10,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from focalnet_det.experiment import Experiment, RunArguments, describe
 from focalnet_det.experiment.length import training_length
 from focalnet_det.experiment.own_data import set_name
+from tests.helpers.paths import ROOT
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs/COCO-InstanceSegmentation"
+CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"
 SMALL = CONFIGS / "mask_rcnn_focalnet_nano_fpn_small.py"
 PUBLISHED = CONFIGS / "mask_rcnn_focalnet_tiny_srf_fpn_1x"
 

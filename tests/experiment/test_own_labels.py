@@ -17,8 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from focalnet_det.data.io.labels import LabelRule
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.experiment import Experiment, describe
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ADE = ROOT / "configs/ADE20K-SemanticSegmentation"
 PUBLISHED = ADE / "upernet_focalnet_tiny_srf_160k.py"
 NANO = ADE / "upernet_focalnet_nano_small.py"

@@ -13,8 +13,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 from detectron2.data import MetadataCatalog
 
 from focalnet_det.experiment import Experiment, RunArguments, describe
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NANO = CONFIGS / "Shapes-PanopticSegmentation/panoptic_fpn_focalnet_nano_small.py"
 YAML = CONFIGS / "COCO-PanopticSegmentation/panoptic_fpn_focalnet_tiny_srf_1x.yaml"
 CATEGORIES = [

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 from focalnet_det.experiment import RunArguments, describe
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAF = CONFIGS / "COCO-Detection/retinanet_focalnet_tiny_srf_fpn_1x.py"
 
 

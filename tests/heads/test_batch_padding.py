@@ -1,7 +1,6 @@
 """valid_context in Detectron2: an image is found the same alone, in a batch, and padded more."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +21,8 @@ from focalnet_det.experiment import load_config, read_experiment
 from focalnet_det.heads.batch_padding import ignore_batch_padding
 from focalnet_det.layers.padded_batch import PaddedBatch, current_batch, padded_batch
 from focalnet_det.layers.recast import recast
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROIS = ["model.proposal_generator.post_nms_topk=[40,40]"]
 # GroupNorm in necks and heads, so that norms over whole maps are covered.
 LEAVES = {

@@ -16,13 +16,22 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from recipes import HEIGHT, IGNORE, KEYPOINTS, METHODS, STUFF, WIDTH, build, record
 from torch import distributed, multiprocessing, nn
 
 from focalnet_det.compat import create_ddp_model
 from focalnet_det.data.instances.mappers import InstanceMapper
 from focalnet_det.heads.empty import accept_empty_images
 from focalnet_det.layers.recast import recast
+from tests.helpers.nano_recipes import (
+    HEIGHT,
+    IGNORE,
+    KEYPOINTS,
+    METHODS,
+    STUFF,
+    WIDTH,
+    build,
+    record,
+)
 
 Batch = list[dict[str, Any]]
 

@@ -21,8 +21,8 @@ from focalnet_det.data.augmentation import evaluation_resize
 from focalnet_det.data.loader import build_test_loader
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.tta import InstanceMerger, TestTimeAugmentation, suppression
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAME = "test_tta_instances"
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from upernet_reference import upernet_logits
+
+from tests.helpers.upernet_reference import upernet_logits
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 

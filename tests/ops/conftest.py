@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_library import SMALL
 
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.kernels import capabilities, native, native_build
+from tests.helpers.small_library import SMALL
 
 
 @pytest.fixture

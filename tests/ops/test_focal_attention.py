@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from focal_loops import closest, loop_v1, loop_v2, neighbor_list
 from torch import Tensor, nn
 
 from focalnet_det.backbones.attention import (
@@ -17,6 +16,7 @@ from focalnet_det.backbones.attention import (
 from focalnet_det.ops import dispatch, nearest, window_attention
 from focalnet_det.ops.window_attention import Map
 from focalnet_det.ops.window_layout import neighbor_cells, ring
+from tests.helpers.focal_loops import closest, loop_v1, loop_v2, neighbor_list
 
 # Version, pooled square, map: multiples of a window and not, one window, small and narrow maps.
 CASES = [(1, 3, size) for size in ((14, 14), (8, 9), (7, 7), (5, 4), (3, 20))]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from random_blocks import relative_error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +20,7 @@ from focalnet_det.ops.kernels.parameters import (
     flatten_mlp,
     flatten_modulation,
 )
+from tests.helpers.random_blocks import relative_error
 
 DIM, LEVELS = 4, 2
 

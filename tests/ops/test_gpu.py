@@ -5,7 +5,6 @@ where there is one.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from focalnet_det import create_backbone
 from focalnet_det.ops import dispatch
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parents[2]
 # Largest difference over the largest value, through a whole network.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 KERNELS = {"3,5": (2, 3), "9,11,13": (3, 9)}

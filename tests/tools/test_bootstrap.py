@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+from tests.helpers.paths import TOOLS
+
 sys.path.insert(0, str(TOOLS))
 bootstrap = importlib.import_module("bootstrap")
 sys.path.remove(str(TOOLS))

@@ -12,8 +12,7 @@ import torch
 
 from focalnet_det import create_backbone
 from focalnet_det.checkpoint import read_state_dict, write_state_dict
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+from tests.helpers.paths import TOOLS
 
 
 def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+from tests.helpers.paths import TOOLS
+
 sys.path.insert(0, str(TOOLS))
 installer = importlib.import_module("install_detectron2")
 patches = importlib.import_module("detectron2_patches")

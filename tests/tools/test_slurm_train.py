@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.paths import ROOT
 
 # The nth call ends with the nth code of CODES; "signal" waits for SIGUSR1 and ends with 75.
 SRUN = """#!/bin/bash
