@@ -1,6 +1,6 @@
 """What needs a GPU: networks at sizes of detection, compilers, CUDA graphs, a step of each model.
 
-Values and gradients of the kernels at small sizes are in ``test_triton.py``, which runs on the GPU
+Values and gradients of the kernels at small sizes are in ``kernels/test_triton_block.py``, which runs on the GPU
 where there is one.
 """
 
