@@ -43,7 +43,9 @@ setup(
         "rich",
     ],
     extras_require={
+        "video": ["av>=12"],
         "test": [
+            "av>=12",
             "pytest>=8",
             "pytest-xdist",
             "hypothesis>=6",

@@ -271,18 +271,40 @@ def build_test_loader(
         views: of test-time augmentation, in place of ``augmentations`` at ``scales``.
     Raises: ValueError for both views and scales.
     """
-    if views and scales:
-        raise ValueError("Test-time augmentation takes either views or scales.")
-    mapper: InstanceMapper = InstanceMapper(
-        is_train=False, augmentations=augmentations, image_format=image_format
+    mapper = build_test_mapper(
+        augmentations=augmentations,
+        image_format=image_format,
+        scales=scales,
+        flip=flip,
+        views=views,
     )
-    if scales or flip or views:
-        resizes = [list(view) for view in views]
-        resizes = resizes or [scaled(augmentations, scale) for scale in scales or (1.0,)]
-        mirrored = [[*resize, T.RandomFlip(prob=1.0)] for resize in resizes] if flip else []
-        mapper = ViewMapper(views=[*resizes, *mirrored], image_format=image_format)
     return protect_workers(
         build_detection_test_loader(
             dataset_records([dataset], filter_empty=False), mapper=mapper, num_workers=num_workers
         )
     )
+
+
+def build_test_mapper(
+    *,
+    augmentations: Sequence[T.Augmentation],
+    image_format: str = "RGB",
+    scales: Sequence[float] = (),
+    flip: bool = False,
+    views: Sequence[Sequence[T.Augmentation]] = (),
+) -> InstanceMapper:
+    """Build what turns a record of an image into the input of a model, in evaluation.
+
+    Args: as in :func:`build_test_loader`.
+    Raises: ValueError for both views and scales.
+    """
+    if views and scales:
+        raise ValueError("Test-time augmentation takes either views or scales.")
+    if not (scales or flip or views):
+        return InstanceMapper(
+            is_train=False, augmentations=augmentations, image_format=image_format
+        )
+    resizes = [list(view) for view in views]
+    resizes = resizes or [scaled(augmentations, scale) for scale in scales or (1.0,)]
+    mirrored = [[*resize, T.RandomFlip(prob=1.0)] for resize in resizes] if flip else []
+    return ViewMapper(views=[*resizes, *mirrored], image_format=image_format)

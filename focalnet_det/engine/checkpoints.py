@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,23 +46,34 @@ class RunFacts:
         config: text of the full config.
         data: fingerprint of the training data.
         classes: names, in the model's order; () where the data names none.
+        metadata: what Detectron2's metadata says of the classes.
     """
 
     id: str
     config: str
     data: str
     classes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, str]:
         """Return the facts as a checkpoint holds them, with the version of this package."""
         return {"id": self.id, "config": self.config, "data": self.data, "version": __version__}
 
+    def described(self) -> dict[str, Any]:
+        """Return what a file of weights needs to be used without its run, by ``Predictor``."""
+        return {
+            "run": self.as_dict(),
+            "class_names": list(self.classes),
+            "metadata": plain(self.metadata),
+        }
+
 
 class Checkpoints:
     """Writes and reads the checkpoints of a run.
 
-    A file holds ``model``, ``class_names``, ``trainer`` (see :class:`TrainerState`), ``iteration``
-    (the last one done, counted from 0), ``run`` (see :class:`RunFacts`) and ``pending``: the
+    A file holds ``model``, ``trainer`` (see :class:`TrainerState`), ``iteration`` (the last one
+    done, counted from 0), ``run``, ``class_names`` and ``metadata`` (see :class:`RunFacts`), and
+    ``pending``: the
     scalars of an iteration whose evaluation was not finished when the file was written, None for
     none.
 
@@ -106,12 +117,8 @@ class Checkpoints:
                 check_finite(state["ema"], iteration)
             name = FINAL if final else f"model_{iteration:07d}.pth"
             content = {"model": weights, "trainer": state, "iteration": iteration}
-            extra = {
-                "run": self.facts.as_dict(),
-                "class_names": list(self.facts.classes),
-                "pending": None if pending is None else dict(pending),
-            }
-            write_checkpoint(self.folder / name, content | extra)
+            owed = {"pending": None if pending is None else dict(pending)}
+            write_checkpoint(self.folder / name, content | self.facts.described() | owed)
             self._point_at(name)
             self._drop_old()
 
@@ -145,8 +152,7 @@ class Checkpoints:
         weights = model.state_dict()
         check_finite(weights, iteration)
         content = {"model": weights, "metric": metric, "score": score, "iteration": iteration}
-        extra = {"run": self.facts.as_dict(), "class_names": list(self.facts.classes)}
-        write_checkpoint(self.folder / BEST, content | extra)
+        write_checkpoint(self.folder / BEST, content | self.facts.described())
         self.best = score
         logger.info("Best %s so far: %.2f. Kept as %s.", metric, score, self.folder / BEST)
 
@@ -219,6 +225,13 @@ class Checkpoints:
             raise ValueError(f"the training data was {facts['data']}, is {self.facts.data} now")
         if applied:
             logger.info("Changed since the checkpoint, and applied: %s.", "; ".join(applied))
+
+
+def plain(value: Any) -> Any:
+    """Return nested containers as dicts and lists, which any reader of checkpoints takes."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check_finite(state: Mapping[str, Any], iteration: int) -> None:

@@ -1,6 +1,5 @@
 """Compute an iteration with numerical trouble again, and say where the trouble begins."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..checkpoint.global_level import saved_global_levels, set_global_levels
-from ..experiment import Experiment, load_config, read_experiment
+from ..experiment import Experiment, load_config_text, read_experiment
 from .numerics import first_not_finite, unpack_example
 from .random_state import restore_random_states
 from .trainer import autocast
@@ -87,10 +86,7 @@ def replay_file(path: str | Path, *, device: str = "cpu") -> list[Replay]:
 
 def experiment_of(text: str) -> Experiment:
     """Return the experiment of a config that a run has saved."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(text, encoding="utf-8")
-        return read_experiment(load_config(path, []))
+    return read_experiment(load_config_text(text))
 
 
 def replay(

@@ -97,6 +97,7 @@ class Training:
             config=experiment.config_text,
             data=loader.fingerprint,
             classes=experiment.class_names,
+            metadata=experiment.dataset_metadata,
         )
         self.checkpoints = Checkpoints(
             folder.path, self.model, self.trainer, facts, keep=options.keep_checkpoints
@@ -309,8 +310,8 @@ class Training:
 
         def averaged() -> bool:
             path = self.folder.path / AVERAGED
-            names = list(self.checkpoints.facts.classes)
-            write_checkpoint(path, {"model": model.state_dict(), "class_names": names})
+            described = self.checkpoints.facts.described()
+            write_checkpoint(path, {"model": model.state_dict(), **described})
             logger.info("Averaged weights: %s", path)
             return True
 

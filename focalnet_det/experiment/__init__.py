@@ -2,7 +2,14 @@
 
 from .arguments import RunArguments
 from .check import check
-from .description import Experiment, describe, load_config, read_experiment, register_all
+from .description import (
+    Experiment,
+    describe,
+    load_config,
+    load_config_text,
+    read_experiment,
+    register_all,
+)
 from .options import TrainOptions
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "check",
     "describe",
     "load_config",
+    "load_config_text",
     "read_experiment",
     "register_all",
 ]

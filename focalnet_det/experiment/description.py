@@ -1,5 +1,6 @@
 """One typed description of a run, the same for both kinds of config."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -30,6 +31,12 @@ from .settings import Given, Settings
 from .solver import Schedule
 from .values import ConfigError, raise_problems
 
+# Metadata of a dataset that describes what a model trained on it predicts.
+DESCRIPTIONS = (
+    *("thing_classes", "stuff_classes", "thing_colors", "stuff_colors", "keypoint_names"),
+    *("keypoint_connection_rules", "thing_dataset_id_to_contiguous_id", "evaluator_type"),
+)
+
 
 @dataclass(kw_only=True)
 class Experiment:
@@ -40,6 +47,7 @@ class Experiment:
         optimizer: for a model.
         train_loader: of all training sets.
         test_loaders: by name of the test set.
+        test_mapper: what turns a record of an image into the model's input, as in evaluation.
         config_text: yaml that ``--config-file`` takes, data of one's own included.
         settings: batch, data sets, class counts and what else data decides.
         given: what the command line overrides.
@@ -53,6 +61,7 @@ class Experiment:
     schedule: Schedule
     train_loader: Callable[[], TrainLoader]
     test_loaders: Mapping[str, Callable[[], Any]]
+    test_mapper: Callable[[], Callable[[Mapping[str, Any]], dict[str, Any]]]
     options: TrainOptions
     config_text: str
     settings: Settings
@@ -69,12 +78,21 @@ class Experiment:
 
         Names in a COCO file of a registered set are known when the set was read once.
         """
+        metadata = self.dataset_metadata
+        names = [metadata.get(f"{kind}_classes") or () for kind in ("thing", "stuff")]
+        return tuple(dict.fromkeys([*names[0], *names[1]]))
+
+    @property
+    def dataset_metadata(self) -> dict[str, Any]:
+        """Return what Detectron2's metadata says of the classes: ``DESCRIPTIONS``; {} for nothing.
+
+        It is that of the first dataset that names classes.
+        """
         for name in (*self.settings.train_sets, *self.settings.test_sets):
-            metadata = MetadataCatalog.get(name)
-            names = [metadata.get(f"{kind}_classes") or () for kind in ("thing", "stuff")]
-            if any(names):
-                return tuple(dict.fromkeys([*names[0], *names[1]]))
-        return ()
+            metadata = MetadataCatalog.get(name).as_dict()
+            if metadata.get("thing_classes") or metadata.get("stuff_classes"):
+                return {key: metadata[key] for key in DESCRIPTIONS if metadata.get(key)}
+        return {}
 
 
 def register_all() -> None:
@@ -111,6 +129,14 @@ def load_config(path: str | Path, overrides: list[str]) -> Any:
     return yacs.load(content, path, overrides)
 
 
+def load_config_text(text: str) -> Any:
+    """Return the config of a run from the text that its checkpoints hold; errors as above."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(path, [])
+
+
 def language(cfg: Any) -> Any:
     """Return the module that reads a config: ``lazy`` or ``yacs``."""
     return yacs if isinstance(cfg, CfgNode) else lazy
@@ -129,6 +155,7 @@ def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
         test_loaders={
             name: partial(reader.build_test_loader, cfg, name) for name in settings.test_sets
         },
+        test_mapper=partial(reader.build_test_mapper, cfg),
         options=settings.options,
         config_text=reader.config_text(cfg),
         settings=settings,

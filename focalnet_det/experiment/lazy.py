@@ -11,9 +11,10 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..data import loader
 from ..moved import current_name
 from .lazy_overrides import SECTIONS, apply_overrides
-from .lazy_tree import calls
+from .lazy_tree import calls, target_of
 from .length import Length, follow_override
 from .options import TrainOptions, default_options
 from .own_data import from_record
@@ -39,6 +40,7 @@ KEYS = {
 }
 # Arguments of Detectron2's and our heads.
 DETECTIONS = ("test_topk_per_image", "max_detections_per_image")
+OBJECTS = {"allow_objects": True}
 # What a saved config may call. A .py config may call anything: it is code.
 TRUSTED = ("focalnet_det.", "detectron2.", "torch.nn.", "torchvision.", "torch.optim.")
 
@@ -66,7 +68,7 @@ def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> Dic
 
     Raises: ValueError if it calls what is not of this package, Detectron2, PyTorch or torchvision.
     """
-    cfg = OmegaConf.create(content, flags={"allow_objects": True})
+    cfg = OmegaConf.create(content, flags=OBJECTS)
     missing = [name for name in SECTIONS if name not in cfg]
     if missing:
         raise ValueError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
@@ -191,6 +193,9 @@ def write_settings(cfg: DictConfig, settings: Settings) -> DictConfig:
         loaders = cfg.dataloader.test[:1]
         tests = [{**node, "dataset": name} for node in loaders for name in settings.test_sets]
         cfg.dataloader.test = tests
+        if loaders and not tests:
+            # Whoever predicts with the model must know how images are prepared.
+            cfg.dataloader.test_mapper = _mapper_node(loaders[0])
     if settings.batch_size != before.batch_size:
         train.batch_size = settings.batch_size
     if settings.learning_rate != before.learning_rate:
@@ -290,6 +295,34 @@ def build_optimizer(cfg: DictConfig, model: Any) -> Any:
 def build_train_loader(cfg: DictConfig) -> Any:
     """Return the loader of a config's training sets."""
     return instantiate(cfg.dataloader.train)
+
+
+def build_test_mapper(cfg: DictConfig) -> Any:
+    """Build what turns an image into the model's input as a config's first test set would.
+
+    Raises: ValueError if the config has no test set, or a loader of its own.
+    """
+    tests = cfg.dataloader.get("test", None) or []
+    node = _mapper_node(tests[0]) if tests else cfg.dataloader.get("test_mapper", None)
+    if node is None:
+        raise ValueError(
+            "The config does not say how images are prepared for evaluation: give it a "
+            "dataloader.test, as the recipes have."
+        )
+    return instantiate(node)
+
+
+def _mapper_node(node: DictConfig) -> DictConfig:
+    """Return the call of the mapper that a test loader calls."""
+    if target_of(node) is not loader.build_test_loader:
+        raise ValueError(
+            "dataloader.test must call focalnet_det.data.loader.build_test_loader, not "
+            f"{node['_target_']}."
+        )
+    arguments = {k: v for k, v in node.items() if k not in ("_target_", "dataset", "num_workers")}
+    return OmegaConf.create(
+        {"_target_": "focalnet_det.data.loader.build_test_mapper", **arguments}, flags=OBJECTS
+    )
 
 
 def build_test_loader(cfg: DictConfig, name: str) -> Any:

@@ -14,10 +14,22 @@ from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
 from .skeleton import without_memory
 from .solver import Schedule
-from .yacs_parts import build_model, build_optimizer, build_test_loader, build_train_loader
+from .yacs_parts import (
+    build_model,
+    build_optimizer,
+    build_test_loader,
+    build_test_mapper,
+    build_train_loader,
+)
 from .yaml_files import BASE, flat, with_bases
 
-__all__ = ["build_model", "build_optimizer", "build_test_loader", "build_train_loader"]
+__all__ = [
+    "build_model",
+    "build_optimizer",
+    "build_test_loader",
+    "build_test_mapper",
+    "build_train_loader",
+]
 
 DECAYS = {
     "WarmupMultiStepLR": "multistep",

@@ -10,6 +10,7 @@ from detectron2.solver import build_optimizer as build_detectron2_optimizer
 from ..data.augmentation import AUGMENTATIONS, evaluation_resize
 from ..data.loader import TrainLoader
 from ..data.loader import build_test_loader as build_loader_of_tests
+from ..data.loader import build_test_mapper as build_mapper_of_tests
 from ..data.loader import build_train_loader as build_loader
 from ..data.semantic.semantic_crops import semantic_crops
 from ..heads.mmdet.conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
@@ -163,3 +164,10 @@ def test_arguments(cfg: CfgNode) -> dict[str, Any]:
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
     """Return the loader of one of a config's test sets."""
     return build_loader_of_tests(dataset=name, **test_arguments(cfg))
+
+
+def build_test_mapper(cfg: CfgNode) -> Any:
+    """Build what turns an image into the model's input as the test loaders would."""
+    arguments = test_arguments(cfg)
+    del arguments["num_workers"]
+    return build_mapper_of_tests(**arguments)

@@ -56,14 +56,31 @@ def draw_predictions(
         instances: Detectron2 ``Instances`` at the image's own size, on the CPU.
     Returns: (H, W, 3) uint8 RGB.
     """
+    return draw_instances(read_rgb(record), instances, metadata, min_score=min_score)
+
+
+def draw_instances(
+    image: np.ndarray, instances: Any, metadata: Metadata, *, min_score: float
+) -> np.ndarray:
+    """Draw predicted instances with at least ``min_score`` on an image.
+
+    Boxes, masks and keypoints are drawn, as far as there are any. Instances have a color each
+    where the data has one class, else that of their class.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        instances: Detectron2 ``Instances`` at the image's size, on the CPU.
+    Returns: (h, w, 3), uint8, RGB; larger than the image where that is small.
+    """
     kept = instances[instances.scores >= min_score]
     classes = kept.pred_classes.tolist()
     names = [metadata.thing_classes[c] for c in classes]
     labels = [f"{n} {s:.0%}" for n, s in zip(names, kept.scores.tolist(), strict=True)]
-    drawer = _drawer(read_rgb(record), metadata)
+    drawer = _drawer(image, metadata)
     drawer.overlay_instances(
         boxes=kept.pred_boxes.tensor.numpy() if classes else None,
         masks=kept.pred_masks.numpy() if classes and kept.has("pred_masks") else None,
+        keypoints=kept.pred_keypoints.numpy() if classes and kept.has("pred_keypoints") else None,
         labels=labels,
         assigned_colors=_colors(classes, metadata),
     )
@@ -142,5 +159,9 @@ def _drawer(image: np.ndarray, metadata: Metadata) -> Visualizer:
 
 
 def _colors(classes: Sequence[int], metadata: Metadata) -> list[tuple[float, ...]]:
+    # One class says nothing: objects get a color each.
+    if len(metadata.thing_classes) == 1:
+        colors = class_colors(20)
+        return [colors[i % len(colors)] for i in range(len(classes))]
     colors = class_colors(len(metadata.thing_classes))
     return [colors[i] for i in classes]

@@ -101,7 +101,8 @@ class InstanceMapper(DatasetMapper):
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """
         Args:
-            dataset_dict: a record in Detectron2's format; left unchanged.
+            dataset_dict: a record in Detectron2's format, or with an RGB ``picture`` of Pillow in
+                place of ``file_name``; left unchanged.
         Returns: the record with ``image``, uint8 (3, H, W); in training ``sem_seg``, int64 (H, W),
             in place of ``sem_seg_file_name`` and ``label_rule``, and ``instances`` in place of
             ``annotations``, or of the things of panoptic segments where there are none; and
@@ -140,7 +141,11 @@ class InstanceMapper(DatasetMapper):
     def _read(self, record: dict[str, Any]) -> tuple[NDArray[np.uint8], list[str]]:
         """Reads and checks the image of a record; adds its size to a record that has none."""
         try:
-            image, problems = read_rgb(record["file_name"])
+            image, problems = (
+                (record.pop("picture"), [])
+                if "picture" in record
+                else read_rgb(record["file_name"])
+            )
             array = to_array(image, self.image_format)
             detection_utils.check_image_size(record, array)
         except (UnreadableImageError, detection_utils.SizeMismatchError) as error:

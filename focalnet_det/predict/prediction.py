@@ -1,0 +1,99 @@
+"""What a model predicts for one image, with the names of its classes."""
+
+from typing import Any
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..visualization.draw_instances import draw_instances
+from ..visualization.draw_panoptic import draw_segments
+from ..visualization.draw_semantic import overlay, palette
+
+
+class Prediction(dict[str, Any]):
+    """The output of a Detectron2 model for one image, on the CPU.
+
+    It is the model's own dict: "instances" (``Instances`` at the image's size), "sem_seg" (scores,
+    (K, H, W)), "panoptic_seg" (segment ids, (H, W), and a list of dicts, with "name"), as far as
+    the model predicts them.
+
+    Attributes:
+        image: (H, W, 3), uint8, RGB.
+        metadata: of the classes.
+        source: file of the image, "" if it was given as an array.
+    """
+
+    def __init__(
+        self,
+        output: dict[str, Any],
+        image: Image.Image,
+        metadata: Metadata,
+        *,
+        threshold: float = 0.0,
+        source: str = "",
+    ) -> None:
+        super().__init__(output)
+        self.image: NDArray[np.uint8] = np.asarray(image)
+        self.metadata = metadata
+        self.source = source
+        if "instances" in output:
+            instances = output["instances"].to("cpu")
+            self["instances"] = instances[instances.scores >= threshold]
+        if "sem_seg" in output:
+            self["sem_seg"] = output["sem_seg"].cpu()
+        if "panoptic_seg" in output:
+            ids, segments = output["panoptic_seg"]
+            self["panoptic_seg"] = (ids.cpu(), [self._named(segment) for segment in segments])
+
+    def _named(self, segment: dict[str, Any]) -> dict[str, Any]:
+        kind = "thing" if segment["isthing"] else "stuff"
+        return {**segment, "name": self.metadata.get(f"{kind}_classes")[segment["category_id"]]}
+
+    @property
+    def instances(self) -> Instances:
+        """Return the instances. Raises: KeyError if the model predicts none."""
+        return self._get("instances")
+
+    @property
+    def names(self) -> list[str]:
+        """Return the class name of each instance. Raises: KeyError as above."""
+        classes = self.metadata.thing_classes
+        return [classes[index] for index in self.instances.pred_classes.tolist()]
+
+    @property
+    def semantic(self) -> Tensor:
+        """Return the class of each pixel, (H, W), int64. Raises: KeyError as above."""
+        scores: Tensor = self._get("sem_seg")
+        return scores.argmax(dim=0)
+
+    @property
+    def panoptic(self) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return segment ids, (H, W), 0 for none, and the segments. Raises: KeyError as above."""
+        segments: tuple[Tensor, list[dict[str, Any]]] = self._get("panoptic_seg")
+        return segments
+
+    def _get(self, key: str) -> Any:
+        if key not in self:
+            raise KeyError(f"The model predicts no {key!r}; it predicts {', '.join(self)}.")
+        return self[key]
+
+    def draw(self, *, min_score: float = 0.5) -> NDArray[np.uint8]:
+        """Draw the prediction on the image.
+
+        Panoptic segments if the model predicts them, else instances, else classes of pixels.
+
+        Args:
+            min_score: of the instances that are drawn.
+        Returns: (h, w, 3), uint8, RGB; larger than the image where that is small.
+        """
+        if "panoptic_seg" in self:
+            ids, segments = self.panoptic
+            return draw_segments(self.image, ids.numpy(), segments, self.metadata)
+        if "instances" in self:
+            return draw_instances(self.image, self.instances, self.metadata, min_score=min_score)
+        colors = self.metadata.get("stuff_colors") or palette(len(self.metadata.stuff_classes))
+        return overlay(self.image, self.semantic.numpy(), colors)

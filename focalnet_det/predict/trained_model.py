@@ -1,0 +1,156 @@
+"""Build a trained model from a run or a checkpoint alone."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import Metadata, MetadataCatalog
+from torch import nn
+
+from ..checkpoint.files import check_file
+from ..checkpoint.global_level import saved_global_levels, set_global_levels
+from ..engine.checkpoints import AVERAGED, BEST, FINAL, numbered_checkpoints
+from ..engine.run_folder import CONFIG
+from ..experiment import (
+    Experiment,
+    load_config,
+    load_config_text,
+    read_experiment,
+    register_all,
+)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its weights, and what its outputs mean.
+
+    Attributes:
+        model: in eval mode, on its device.
+        experiment: that it was trained by; its options name the device of the model.
+        metadata: of the classes, as Detectron2's visualizers and evaluators take it.
+        path: of the checkpoint.
+    """
+
+    model: nn.Module
+    experiment: Experiment
+    metadata: Metadata
+    path: Path
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """Find the checkpoint to use: a file itself, or of a run's folder the best there is.
+
+    The best model by ``train.keep_best`` comes first, then averaged weights, then the last ones.
+
+    Raises: ValueError if there is none.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"{path} does not exist: give the folder of a run, or a checkpoint.")
+    numbered = [file for _, file in sorted(numbered_checkpoints(path), reverse=True)]
+    for file in (path / BEST, path / AVERAGED, path / FINAL, *numbered):
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"{path} holds no checkpoint (model_*.pth): train first, or give the checkpoint itself."
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a training without running anything that is in it.
+
+    Raises: ValueError if it is damaged, or no checkpoint of this package.
+    """
+    if (problem := check_file(path)) is not None:
+        raise ValueError(f"{path}: {problem}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of focalnet_det: start from it with "
+            "train.init_checkpoint, or convert it with tools/convert_checkpoint.py."
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path} has no model: give a checkpoint that a training wrote.")
+    return content
+
+
+def load_trained(
+    source: str | Path, *, config: str | Path | None = None, device: str | None = None
+) -> TrainedModel:
+    """Build the model of a run or a checkpoint, with its weights.
+
+    Args:
+        source: folder of a run, or one of its checkpoints.
+        config: for checkpoints that do not hold their config, which older versions wrote: the
+            config file of the training.
+        device: of PyTorch; None for a GPU if there is one.
+    Raises: ValueError if there is no checkpoint, it has no config, or they do not fit together.
+    """
+    path = find_checkpoint(source)
+    content = read_checkpoint(path)
+    register_all()
+    experiment = _experiment(path, content, config)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = replace(experiment.options, device=_checked(device))
+    experiment = replace(experiment, options=options)
+    model = experiment.model()
+    try:
+        set_global_levels(model, saved_global_levels(content["model"]))
+        model.load_state_dict(content["model"])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"The weights in {path} do not fit its config: {' '.join(reason[:4])}"
+        ) from error
+    metadata = _metadata(content, experiment)
+    return TrainedModel(model.to(device).eval(), experiment, metadata, path)
+
+
+def _experiment(path: Path, content: Mapping[str, Any], config: str | Path | None) -> Experiment:
+    if config is not None:
+        return read_experiment(load_config(config, []))
+    if text := content.get("run", {}).get("config"):
+        return read_experiment(load_config_text(text))
+    beside = path.parent / CONFIG
+    if beside.is_file():
+        return read_experiment(load_config(beside, []))
+    raise ValueError(
+        f"{path} does not hold the config of its training, and there is no {CONFIG} beside it: "
+        "name the config (config=FILE, or --config-file FILE)."
+    )
+
+
+def _checked(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"Device {device!r} cannot be used: {reason}") from error
+    return device
+
+
+def _metadata(content: Mapping[str, Any], experiment: Experiment) -> Metadata:
+    """Return metadata of a name of its own, which the catalog does not know."""
+    found: dict[str, Any] = dict(content.get("metadata") or {})
+    if not found and content.get("class_names"):
+        found = {"thing_classes": list(content["class_names"])}
+    if not found:
+        for name in (*experiment.settings.train_sets, *experiment.settings.test_sets):
+            known = MetadataCatalog.get(name).as_dict()
+            if known.get("thing_classes") or known.get("stuff_classes"):
+                found = {k: v for k, v in known.items() if k != "name"}
+                break
+    if not found:
+        count = experiment.settings.model.classes or 0
+        found = {"thing_classes": [f"class {index}" for index in range(count)]}
+    if "stuff_classes" not in found and "sem_seg" in str(found.get("evaluator_type")):
+        found["stuff_classes"] = found.pop("thing_classes", [])
+    metadata = Metadata(name="trained model")
+    metadata.set(**found)
+    return metadata
