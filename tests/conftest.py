@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from focalnet_det.ops.kernels import capabilities
-from tests.helpers.paths import SHARED
+
+pytest.register_assert_rewrite("tests.helpers")  # before anything imports it
+
+from tests.helpers.paths import SHARED  # noqa: E402
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():

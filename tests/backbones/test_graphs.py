@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from focalnet_det.backbones import FOCAL_TRANSFORMERS, VARIANTS, StagedBackbone
-from tests.helpers.shrunk import NAMES, relative_error, shrunk
+from tests.helpers.compare import relative_error
+from tests.helpers.shrunk import NAMES, shrunk
 
 RECORDED = (64, 96)
 # The maps of the last are whole windows of a Focal Transformer.

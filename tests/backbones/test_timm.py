@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from focalnet_det import create_backbone
 from focalnet_det.backbones import VARIANTS, FocalNet
-from tests.helpers.shrunk import randomise, relative_error
+from tests.helpers.compare import relative_error
+from tests.helpers.shrunk import randomise
 
 timm_focalnet = pytest.importorskip("timm.models.focalnet", reason="timm is a test dependency")
 

@@ -12,6 +12,7 @@ from focalnet_det.backbones import FocalNet
 from focalnet_det.backbones.focalnet import FocalModulation
 from focalnet_det.checkpoint import advance_global_level, load_pretrained
 from focalnet_det.checkpoint.global_level import modulations_in_transition
+from tests.helpers.compare import largest_error
 
 # Grown from 2 to 3 and from 3 to 4 levels, with and without what distinguishes the families.
 ROWS = [
@@ -43,13 +44,6 @@ def trained_like(name: str, levels: int, **changes: object) -> FocalNet:
     return net.eval()
 
 
-def relative_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    assert actual.keys() == expected.keys()
-    return max(
-        float((actual[n] - expected[n]).abs().max() / expected[n].abs().max()) for n in expected
-    )
-
-
 def grown(
     name: str, old: int, new: int, mode: str, **changes: object
 ) -> tuple[FocalNet, FocalNet, Tensor, dict[str, Tensor]]:
@@ -66,10 +60,10 @@ def grown(
 @torch.no_grad()
 def test_preserving_growth_changes_nothing(name: str, old: int, new: int) -> None:
     _, net, x, expected = grown(name, old, new, "preserving")
-    assert relative_error(net(x), expected) <= 1e-5
+    assert largest_error(net(x), expected) <= 1e-5
     # What is left is the order of summation.
     source, net, x = trained_like(name, old).double(), net.double(), x.double()
-    assert relative_error(net(x), source(x)) <= 1e-12
+    assert largest_error(net(x), source(x)) <= 1e-12
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -79,7 +73,7 @@ def test_preserving_growth_with_a_normalised_modulator(normalize: bool) -> None:
     _, net, x, expected = grown(
         "focalnet_large_fl3", 3, 4, "preserving", normalize_modulator=normalize
     )
-    assert relative_error(net(x), expected) <= 1e-5
+    assert largest_error(net(x), expected) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "old", "new"), [ROWS[0], ROWS[3]])
@@ -91,14 +85,14 @@ def test_preserving_growth_with_larger_kernels_and_padding(name: str, old: int, 
     ).eval()
     load_pretrained(net, source.state_dict(), levels="preserving")
     x, sizes = torch.randn(2, 3, 64, 96), [(64, 60), (33, 96)]
-    assert relative_error(net(x, sizes), source(x, sizes)) <= 1e-5
+    assert largest_error(net(x, sizes), source(x, sizes)) <= 1e-5
 
 
 @torch.no_grad()
 def test_official_growth_changes_the_outputs() -> None:
     """What preserving growth is for: the new level feeds the global context (FACTS: 26-112 %)."""
     _, net, x, expected = grown("focalnet_tiny_srf", 2, 3, "official")
-    assert relative_error(net(x), expected) > 0.02
+    assert largest_error(net(x), expected) > 0.02
     assert list(modulations_in_transition(net)) == []
 
 
@@ -135,13 +129,13 @@ def test_the_global_context_moves_on_and_the_network_becomes_ordinary() -> None:
     errors = []
     for _ in range(4):
         advance_global_level(net, 0.25)
-        errors.append(relative_error(net(x), expected))
+        errors.append(largest_error(net(x), expected))
     assert 0 < errors[0] < errors[1] < errors[2] < errors[3]
     assert list(modulations_in_transition(net)) == []
     assert net.state_dict().keys() == plain_names.keys()
     plain = create_backbone("focalnet_tiny_srf", **SMALL, focal_levels=(3,) * 4).eval()
     load_pretrained(plain, net.state_dict())
-    assert relative_error(plain(x), net(x)) == 0
+    assert largest_error(plain(x), net(x)) == 0
     with pytest.raises(ValueError, match="forward only"):
         advance_global_level(net, -1)
 
@@ -153,7 +147,7 @@ def test_a_file_of_a_growing_network_goes_on_growing() -> None:
     again = create_backbone("focalnet_tiny_srf", **SMALL, focal_levels=(4,) * 4).eval()
     report = load_pretrained(again, copy.deepcopy(net.state_dict()))
     assert again.state_dict()["layers.1.blocks.0.modulation.global_level"] == 3.25
-    assert relative_error(again(x), net(x)) == 0
+    assert largest_error(again(x), net(x)) == 0
     assert report.missing == []
     # An ordinary file would leave the growth as it is, and compute something else than saved.
     plain = trained_like("focalnet_tiny_srf", 4).state_dict()
@@ -275,7 +269,7 @@ def test_kernel_growth_is_exact(windows: tuple[int, ...]) -> None:
     net = create_backbone("focalnet_tiny_lrf", **SMALL, focal_windows=windows)
     load_pretrained(net, {n: t.float() for n, t in source.state_dict().items()})
     x = torch.randn(1, 3, 97, 131, dtype=torch.float64)
-    assert relative_error(net.double().eval()(x), source(x)) <= 1e-6
+    assert largest_error(net.double().eval()(x), source(x)) <= 1e-6
 
 
 @torch.no_grad()
@@ -286,9 +280,9 @@ def test_other_image_channels() -> None:
     report = load_pretrained(five, state)
     assert report.resized == ["patch_embed.proj.weight"]
     extra = torch.randn(1, 2, 64, 64)
-    assert relative_error(five(torch.cat([x, extra], 1)), source(x)) <= 1e-6
+    assert largest_error(five(torch.cat([x, extra], 1)), source(x)) <= 1e-6
     grey = create_backbone("focalnet_tiny_srf", **SMALL, in_channels=1).eval()
     load_pretrained(grey, state)
-    assert relative_error(grey(x[:, :1]), source(x[:, :1].expand(-1, 3, -1, -1))) <= 1e-5
+    assert largest_error(grey(x[:, :1]), source(x[:, :1].expand(-1, 3, -1, -1))) <= 1e-5
     with pytest.raises(ValueError, match="resizing is off"):
         load_pretrained(grey, state, allow_inflation=False)

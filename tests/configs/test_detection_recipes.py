@@ -17,7 +17,8 @@ from focalnet_det.data.augmentation import ResizeShortestEdge
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.mmdet.cascade import MmdetCascadeROIHeads
 from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform, MmdetRetinaNet, MmdetRPN
-from tests.configs.test_leaves import CONFIGS, LEAVES, read, without_memory
+from tests.helpers.configs import LEAVES, read, without_memory
+from tests.helpers.paths import CONFIGS
 
 CASCADE = CONFIGS / "COCO-InstanceSegmentation/cascade_mask_rcnn_focalnet_tiny_lrf_fpn_3x.py"
 RETINANET = CONFIGS / "COCO-Detection/retinanet_focalnet_tiny_srf_fpn_1x.py"

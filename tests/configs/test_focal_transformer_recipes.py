@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from focalnet_det.experiment import load_config, read_experiment
-from tests.configs.test_leaves import CONFIGS, LEAVES, read, without_memory
+from tests.helpers.configs import LEAVES, read, without_memory
+from tests.helpers.paths import CONFIGS
 
 # Millions of parameters; box AP and mask AP, or mIoU at one and at several scales.
 # Source: README.md of microsoft/Focal-Transformer.

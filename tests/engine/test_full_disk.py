@@ -20,9 +20,9 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from focalnet_det import atomic
 from focalnet_det.engine.checkpoints import newest_whole, write_checkpoint
 from focalnet_det.errors import read_failure
-from tests.engine.test_interruptions import OPTIONS, assert_same_end
 from tests.helpers import toy_training as toy
 from tests.helpers.paths import ROOT
+from tests.helpers.toy_runs import OPTIONS, assert_same_end
 
 
 class Disk:

@@ -1,7 +1,6 @@
 """Whatever cuts a run off, wherever: its end is that of a run that nothing cut off."""
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -18,7 +17,6 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
-
 from focalnet_det.engine import iteration as iteration_module
 from focalnet_det.engine import train as train_module
 from focalnet_det.engine.checkpoints import Checkpoints
@@ -26,48 +24,19 @@ from focalnet_det.engine.finish import Product, finish
 from focalnet_det.engine.run_folder import RunFolder
 from focalnet_det.engine.signals import RunStopped, StopSignals
 from tests.helpers import toy_training as toy
+from tests.helpers.toy_runs import OPTIONS, assert_same_end, best, lines
 
 PROGRAM = [sys.executable, str(Path(toy.__file__))]
+
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))
-# What depends on the clock.
-TIMES = ("time", "data_time")
 
 
 class Killed(BaseException):
     """Nothing in the engine may catch it, as nothing catches SIGKILL."""
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.json").open()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-def best(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "model_best.pth", weights_only=True)
-
-
-def assert_same_end(torn: Path, whole: Path) -> None:
-    """Weights, averaged weights, best, its score, metrics with all evaluations, and the names."""
-    assert lines(torn) == lines(whole)
-    assert (torn / "evaluation/results.json").read_text() == (
-        whole / "evaluation/results.json"
-    ).read_text()
-    for name in ("model_final.pth", "model_ema.pth", "model_best.pth"):
-        first, second = (torch.load(d / name, weights_only=True) for d in (torn, whole))
-        assert all(torch.equal(first["model"][k], t) for k, t in second["model"].items()), name
-        assert first.get("score") == second.get("score")
-        assert first.get("iteration") == second.get("iteration")
-        if "trainer" in second:
-            assert str(first["trainer"]["random"]) == str(second["trainer"]["random"])
-    files = [
-        {p.name for p in folder.iterdir() if not p.name.startswith("events.out")}
-        for folder in (torn, whole)
-    ]
-    assert files[0] == files[1]
-
-
-OPTIONS: dict[str, Any] = {"iterations": 8, "eval_period": 3, "keep_best": "segm/AP"}
 OPTIONS |= {"ema_decay": 0.9, "scores": [0, 0, 50, 0, 0, 40, 0, 45]}
+
 # Functions whose call number n is cut off, before or after it did its work.
 PLACES: dict[str, tuple[Any, str]] = {
     "save": (Checkpoints, "save"),

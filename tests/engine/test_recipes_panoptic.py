@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 from focalnet_det.engine.main import RunArguments, run
-from tests.engine.test_recipes import (
+from tests.helpers.paths import CONFIGS
+from tests.helpers.thin_recipes import (
     FAMILIES_YAML,
     NARROW,
     PREDICTOR,
@@ -21,7 +22,6 @@ from tests.engine.test_recipes import (
     semantic_data,
     under,
 )
-from tests.helpers.paths import CONFIGS
 
 # A .yaml trains what its .py does, as tests of the configs say: one of each kind runs here.
 PANOPTIC = sorted(CONFIGS.glob("*-PanopticSegmentation/*.py"))

@@ -18,7 +18,7 @@ from focalnet_det.experiment.settings import Given
 from focalnet_det.experiment.skeleton import without_memory
 from focalnet_det.experiment.solver import Schedule
 from focalnet_det.experiment.yacs_parts import train_arguments
-from tests.experiment.test_check import (
+from tests.helpers.refused import (
     BOXES,
     CONFIGS,
     NANO,

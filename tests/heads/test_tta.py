@@ -17,7 +17,7 @@ from detectron2.evaluation import inference_context
 from focalnet_det.data.augmentation import evaluation_resize, multiscale_or_crop, scaled
 from focalnet_det.data.loader import build_test_loader
 from focalnet_det.heads.tta import TestTimeAugmentation
-from tests.heads.mmdet.test_segmentor import small
+from tests.helpers.small_segmentor import small
 
 NAME = "test_tta_images"
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

@@ -1,15 +1,8 @@
-"""A block with random parameters, and how far two results are apart, for tests of the paths."""
+"""A block with random parameters, for tests of the paths."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from focalnet_det.backbones.focalnet import FocalNetBlock
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected value."""
-    assert actual.shape == expected.shape
-    difference = (actual.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max())
 
 
 def block(levels: int = 2, window: int = 3, dim: int = 8, **flags: object) -> FocalNetBlock:

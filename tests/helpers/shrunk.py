@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from focalnet_det import create_backbone
@@ -31,12 +30,3 @@ def randomise(net: StagedBackbone) -> StagedBackbone:
             fan_in = parameter[0].numel() if "bias_table" not in name else 1
             nn.init.normal_(parameter, std=fan_in**-0.5)
     return net
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest absolute difference over the largest absolute value expected."""
-    assert actual.shape == expected.shape
-    actual, expected = actual.detach(), expected.detach()
-    if torch.equal(actual, expected):  # zeros too
-        return 0.0
-    return float((actual - expected).abs().max() / expected.abs().max())

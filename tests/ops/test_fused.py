@@ -20,7 +20,7 @@ from focalnet_det.ops.kernels.parameters import (
     flatten_mlp,
     flatten_modulation,
 )
-from tests.helpers.random_blocks import relative_error
+from tests.helpers.compare import relative_error
 
 DIM, LEVELS = 4, 2
 

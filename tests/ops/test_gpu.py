@@ -1,7 +1,7 @@
 """What needs a GPU: networks at sizes of detection, compilers, CUDA graphs, a step of each model.
 
-Values and gradients of the kernels at small sizes are in ``kernels/test_triton_block.py``, which
-runs on the GPU where there is one.
+Values and gradients of the kernels at small sizes are in ``kernels/test_triton_*.py``, which run
+on the GPU where there is one.
 """
 
 from collections.abc import Iterator

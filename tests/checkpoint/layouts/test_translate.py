@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from focalnet_det import create_backbone
 from focalnet_det.backbones import FOCALNETS, FocalNet
@@ -17,6 +17,7 @@ from focalnet_det.checkpoint import (
     read_state_dict,
     write_state_dict,
 )
+from tests.helpers.compare import relative_error
 
 timm_focalnet = pytest.importorskip("timm.models.focalnet", reason="timm is a test dependency")
 transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
@@ -38,11 +39,6 @@ def randomise(net: nn.Module) -> nn.Module:
         else:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return net.eval()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def timm_model(name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:

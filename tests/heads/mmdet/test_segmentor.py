@@ -6,10 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
-
-from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.heads.mmdet.segmentor import MmsegSegmentor, starts
-from focalnet_det.heads.upernet import UPerNetHead
+from tests.helpers.small_segmentor import small
 
 
 class Identity(nn.Module):
@@ -36,16 +34,6 @@ class EverySecond(Identity):
 def identity(**changes: object) -> MmsegSegmentor:
     parts: dict = {"backbone": EverySecond(), "sem_seg_head": Identity()}
     pixels = {"pixel_mean": [10.0, 20.0, 30.0], "pixel_std": [2.0, 4.0, 5.0]}
-    return MmsegSegmentor(**(parts | pixels | changes)).eval()
-
-
-def small(**changes: object) -> MmsegSegmentor:
-    backbone = focalnet_backbone("focalnet_tiny_srf", embed_dim=8, depths=(1, 1, 1, 1))
-    head = UPerNetHead(
-        input_shape=backbone.output_shape(), num_classes=3, channels=8, auxiliary_channels=4
-    )
-    parts: dict = {"backbone": backbone, "sem_seg_head": head}
-    pixels = {"pixel_mean": [120.0] * 3, "pixel_std": [58.0] * 3}
     return MmsegSegmentor(**(parts | pixels | changes)).eval()
 
 

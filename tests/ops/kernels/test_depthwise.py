@@ -16,7 +16,8 @@ from focalnet_det.backbones.focalnet import FocalNetBlock
 from focalnet_det.ops import dispatch, fused
 from focalnet_det.ops.kernels import depthwise as kernels
 from focalnet_det.ops.kernels import native, tiles
-from tests.helpers.random_blocks import block, relative_error
+from tests.helpers.compare import relative_error
+from tests.helpers.random_blocks import block
 
 # Largest difference over the largest value. In 16 bits both sides round; the reference is fp32.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}

@@ -286,7 +286,8 @@ LEVELS = [name for name, level in capabilities.LEVELS.items() if not capabilitie
 # Built and compared with the reference for a lesser CPU: half of the vectors' width, no FMA.
 COMPARE = """
 import torch
-from tests.helpers.random_blocks import block, relative_error
+from tests.helpers.compare import relative_error
+from tests.helpers.random_blocks import block
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.kernels import native
 

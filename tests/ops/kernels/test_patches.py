@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from focalnet_det.layers import PatchEmbed
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.kernels.patches import patch_product
-from tests.helpers.random_blocks import relative_error
+from tests.helpers.compare import relative_error
 
 
 def products_run(module: PatchEmbed, x: Tensor) -> bool:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.kernels import native, native_training, tiles
-from tests.helpers.random_blocks import block, relative_error
+from tests.helpers.compare import relative_error
+from tests.helpers.random_blocks import block
 
 
 @pytest.mark.parametrize("path", ["torch", "native"])
