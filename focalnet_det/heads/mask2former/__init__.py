@@ -1,7 +1,7 @@
 """Mask2Former: masked-attention mask transformer, on any backbone, without a compiler."""
 
-from .criterion import SetCriterion
 from .mask2former import Mask2Former, Mask2FormerHead, mask2former
+from .mask_criterion import SetCriterion
 from .pixel_decoder import PixelDecoder
 from .transformer_decoder import MaskedTransformerDecoder
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from ...layers.checks import check_flag, check_integer, check_number
 from ...layers.padded_batch import padded_batch
-from . import inference
-from .criterion import SetCriterion
-from .matcher import PUBLISHED_WEIGHTS, Weights
+from . import segmentation
+from .mask_criterion import SetCriterion
+from .mask_matcher import PUBLISHED_WEIGHTS, Weights
+from .mask_targets import make_target
 from .pixel_decoder import PixelDecoder
-from .targets import make_target
 from .transformer_decoder import MaskedTransformerDecoder, Prediction
 
 Record = Mapping[str, Any]
@@ -245,25 +245,25 @@ class Mask2Former(nn.Module):
         found: dict[str, Any] = {}
         if "semantic" in self.tasks:
             if self.resize_masks_first:
-                resized = inference.resize_masks(masks, padded, size, output)
-                found["sem_seg"] = inference.semantic_scores(classes, resized)
+                resized = segmentation.resize_masks(masks, padded, size, output)
+                found["sem_seg"] = segmentation.semantic_scores(classes, resized)
             else:
                 whole = F.interpolate(masks[None], size=padded, mode="bilinear")[0]
-                scores = inference.semantic_scores(classes, whole)
-                found["sem_seg"] = inference.crop_and_resize(scores, size, output)
+                scores = segmentation.semantic_scores(classes, whole)
+                found["sem_seg"] = segmentation.crop_and_resize(scores, size, output)
         if "panoptic" in self.tasks:
-            queries, scores, labels = inference.panoptic_queries(classes, self.object_threshold)
-            resized = inference.resize_masks(masks[queries], padded, size, output)
+            queries, scores, labels = segmentation.panoptic_queries(classes, self.object_threshold)
+            resized = segmentation.resize_masks(masks[queries], padded, size, output)
             things = range(classes.shape[-1] - 1) if self.things is None else self.things
-            found["panoptic_seg"] = inference.panoptic_segments(
+            found["panoptic_seg"] = segmentation.panoptic_segments(
                 scores, labels, resized, things, self.overlap_threshold
             )
         if "instance" in self.tasks:
-            queries, labels, scores = inference.instance_candidates(
+            queries, labels, scores = segmentation.instance_candidates(
                 classes, self.instances_per_image, self.things
             )
-            resized = inference.resize_masks(masks[queries.unique()], padded, size, output)
-            found["instances"] = inference.instances(queries, labels, scores, resized, output)
+            resized = segmentation.resize_masks(masks[queries.unique()], padded, size, output)
+            found["instances"] = segmentation.instances(queries, labels, scores, resized, output)
         return found
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layers.checks import check_integer
-from ..set_prediction.attention import MLP, MultiheadAttention
 from ..set_prediction.position_encoding import SinePositionEncoding
+from ..set_prediction.query_attention import MLP, MultiheadAttention
 from .pixel_decoder import DecodedPixels
 
 

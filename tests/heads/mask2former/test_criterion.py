@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from focalnet_det.heads.mask2former.criterion import SetCriterion, mask_losses_at
-from focalnet_det.heads.mask2former.matcher import (
+from focalnet_det.heads.mask2former.mask_criterion import SetCriterion, mask_losses_at
+from focalnet_det.heads.mask2former.mask_matcher import (
     HungarianMatcher,
     Target,
     pairwise_cross_entropy,

@@ -9,11 +9,11 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 
-from focalnet_det.backbones.d2 import focalnet_backbone
 from focalnet_det.backbones.peers import resnet_backbone
+from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.heads.mask2former import Mask2Former, mask2former
 from focalnet_det.heads.mask2former.mask2former import build_parts
-from focalnet_det.heads.mask2former.targets import make_target
+from focalnet_det.heads.mask2former.mask_targets import make_target
 
 SMALL = {"channels": 32, "queries": 8, "encoder_layers": 1, "decoder_layers": 3, "points": 60}
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focalnet_det.heads.mask2former import Mask2Former
-from focalnet_det.heads.mask2former.matcher import Target
+from focalnet_det.heads.mask2former.mask_matcher import Target
 from focalnet_det.heads.mask2former.transformer_decoder import Prediction, attention_mask
 
 POINTS = case.PADDED[0] * case.PADDED[1]

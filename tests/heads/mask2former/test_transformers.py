@@ -9,7 +9,7 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
-from focalnet_det.checkpoint.mask2former import (  # noqa: E402
+from focalnet_det.checkpoint.layouts.mask2former_names import (  # noqa: E402
     find_layout,
     inspect_mask2former,
     original_names,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focalnet_det.heads.mask2former import inference
+from focalnet_det.heads.mask2former import segmentation
 
 THINGS = range(3)
 
@@ -56,8 +56,8 @@ def test_panoptic_segments_are_those_of_a_loop(seed: int) -> None:
     torch.manual_seed(seed)
     class_logits, masks = 3 * torch.randn(14, 6), smooth_masks(14, (17, 23))
     threshold, overlap = 0.4, 0.3
-    queries, scores, labels = inference.panoptic_queries(class_logits, threshold)
-    segments, rows = inference.panoptic_segments(scores, labels, masks[queries], THINGS, overlap)
+    queries, scores, labels = segmentation.panoptic_queries(class_logits, threshold)
+    segments, rows = segmentation.panoptic_segments(scores, labels, masks[queries], THINGS, overlap)
     expected, wanted = panoptic_loop(class_logits, masks, threshold, overlap)
     assert segments.tolist() == expected
     assert [(r["id"], r["category_id"], r["isthing"]) for r in rows] == wanted
@@ -69,16 +69,16 @@ def test_parts_of_stuff_join_and_things_stay_apart() -> None:
     for i in range(4):
         masks[i, :, 2 * i : 2 * i + 2] = 9.0
     labels = torch.tensor([4, 0, 4, 0])
-    segments, rows = inference.panoptic_segments(torch.ones(4), labels, masks, THINGS, 0.8)
+    segments, rows = segmentation.panoptic_segments(torch.ones(4), labels, masks, THINGS, 0.8)
     assert segments[0].tolist() == [1, 1, 2, 2, 1, 1, 3, 3]
     assert [r["category_id"] for r in rows] == [4, 0, 0]
 
 
 def test_an_image_in_which_nothing_is_found() -> None:
     class_logits = torch.tensor([[0.0, 9.0]] * 5)
-    queries, scores, labels = inference.panoptic_queries(class_logits, 0.8)
-    masks = inference.resize_masks(torch.zeros(5, 4, 4)[queries], (16, 16), (15, 14), (30, 28))
-    segments, rows = inference.panoptic_segments(scores, labels, masks, THINGS, 0.8)
+    queries, scores, labels = segmentation.panoptic_queries(class_logits, 0.8)
+    masks = segmentation.resize_masks(torch.zeros(5, 4, 4)[queries], (16, 16), (15, 14), (30, 28))
+    segments, rows = segmentation.panoptic_segments(scores, labels, masks, THINGS, 0.8)
     assert segments.shape == (30, 28)
     assert not segments.any()
     assert rows == []
@@ -86,9 +86,9 @@ def test_an_image_in_which_nothing_is_found() -> None:
 
 def test_instances_are_the_most_probable_pairs() -> None:
     class_logits, masks = torch.randn(6, 5), smooth_masks(6, (7, 9))
-    queries, labels, scores = inference.instance_candidates(class_logits, 8, None)
+    queries, labels, scores = segmentation.instance_candidates(class_logits, 8, None)
     wanted = masks[queries.unique()]
-    found = inference.instances(queries, labels, scores, wanted, (7, 9))
+    found = segmentation.instances(queries, labels, scores, wanted, (7, 9))
     probability = class_logits.softmax(-1)
     pairs = [(float(probability[q, k]), q, k) for q in range(6) for k in range(4)]
     expected = set()
@@ -106,14 +106,14 @@ def test_instances_are_the_most_probable_pairs() -> None:
 
 def test_stuff_is_no_instance() -> None:
     class_logits = torch.tensor([[1.0, 5.0, 0.0, 0.0], [4.0, 1.0, 0.0, 0.0]])
-    queries, labels, scores = inference.instance_candidates(class_logits, 4, [0, 2])
+    queries, labels, scores = segmentation.instance_candidates(class_logits, 4, [0, 2])
     assert set(labels.tolist()) <= {0, 2}
     assert len(queries) == len(scores) < 4
 
 
 def test_semantic_scores_are_sums_over_queries() -> None:
     class_logits, masks = torch.randn(4, 3), smooth_masks(4, (3, 2))
-    scores = inference.semantic_scores(class_logits, masks)
+    scores = segmentation.semantic_scores(class_logits, masks)
     expected = sum(
         class_logits[q].softmax(-1)[:-1, None, None] * masks[q].sigmoid() for q in range(4)
     )
@@ -122,7 +122,7 @@ def test_semantic_scores_are_sums_over_queries() -> None:
 
 def test_masks_are_resized_cropped_and_resized() -> None:
     masks = smooth_masks(2, (8, 8))
-    resized = inference.resize_masks(masks, (32, 32), (20, 31), (10, 40))
+    resized = segmentation.resize_masks(masks, (32, 32), (20, 31), (10, 40))
     whole = F.interpolate(masks[None], (32, 32), mode="bilinear", align_corners=False)
     expected = F.interpolate(whole[:, :, :20, :31], (10, 40), mode="bilinear", align_corners=False)
     torch.testing.assert_close(resized, expected[0])

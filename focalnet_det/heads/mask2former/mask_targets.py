@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import BitMasks
 from torch import Tensor
 
-from .matcher import Target
+from .mask_matcher import Target
 
 # Label of pixels without a class.
 IGNORE = 255

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ...layers.checks import check_integer, check_number
 from ..set_prediction.assignment import Match, mean_object_count
-from .matcher import PUBLISHED_WEIGHTS, HungarianMatcher, Target, Weights, counted_points
+from .mask_matcher import PUBLISHED_WEIGHTS, HungarianMatcher, Target, Weights, counted_points
 from .points import choose_points, sample_logits, sample_masks
 from .transformer_decoder import Prediction
 
