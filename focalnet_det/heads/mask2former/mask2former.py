@@ -7,12 +7,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...layers.checks import check_flag, check_integer, check_number
+from ...layers.checks import check_flag, check_integer, check_integers, check_number
 from ...layers.padded_batch import padded_batch
+from ..mmdet.segmentor import padded as padded_images
 from . import segmentation
 from .mask_criterion import SetCriterion
 from .mask_matcher import PUBLISHED_WEIGHTS, Weights
@@ -64,6 +64,7 @@ class Mask2Former(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         input_format: str = "RGB",
         size_divisibility: int = 32,
+        train_size: tuple[int, int] | None = None,
         resize_masks_first: bool | None = None,
         object_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
@@ -78,6 +79,7 @@ class Mask2Former(nn.Module):
             things: classes that are instances, contiguous; None for all.
             pixel_mean, pixel_std: 0..255, in the order of ``input_format``.
             size_divisibility: of padded batches, pixels.
+            train_size: smallest (height, width), pixels, that training batches are padded to.
             resize_masks_first: resize masks before they are combined, or combine them first, which
                 differs in semantic results; None for what was published: first only where results
                 are not semantic alone.
@@ -96,6 +98,7 @@ class Mask2Former(nn.Module):
         if unknown or not tasks:
             raise ValueError(f"tasks must name one or more of {', '.join(TASKS)}; got {tasks}.")
         check_integer("size_divisibility", size_divisibility, 1, 4096)
+        check_integers("train_size", train_size or (), 0, 100_000)
         check_number("object_threshold", object_threshold, 0, 1)
         check_number("overlap_threshold", overlap_threshold, 0, 1)
         check_integer("instances_per_image", instances_per_image, 1, 1_000_000)
@@ -106,6 +109,7 @@ class Mask2Former(nn.Module):
         self.things = None if things is None else frozenset(int(k) for k in things)
         self.input_format = input_format
         self.size_divisibility = max(size_divisibility, backbone.size_divisibility)
+        self.train_size = tuple(train_size or (0, 0))
         only_semantic = self.tasks == ("semantic",)
         self.resize_masks_first = (
             not only_semantic if resize_masks_first is None else resize_masks_first
@@ -142,6 +146,7 @@ class Mask2Former(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
+            "train_size": own.TRAIN_SIZE or None,
             "object_threshold": own.OBJECT_THRESHOLD,
             "overlap_threshold": own.OVERLAP_THRESHOLD,
             "instances_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -165,11 +170,12 @@ class Mask2Former(nn.Module):
         """
         images = [(r["image"].to(self.device) - self.pixel_mean) / self.pixel_std
                   for r in batched_inputs]  # fmt: skip
-        batch = ImageList.from_tensors(images, self.size_divisibility)
-        sizes = [(int(height), int(width)) for height, width in batch.image_sizes]
-        padded = (batch.tensor.shape[-2], batch.tensor.shape[-1])
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        least = self.train_size if self.training else (0, 0)
+        batch = padded_images(images, least, self.size_divisibility, 0.0)
+        padded = (batch.shape[-2], batch.shape[-1])
         with padded_batch(sizes):
-            features = self.backbone(batch.tensor)
+            features = self.backbone(batch)
         if self.training:
             return self.losses(features, batched_inputs, sizes, padded)
         if self.mask_padding:

@@ -119,12 +119,13 @@ def instance_candidates(
 def instances(
     queries: Tensor, labels: Tensor, scores: Tensor, masks: Tensor, output: tuple[int, int]
 ) -> Instances:
-    """Make instances of pairs of query and class; their boxes are zero.
+    """Make instances of pairs of query and class.
 
     Args:
         queries, labels, scores: (R,), see `instance_candidates`.
         masks: logits of the different queries in rising order, (M, *output).
-    Returns: "pred_masks" bool, "pred_boxes", "scores" (class probability times the mean
+    Returns: "pred_masks" bool, "pred_boxes" tight around them (zero where empty, as all boxes of
+            the published code are), "scores" (class probability times the mean
         probability inside the mask), "pred_classes".
     """
     inside = masks > 0
@@ -133,7 +134,20 @@ def instances(
     return Instances(
         output,
         pred_masks=inside[mask_of],
-        pred_boxes=Boxes(torch.zeros(len(queries), 4, device=masks.device)),
+        pred_boxes=Boxes(tight_boxes(inside)[mask_of]),
         scores=scores * within[mask_of],
         pred_classes=labels,
     )
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """Return boxes around masks, bool (M, H, W) -> (M, 4), xyxy, pixels; zeros where empty."""
+    boxes = []
+    for axis in (1, 2):
+        covered = masks.any(axis).int()  # along x, then along y
+        first = covered.argmax(-1)
+        last = covered.shape[-1] - covered.flip(-1).argmax(-1)
+        boxes += [first, last]
+    left, right, top, bottom = boxes
+    found = torch.stack((left, top, right, bottom), dim=-1).float()
+    return found * masks.flatten(1).any(1)[:, None]

@@ -102,6 +102,11 @@ def test_instances_are_the_most_probable_pairs() -> None:
     }
     assert actual == expected
     assert found.image_size == (7, 9)
+    for mask, box in zip(found.pred_masks, found.pred_boxes.tensor.tolist(), strict=True):
+        y, x = mask.nonzero(as_tuple=True)
+        empty = not len(x)
+        expected_box = [0] * 4 if empty else [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert box == [int(v) for v in expected_box]
 
 
 def test_stuff_is_no_instance() -> None:
