@@ -99,7 +99,7 @@ def augmentations(node: CfgNode) -> list[Any]:
             crop=crops.CROP,
             max_long_side=crops.LONG_SIDE,
             photometric=crops.PHOTOMETRIC,
-            channels=node.FORMAT,
+            **({} if node.FORMAT == "RGB" else {"channels": node.FORMAT}),
         )
     if node.POLICY not in AUGMENTATIONS:
         known = ", ".join([*AUGMENTATIONS, SEMANTIC_CROPS, SHORTEST_EDGE_CROPS])
