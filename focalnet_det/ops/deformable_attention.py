@@ -1,8 +1,8 @@
 """Multi-scale deformable attention: weighted bilinear samples of feature maps of several levels.
 
 Backends, all equal in values and gradients: ``reference`` (the readable one, in stock gathers, so
-that graphs for other programs can hold it), ``pytorch`` (``grid_sample``, level by level) and
-``bags`` (on CPUs: each query sums rows of the value, by ``embedding_bag``).
+that graphs for other programs can hold it), ``pytorch`` (``grid_sample``, level by level), ``bags``
+(on CPUs: each query sums rows of the value, by ``embedding_bag``) and ``triton`` (on GPUs).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import exporting, forced_path, traced, without_autocast
+from .dispatch import _triton_missing, exporting, forced_path, traced, without_autocast
 
 # (height, width) of each level.
 Shapes = Sequence[tuple[int, int]]
@@ -51,8 +51,13 @@ def deformable_attention(
     with without_autocast(value):
         dtype = torch.promote_types(value.dtype, torch.float32)
         locations, weights = locations.to(dtype), weights.to(dtype)
+        if backend == "triton":
+            from .kernels.triton_deformable import triton_deformable_attention
+
+            return triton_deformable_attention(value, shapes, locations, weights).flatten(2)
         # Half-precision values become float32 level by level.
         level = BACKENDS[backend]
+        assert level is not None
         tensors = value, locations, weights
         recompute = backend != "reference" and not torch.compiler.is_compiling()
         if recompute and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -72,6 +77,11 @@ def choose_backend(value: Tensor) -> str:
         return "reference"
     if torch._C._are_functorch_transforms_active():
         return "reference"
+    wanted = forced == "triton" or (forced is None and value.device.type == "cuda")
+    # The kernels add in no fixed order, and in float32.
+    fits = value.dtype != torch.float64 and not torch.are_deterministic_algorithms_enabled()
+    if wanted and fits and not _triton_missing(value.device):
+        return "triton"
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         return "bags"
     return "pytorch"
@@ -283,8 +293,10 @@ def _flat_corners(
     ]
 
 
-BACKENDS: dict[str, Level] = {
+# The Triton kernels go through all levels themselves.
+BACKENDS: dict[str, Level | None] = {
     "reference": _reference_level,
     "pytorch": _grid_sample_level,
     "bags": _bags_level,
+    "triton": None,
 }
