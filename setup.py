@@ -37,6 +37,7 @@ setup(
         "pycocotools>=2.0.7",
         "hotcoco>=1.3,<2",
         "opencv-python-headless",
+        "scipy>=1.9",
         "shapely",
         "matplotlib",
         "tensorboard",

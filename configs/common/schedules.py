@@ -33,12 +33,25 @@ def cosine(iterations, warmup_iterations=100):
     )
 
 
-def poly(iterations=160_000, warmup_iterations=1500, warmup_factor=1e-6):
-    """Linear warmup, then linear to zero ("poly" with power 1), as published for ADE20K."""
+def poly(iterations=160_000, warmup_iterations=1500, warmup_factor=1e-6, power=1.0):
+    """Linear warmup, then to zero, linearly with power 1, as published for UPerNet on ADE20K."""
     return L(Schedule)(
         epochs=None,
         iterations=iterations,
         decay="poly",
         warmup_iterations=warmup_iterations,
         warmup_factor=warmup_factor,
+        power=power,
+    )
+
+
+def multistep_iterations(iterations, milestones):
+    """Iterations and those after which the rate drops by 10, without warmup: Mask2Former's."""
+    return L(Schedule)(
+        epochs=None,
+        iterations=iterations,
+        decay="multistep",
+        milestones=milestones,
+        warmup_iterations=0,
+        warmup_factor=1.0,
     )

@@ -146,19 +146,24 @@ def resize_and_crop(
 
 
 def large_scale_jitter(
-    *, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), flip: bool = True
+    *,
+    size: int = 1024,
+    scale: tuple[float, float] = (0.1, 2.0),
+    flip: bool = True,
+    pad: bool = True,
 ) -> list[T.Augmentation]:
     """Flip, fit into a square times a random factor, then crop or pad to the square.
 
     Args:
         size: side of the square, pixels.
         scale: range of the factor.
+        pad: pad here, which also gives label maps class 0 there; otherwise the model pads images.
     Source: arXiv:2012.07177, section 3; detectron2:model_zoo/configs/new_baselines.
     """
     low, high = scale
     jitter = ResizeScale(low, high, target_height=size, target_width=size)
     flips = [T.RandomFlip()] if flip else []
-    return [*flips, jitter, T.FixedSizeCrop(crop_size=(size, size))]
+    return [*flips, jitter, T.FixedSizeCrop(crop_size=(size, size), pad=pad)]
 
 
 # What `INPUT.POLICY` of a yaml config may name; each takes sizes from INPUT.MIN/MAX_SIZE_TRAIN.

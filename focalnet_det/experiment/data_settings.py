@@ -79,7 +79,7 @@ def with_own_data(settings: Settings, data: OwnData, given: Given) -> Settings:
     """
     if kind_of(settings) not in (None, data.kind):
         raise ValueError(RECIPES[data.kind])
-    facts = register(data)
+    facts = register(data, unified=settings.model.unified)
     model = with_classes(settings.model, facts)
     if not given_weights(settings, given) and data.kind == "labels":
         weights = class_weights(data, facts, given)
@@ -98,6 +98,8 @@ def with_classes(model: ModelSettings, facts: DataFacts) -> ModelSettings:
     Raises: ValueError if keypoints are trained and the data has none.
     """
     stuff = len(facts.stuff) or None
+    if model.unified and stuff:
+        return replace(model, classes=stuff, things=facts.things)
     if stuff and model.stuff is None:
         raise ValueError(RECIPES["panoptic"])
     keypoints = model.keypoints and (facts.keypoints or model.keypoints)

@@ -39,7 +39,7 @@ KEYS = {
     **{name: f"train.{name}" for name in default_options()},
 }
 # Arguments of Detectron2's and our heads.
-DETECTIONS = ("test_topk_per_image", "max_detections_per_image")
+DETECTIONS = ("test_topk_per_image", "max_detections_per_image", "instances_per_image")
 OBJECTS = {"allow_objects": True}
 # What a saved config may call. A .py config may call anything: it is code.
 TRUSTED = ("focalnet_det.", "detectron2.", "torch.nn.", "torchvision.", "torch.optim.")
@@ -150,12 +150,16 @@ def _plain(node: Any) -> Any:
 def read_model(model: DictConfig) -> ModelSettings:
     """Return the numbers of a model that follow from data."""
     panoptic = "sem_seg_head" in model and "roi_heads" in model
+    unified = "panoptic" in (model.get("tasks") or ())
+    things = model.get("things") if unified else None
     loss = model.get("loss")
     weighted = isinstance(loss, DictConfig) and "class_weights" in loss
     weights = loss.class_weights if weighted else None
     return ModelSettings(
         classes=_first(model.roi_heads if panoptic else model, "num_classes"),
         stuff=model.sem_seg_head.num_classes if panoptic else None,
+        unified=unified,
+        things=None if things is None else tuple(things),
         keypoints=_first(model, "num_keypoints"),
         detections=min((n for name in DETECTIONS for n in values(model, name)), default=None),
         weighted=weighted,
@@ -220,6 +224,8 @@ def write_model(model: DictConfig, before: ModelSettings, after: ModelSettings) 
         set_everywhere(
             model if after.stuff is None else model.roi_heads, "num_classes", after.classes
         )
+    if after.things != before.things:
+        model.things = None if after.things is None else list(after.things)
     if after.keypoints != before.keypoints:
         set_everywhere(model, "num_keypoints", after.keypoints)
     if after.detections != before.detections:

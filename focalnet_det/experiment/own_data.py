@@ -88,6 +88,7 @@ class DataFacts:
         num_images: with annotations, of the training sets.
         classes: names of boxes, masks or pixels; of panoptic sets, of the things.
         stuff: of panoptic sets, names of the semantic head's classes.
+        things: of panoptic sets, classes of the things.
         keypoints: per object, 0 for none.
     """
 
@@ -96,6 +97,7 @@ class DataFacts:
     num_images: int
     classes: tuple[str, ...]
     stuff: tuple[str, ...] = ()
+    things: tuple[int, ...] = ()
     keypoints: int = 0
 
 
@@ -106,12 +108,15 @@ class SetFacts:
     num_images: int
     classes: tuple[str, ...]
     stuff: tuple[str, ...] = ()
+    things: tuple[int, ...] = ()
     keypoints: int = 0
 
 
-def register(data: OwnData) -> DataFacts:
+def register(data: OwnData, *, unified: bool = False) -> DataFacts:
     """Register all sets of some data.
 
+    Args:
+        unified: number things and stuff of panoptic sets together.
     Raises: ValueError if files are not as they should be, or of different classes.
     """
     taken: set[str] = set()
@@ -120,6 +125,8 @@ def register(data: OwnData) -> DataFacts:
     for split, sets in (("train", data.train), ("val", data.val)):
         names[split] = tuple(set_name(row.labels, split, taken) for row in sets)
         reader = READERS[data.kind]
+        if data.kind == "panoptic" and unified:
+            reader = _unified_panoptic
         facts[split] = [
             reader(name, row, data, split == "val")
             for name, row in zip(names[split], sets, strict=True)
@@ -135,6 +142,7 @@ def register(data: OwnData) -> DataFacts:
         num_images=sum(fact.num_images for fact in facts["train"] or found),
         classes=first.classes,
         stuff=first.stuff,
+        things=first.things,
         keypoints=first.keypoints,
     )
 
@@ -188,15 +196,27 @@ def _coco(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts: 
     )
 
 
-def _panoptic(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:  # noqa: ARG001
+def _panoptic(
+    name: str,
+    row: OwnSet,
+    data: OwnData,  # noqa: ARG001
+    evaluation: bool,
+    *,
+    separated: bool = True,
+) -> SetFacts:
     files = PanopticFiles(panoptic_json=row.labels, panoptic_root=row.segments, images=row.images)
-    classes = register_panoptic_json(name, files, evaluation=evaluation)
+    classes = register_panoptic_json(name, files, evaluation=evaluation, separated=separated)
     metadata = MetadataCatalog.get(name).set(own_data=True)
     return SetFacts(
         num_images=metadata.num_annotated_images,
         classes=tuple(classes.thing_classes),
         stuff=tuple(classes.stuff_classes),
+        things=tuple(classes.thing_ids.values()),
     )
+
+
+def _unified_panoptic(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:
+    return _panoptic(name, row, data, evaluation, separated=False)
 
 
 def _labels(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:

@@ -16,6 +16,8 @@ class ModelSettings:
     Attributes:
         classes: of boxes, masks or pixels; of a panoptic model, its things. None if not known.
         stuff: of a panoptic model, classes of the semantic head; None for other models.
+        unified: whether things and stuff have one numbering, which ``classes`` counts.
+        things: of such a model, the classes that are instances; None for all.
         keypoints: per object, None for a model without keypoints.
         detections: predictions per image, None if there is no such limit.
         weighted: whether the loss takes weights for the classes.
@@ -24,6 +26,8 @@ class ModelSettings:
 
     classes: int | None = None
     stuff: int | None = None
+    unified: bool = False
+    things: tuple[int, ...] | None = None
     keypoints: int | None = None
     detections: int | None = None
     weighted: bool = False

@@ -8,9 +8,9 @@ import torch
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
-    LinearParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
+    PolynomialDecayParamScheduler,
 )
 from torch import nn
 
@@ -109,9 +109,10 @@ class Schedule:
     Attributes:
         epochs: length in passes over the training set; or
         iterations: length in iterations. Exactly one of the two is given.
-        decay: "multistep"; "cosine" (to zero); or "poly" with power 1, linear to zero.
+        decay: "multistep"; "cosine" (to zero); or "poly" (to zero).
         milestones: of "multistep", in the unit of the length.
         gamma: factor at each milestone.
+        power: of "poly"; 1 is linear.
         warmup_iterations, warmup_factor: linear warmup from that factor of the rate.
     Raises: ValueError if the fields contradict each other.
     """
@@ -121,6 +122,7 @@ class Schedule:
     decay: str = "multistep"
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
+    power: float = 1.0
     warmup_iterations: int = 500
     warmup_factor: float = 0.001
 
@@ -152,7 +154,7 @@ class Schedule:
         if self.decay == "cosine":
             course: ParamScheduler = CosineParamScheduler(1.0, 0.0)
         elif self.decay == "poly":
-            course = LinearParamScheduler(1.0, 0.0)
+            course = PolynomialDecayParamScheduler(1.0, self.power)
         else:
             steps = [self._to_iterations(m, iterations_per_epoch) for m in self.milestones]
             # A shortened training may end before a milestone.

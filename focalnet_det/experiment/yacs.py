@@ -34,7 +34,7 @@ __all__ = [
 DECAYS = {
     "WarmupMultiStepLR": "multistep",
     "WarmupCosineLR": "cosine",
-    "WarmupPolyLR": "poly",  # of power 1
+    "WarmupPolyLR": "poly",
 }
 LENGTH_KEYS = ("SOLVER.EPOCHS", "SOLVER.MAX_ITER", "SOLVER.EPOCH_STEPS", "SOLVER.STEPS")
 KEYS = {
@@ -216,8 +216,13 @@ def is_panoptic(cfg: CfgNode) -> bool:
 
 
 def is_semantic(cfg: CfgNode) -> bool:
-    """Return whether a model has a semantic head alone."""
-    return "Seg" in cfg.MODEL.META_ARCHITECTURE
+    """Return whether the semantic head of a model counts all of its classes."""
+    return "Seg" in cfg.MODEL.META_ARCHITECTURE or is_mask2former(cfg)
+
+
+def is_mask2former(cfg: CfgNode) -> bool:
+    """Return whether a model is a Mask2Former, whatever its tasks are."""
+    return bool(cfg.MODEL.META_ARCHITECTURE == "Mask2Former")
 
 
 def read_model(cfg: CfgNode) -> ModelSettings:
@@ -227,12 +232,15 @@ def read_model(cfg: CfgNode) -> ModelSettings:
     semantic = is_semantic(cfg)
     heads = {"RetinaNet": model.RETINANET, "FCOS": model.RETINANET}
     head = model.SEM_SEG_HEAD if semantic else heads.get(name, model.ROI_HEADS)
-    weighted = semantic and model.SEM_SEG_HEAD.NAME == "UPerNetHead"
+    weighted = "Seg" in name and model.SEM_SEG_HEAD.NAME == "UPerNetHead"
+    tasks = model.MASK2FORMER.TASKS if is_mask2former(cfg) else ()
+    limited = "instance" in tasks or not semantic
     return ModelSettings(
         classes=head.NUM_CLASSES,
         stuff=model.SEM_SEG_HEAD.NUM_CLASSES if panoptic else None,
         keypoints=model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else None,
-        detections=None if semantic else cfg.TEST.DETECTIONS_PER_IMAGE,
+        unified="panoptic" in tasks,
+        detections=cfg.TEST.DETECTIONS_PER_IMAGE if limited else None,
         weighted=weighted,
         class_weights=tuple(model.UPERNET.CLASS_WEIGHTS) or None if weighted else None,
     )
@@ -253,6 +261,8 @@ def read_schedule(solver: CfgNode) -> Schedule:
     if decay == "multistep":
         milestones = tuple(solver.EPOCH_STEPS if in_epochs else solver.STEPS)
         steps = {"milestones": milestones, "gamma": solver.GAMMA}
+    if decay == "poly":
+        steps = {"power": solver.POLY_POWER}
     return Schedule(
         epochs=solver.EPOCHS if in_epochs else None,
         iterations=None if in_epochs else solver.MAX_ITER,

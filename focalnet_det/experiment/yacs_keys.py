@@ -23,12 +23,15 @@ def add_focalnet_config(cfg: CfgNode) -> None:
         cfg[section][name] = (
             CfgNode(default, new_allowed=True) if isinstance(default, dict) else default
         )
+    # Of the decay of WarmupPolyLR; 1 is linear.
+    cfg.SOLVER.POLY_POWER = 1.0
     # Length in epochs of the training set, with decay at EPOCH_STEPS; 0 reads MAX_ITER and STEPS.
     cfg.SOLVER.EPOCHS = 0
     cfg.SOLVER.EPOCH_STEPS = ()
     # A name in AUGMENTATIONS of focalnet_det.data.augmentation, or "semantic_crops" with these
     # arguments.
     cfg.INPUT.POLICY = "resize"
+    # "shortest_edge_crops" takes CROP, LONG_SIDE and PHOTOMETRIC alone.
     cfg.INPUT.SEMANTIC_CROPS = CfgNode(
         {
             "CROP": 512,
@@ -64,6 +67,26 @@ def add_model_keys(cfg: CfgNode) -> None:
             "CLASS_WEIGHTS": (),
             "OHEM_THRESHOLD": 0.0,
             "OHEM_MIN_KEPT": 100_000,
+        }
+    )
+    # Mask2Former's, see the class; classes and features come from MODEL.SEM_SEG_HEAD.
+    cfg.MODEL.MASK2FORMER = CfgNode(
+        {
+            "TASKS": ("semantic",),
+            "QUERIES": 100,
+            "CHANNELS": 256,
+            "ENCODER_LAYERS": 6,
+            "DECODER_LAYERS": 9,
+            "POINTS": 12_544,
+            "TRAIN_SIZE": (),
+            "CLASS_WEIGHT": 2.0,
+            "MASK_WEIGHT": 5.0,
+            "DICE_WEIGHT": 5.0,
+            "NO_OBJECT_WEIGHT": 0.1,
+            "OBJECT_THRESHOLD": 0.8,
+            "OVERLAP_THRESHOLD": 0.8,
+            "IGNORE_UNLABELED": False,
+            "MASK_PADDING": False,
         }
     )
     # MmsegSegmentor's: (height, width) in pixels; empty for none.

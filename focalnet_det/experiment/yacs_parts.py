@@ -12,13 +12,14 @@ from ..data.loader import TrainLoader
 from ..data.loader import build_test_loader as build_loader_of_tests
 from ..data.loader import build_test_mapper as build_mapper_of_tests
 from ..data.loader import build_train_loader as build_loader
-from ..data.semantic.semantic_crops import semantic_crops
+from ..data.semantic.semantic_crops import semantic_crops, shortest_edge_crops
 from ..heads.mmdet.conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet.rcnn import MmdetRCNN
 from .solver import adamw
 
 # Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.
 SEMANTIC_CROPS = "semantic_crops"
+SHORTEST_EDGE_CROPS = "shortest_edge_crops"
 # Detectron2's registered name: what stands in for it.
 MMDET_PARTS = {"RPN": MmdetRPN, "StandardROIHeads": MmdetROIHeads}
 MMDET_MODELS = {"GeneralizedRCNN": MmdetRCNN, "RetinaNet": MmdetRetinaNet}
@@ -93,8 +94,16 @@ def augmentations(node: CfgNode) -> list[Any]:
         if node.FORMAT != "RGB":
             fields["channels"] = node.FORMAT
         return semantic_crops(**fields)
+    if node.POLICY == SHORTEST_EDGE_CROPS:
+        crops = node.SEMANTIC_CROPS
+        return shortest_edge_crops(
+            crop=crops.CROP,
+            max_long_side=crops.LONG_SIDE,
+            photometric=crops.PHOTOMETRIC,
+            **({} if node.FORMAT == "RGB" else {"channels": node.FORMAT}),
+        )
     if node.POLICY not in AUGMENTATIONS:
-        known = ", ".join([*AUGMENTATIONS, SEMANTIC_CROPS])
+        known = ", ".join([*AUGMENTATIONS, SEMANTIC_CROPS, SHORTEST_EDGE_CROPS])
         raise ValueError(f"Unknown INPUT.POLICY {node.POLICY!r}. Known: {known}.")
     return AUGMENTATIONS[node.POLICY](
         short_sides=node.MIN_SIZE_TRAIN,

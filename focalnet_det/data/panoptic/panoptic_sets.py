@@ -201,7 +201,7 @@ def _replace(
 
 
 def register_panoptic_json(
-    name: str, files: PanopticFiles, *, evaluation: bool = False
+    name: str, files: PanopticFiles, *, evaluation: bool = False, separated: bool = True
 ) -> PanopticClasses:
     """Check a panoptic JSON, its images and PNGs, and register it under a name.
 
@@ -209,6 +209,7 @@ def register_panoptic_json(
 
     Args:
         evaluation: hold the files to what an evaluation needs: segments and PNGs must agree.
+        separated: the numbering, see above.
     Returns: its classes.
     Raises: ValueError if a folder does not exist or with all faults of the files,
         FileNotFoundError if there is no such file.
@@ -223,7 +224,8 @@ def register_panoptic_json(
                 f"{file.path} has no category that is {'a thing' if things else 'stuff'}: train "
                 f"{'semantic' if things else 'instance'} segmentation."
             )
-    classes = separated_classes(list(file.categories.values()))
+    numbering = separated_classes if separated else unified_classes
+    classes = numbering(list(file.categories.values()))
     records = panoptic_records(file, files, classes)
     check_images(file.path, records, evaluation=evaluation)
     check_segment_files(file.path, records, evaluation=evaluation)
@@ -233,7 +235,7 @@ def register_panoptic_json(
 
 
 def register_shapes_panoptic() -> None:
-    """Registers ``shapes_panoptic_train`` and ``shapes_panoptic_val``."""
+    """Registers ``shapes_panoptic_{train,val}``, and ``..._unified`` in the other numbering."""
     root = default_root()
     names, ids = (*THING_CLASSES, *STUFF_CLASSES), (*THING_IDS, *STUFF_IDS)
     rows = zip(ids, names, COLOURS, strict=True)
@@ -249,6 +251,8 @@ def register_shapes_panoptic() -> None:
             instances_json=root / f"annotations/instances_{split}.json",
         )
         register_panoptic(f"shapes_panoptic_{split}", files, separated_classes(categories))
+        unified = unified_classes(sorted(categories, key=lambda category: category["id"]))
+        register_panoptic(f"shapes_panoptic_{split}_unified", files, unified)
 
 
 def register_coco_panoptic() -> None:
@@ -307,7 +311,7 @@ def register_ade20k_panoptic() -> None:
     """Registers ADE20K's objects as ``prepare_ade20k_{ins,pan}_seg.py`` write them.
 
     ``ade20k_instance_{train,val}`` (100 things) and ``ade20k_panoptic_{train,val}`` (150 classes,
-    separated numbering).
+    separated numbering; ``..._unified`` in the other one).
     """
     root = default_ade20k_root()
     categories = panoptic_categories()
@@ -321,6 +325,8 @@ def register_ade20k_panoptic() -> None:
             instances_json=instances,
         )
         register_panoptic(f"ade20k_panoptic_{split}", files, separated_classes(categories))
+        unified = unified_classes(categories)
+        register_panoptic(f"ade20k_panoptic_{split}_unified", files, unified)
         if (name := f"ade20k_instance_{split}") not in DatasetCatalog.list():
             metadata = {"thing_classes": [thing["name"] for thing in things]}
             register_coco_later(name, instances, images, metadata)

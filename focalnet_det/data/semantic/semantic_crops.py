@@ -7,6 +7,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
+from ..augmentation import ResizeShortestEdge
 from ..io.labels import IGNORE
 
 
@@ -138,3 +139,30 @@ def semantic_crops(
         T.RandomFlip(),
     ]
     return [*augmentations, PhotometricDistortion(channels)] if photometric else augmentations
+
+
+def shortest_edge_crops(
+    *,
+    crop: int = 512,
+    max_long_side: int = 2048,
+    ratios: tuple[float, float] = (0.5, 2.0),
+    photometric: bool = True,
+    channels: str = "RGB",
+) -> list[T.Augmentation]:
+    """Random short side, square crop, photometric distortion, flip: Mask2Former's on ADE20K.
+
+    Args:
+        crop: side, pixels; an image smaller than it keeps its size and is padded by the model.
+        max_long_side: pixels.
+        ratios: smallest and largest short side over the crop, in steps of a tenth.
+    Source: facebookresearch/Mask2Former:configs/ade20k/semantic-segmentation.
+    """
+    tenths = range(round(10 * ratios[0]), round(10 * ratios[1]) + 1)
+    short_sides = tuple(int(crop * 0.1 * tenth) for tenth in tenths)
+    augmentations: list[T.Augmentation] = [
+        ResizeShortestEdge(short_sides, max_long_side, "choice"),
+        T.RandomCrop_CategoryAreaConstraint("absolute", (crop, crop), 1.0, IGNORE),
+    ]
+    if photometric:
+        augmentations.append(PhotometricDistortion(channels))
+    return [*augmentations, T.RandomFlip()]
