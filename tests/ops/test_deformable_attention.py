@@ -2,7 +2,6 @@
 
 import math
 import weakref
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from focalnet_det.ops import dispatch
 from focalnet_det.ops.deformable_attention import choose_backend, deformable_attention
+from tests.helpers.paths import SHARED
 
 BACKENDS = ("reference", "pytorch", "bags")
-STORED = Path(__file__).resolve().parents[3] / "shared/refs/deformable_attention/refs.npz"
+STORED = SHARED / "refs/deformable_attention/refs.npz"
 # Odd sides, a lone cell, a level without any.
 SHAPES = [(5, 7), (0, 3), (1, 1), (3, 2)]
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import official_case as case
 import pytest
 import torch
 from detectron2.modeling import Backbone
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from focalnet_det.heads.mask2former import Mask2Former
 from focalnet_det.heads.mask2former.mask_matcher import Target
 from focalnet_det.heads.mask2former.transformer_decoder import Prediction, attention_mask
+from tests.helpers import official_mask2former as case
 
 POINTS = case.PADDED[0] * case.PADDED[1]
 

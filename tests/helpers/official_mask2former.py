@@ -4,7 +4,6 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor
 
 from focalnet_det.heads.mask2former.mask2former import build_parts
+from tests.helpers.paths import SHARED
 
-FOLDER = Path(__file__).resolve().parents[4] / "shared/refs/mask2former"
+FOLDER = SHARED / "refs/mask2former"
 CHANNELS = {"stage1": 96, "stage2": 192, "stage3": 384, "stage4": 768}
 SIZES = ((32, 40), (16, 20), (8, 10), (4, 5))
 NUM_CLASSES = 150

@@ -9,10 +9,10 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
-from test_configs import CONFIGS, groups, read, without_memory
 
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.mask2former import Mask2Former
+from tests.configs.test_leaves import CONFIGS, groups, read, without_memory
 
 LEAVES = sorted(CONFIGS.glob("*/mask2former_*.py"))
 PUBLISHED = [p for p in LEAVES if not p.stem.endswith("small")]

@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
 import torch
-from test_zoo import data, semantic_data
 
 from focalnet_det.engine.main import RunArguments, run
+from tests.engine.test_recipes import data, semantic_data
+from tests.helpers.paths import CONFIGS
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAVES = sorted(CONFIGS.glob("*/mask2former_*.*"))
 THIN = {
     ".py": [
