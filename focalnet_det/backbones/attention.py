@@ -10,7 +10,7 @@ from ..layers import channels_last, has_hooks
 from ..ops import cyclic, dispatch, focal_attention, nearest, window_attention
 from ..ops.focal_attention import AttentionTables
 from ..ops.nearest import OffsetMlp, StoredSets
-from ..ops.window_attention import Map
+from ..ops.window_attention import WindowGrid
 from ..ops.window_layout import neighbor_columns
 
 SETS = "topk_cloest_indice_"  # as spelled in the official files
@@ -40,16 +40,16 @@ class WindowAttention(nn.Module):
             valid: (N, 1, H, W), one inside an image and zero in the batch padding.
         """
         _, height, width, channels = x.shape
-        size = Map(height, width, self.window_size)
+        size = WindowGrid(height, width, self.window_size)
         if valid is not None:
             x = x * channels_last(valid).to(x.dtype)
         padded = size.rows * self.window_size, size.columns * self.window_size
-        recorded = window_attention.recording()
+        recorded = window_attention.is_recording_graph()
         if recorded or padded != (height, width):
             x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
         windows = focal_attention.to_windows(x, self.window_size)  # (N, windows, cells, C)
         pooled = _pooled(windows, pool)
-        if dispatch.forced_path() == "reference" and valid is None and not recorded:
+        if dispatch.forced_backend() == "reference" and valid is None and not recorded:
             qkv, summary = self.qkv(x), self.qkv(pooled)[..., channels:]
             out = self.reference(qkv, summary.unflatten(1, (size.rows, size.columns)), size)
         else:
@@ -63,11 +63,11 @@ class WindowAttention(nn.Module):
             return out.index_select(1, rows).index_select(2, columns)
         return out if padded == (height, width) else out[:, :height, :width]
 
-    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
+    def reference(self, qkv: Tensor, pooled: Tensor, size: WindowGrid) -> Tensor:
         """Published computation: (N, H, W, 3C) and (N, rows, columns, 2C) -> (N, H, W, C)."""
         raise NotImplementedError
 
-    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
+    def attend(self, query: Tensor, maps: Tensor, size: WindowGrid, valid: Tensor | None) -> Tensor:
         """Fast form; arguments as in :func:`focalnet_det.ops.cyclic.cyclic_attention`."""
         raise NotImplementedError
 
@@ -132,7 +132,7 @@ class FocalAttention(WindowAttention):
             self.relative_position_bias_table_to_windows[0],
         )
 
-    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
+    def reference(self, qkv: Tensor, pooled: Tensor, size: WindowGrid) -> Tensor:
         """See the base class."""
         return focal_attention.focal_attention(
             qkv,
@@ -140,11 +140,11 @@ class FocalAttention(WindowAttention):
             self.tables(),
             heads=self.num_heads,
             window=self.window_size,
-            expand=self.expand_size if cyclic.ring_is_read(size) else 0,
+            expand=self.expand_size if cyclic.reads_ring(size) else 0,
             focal_window=self.focal_window,
         )
 
-    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
+    def attend(self, query: Tensor, maps: Tensor, size: WindowGrid, valid: Tensor | None) -> Tensor:
         """See the base class."""
         return cyclic.cyclic_attention(
             query,
@@ -180,7 +180,7 @@ class NearestAttention(WindowAttention):
             self.register_buffer(f"{SETS}{level}", None)
         self._stored: StoredSets | None = None
 
-    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
+    def reference(self, qkv: Tensor, pooled: Tensor, size: WindowGrid) -> Tensor:
         """See the base class."""
         stored = self._stored
         fits = stored is not None and stored.size == size
@@ -200,7 +200,7 @@ class NearestAttention(WindowAttention):
             width=size.width,
         )  # fmt: skip
 
-    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
+    def attend(self, query: Tensor, maps: Tensor, size: WindowGrid, valid: Tensor | None) -> Tensor:
         """See the base class."""
         return nearest.nearest_attention(
             query,
@@ -226,7 +226,7 @@ class NearestAttention(WindowAttention):
 
         Returns: whether there is such a size.
         """
-        stored = nearest.recognize(sets, self.window_size, self.top_k) if sets else None
+        stored = nearest.infer_map_size(sets, self.window_size, self.top_k) if sets else None
         self._stored = stored
         device = self.qkv.weight.device
         for level in range(2):

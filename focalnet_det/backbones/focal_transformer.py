@@ -52,17 +52,17 @@ class FocalTransformerBlock(nn.Module):
         return self._add_mlp(x + self.drop_path(self.proj_drop(branch)))
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        path = dispatch.choose_path(x, exact=self._is_plain, windows=(1,))
+        backend = dispatch.choose_backend(x, exact=self._is_plain, windows=(1,))
         drops = self.training and self.mlp.drop.p > 0
-        if path == "reference" or drops or window_attention.recording():
+        if backend == "reference" or drops or window_attention.is_recording_graph():
             return x + self.drop_path(self.mlp(self.norm2(x)))
         # Without gradients nothing needs to be kept.
         lean = not torch.is_grad_enabled()
-        plan = fused.Plan(path, *dispatch.compute_dtype(x), lean)
+        policy = fused.ComputePolicy(backend, *dispatch.compute_dtype(x), lean)
         norm = Affine(self.norm2.weight, self.norm2.bias, self.norm2.eps)
         layers = (Affine(layer.weight, layer.bias) for layer in (self.mlp.fc1, self.mlp.fc2))
-        factors = self.drop_path.factors(x, plan.stored)
-        return fused.mlp(x, norm, MlpWeights(*layers), plan, Residual(factors))
+        factors = self.drop_path.factors(x, policy.stored)
+        return fused.mlp(x, norm, MlpWeights(*layers), policy, Residual(factors))
 
     def _is_plain(self) -> bool:
         """Whether the layers do what the fused MLP computes from their parameters alone."""

@@ -136,39 +136,41 @@ class FocalNetBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        path = dispatch.choose_path(x, exact=self._is_plain, windows=self.modulation.focal_windows)
-        if path != "reference":
-            return self._fused(x, valid, path)
+        backend = dispatch.choose_backend(
+            x, exact=self._is_plain, windows=self.modulation.focal_windows
+        )
+        if backend != "reference":
+            return self._fused(x, valid, backend)
         if self.post_norm:
             x = self.add_branch(x, self.norm1(self.modulation(x, valid)), self.gamma_1)
             return self.add_branch(x, self.norm2(self.mlp(x)), self.gamma_2)
         x = self.add_branch(x, self.modulation(self.norm1(x), valid), self.gamma_1)
         return self.add_branch(x, self.mlp(self.norm2(x)), self.gamma_2)
 
-    def _fused(self, x: Tensor, valid: Tensor | None, path: str) -> Tensor:
+    def _fused(self, x: Tensor, valid: Tensor | None, backend: str) -> Tensor:
         """The same through ``ops/fused.py``."""
         weights = self.weights()
-        plan = fused.Plan(path, *dispatch.compute_dtype(x), self.lean_training)
-        mask = None if valid is None else channels_last(valid).to(plan.dtype)
+        policy = fused.ComputePolicy(backend, *dispatch.compute_dtype(x), self.lean_training)
+        mask = None if valid is None else channels_last(valid).to(policy.dtype)
         if not self.training and not self._needs_gradient(x):
-            return fused.block(x, weights, mask, plan)
+            return fused.block(x, weights, mask, policy)
         drops = self.training and max(self.modulation.proj_drop.p, self.mlp.drop.p) > 0
         if not drops and not self.post_norm and self.gamma_1 is None:
-            factors = self.drop_path.factors(x, plan.stored)
+            factors = self.drop_path.factors(x, policy.stored)
             x = fused.modulation(
-                x, weights.norm1, weights.modulation, mask, plan, Residual(factors)
+                x, weights.norm1, weights.modulation, mask, policy, Residual(factors)
             )
-            factors = self.drop_path.factors(x, plan.stored)
-            return fused.mlp(x, weights.norm2, weights.mlp, plan, Residual(factors))
+            factors = self.drop_path.factors(x, policy.stored)
+            return fused.mlp(x, weights.norm2, weights.mlp, policy, Residual(factors))
         before = None if self.post_norm else weights.norm1
-        branch = fused.modulation(x, before, weights.modulation, mask, plan)
+        branch = fused.modulation(x, before, weights.modulation, mask, policy)
         branch = self.modulation.proj_drop(branch)
         x = self.add_branch(x, self.norm1(branch) if self.post_norm else branch, self.gamma_1)
         if drops:
             branch = self.mlp(x if self.post_norm else self.norm2(x))
         else:
             before = None if self.post_norm else weights.norm2
-            branch = fused.mlp(x, before, weights.mlp, plan)
+            branch = fused.mlp(x, before, weights.mlp, policy)
         return self.add_branch(x, self.norm2(branch) if self.post_norm else branch, self.gamma_2)
 
     def weights(self) -> BlockWeights:

@@ -150,7 +150,7 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
             (triton_launch.Kernel, "reuse", False),
             (triton_block, "fastest", both),
             (triton_linear, "fastest", both),
-            (dispatch, "choose_path", lambda *_, **__: "triton"),
+            (dispatch, "choose_backend", lambda *_, **__: "triton"),
             (dispatch, "compute_dtype", lambda _: (dtype, dtype)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..detectron2.backbone import ComputedFeatures
 from ..layers.padded_batch import Extents, begin_batch, current_batch, end_batch
 from ..layers.recast import replace_modules
-from ..ops.dispatch import traced
+from ..ops.dispatch import is_tracing
 from .empty import FiniteSemSegFPNHead
 from .poolers import FastROIPooler
 
@@ -76,7 +76,7 @@ def _begin(_: nn.Module, arguments: tuple[Sequence[Mapping[str, Any]]]) -> None:
     """Give the image sizes of the records that a meta-architecture is called with."""
     shapes = [record["image"].shape[-2:] for record in arguments[0]]
     # A traced graph must not fix the sizes.
-    begin_batch([shapes_to_tensor(s) if traced() else (int(s[0]), int(s[1])) for s in shapes])
+    begin_batch([shapes_to_tensor(s) if is_tracing() else (int(s[0]), int(s[1])) for s in shapes])
 
 
 def _end(*_: Any) -> None:
@@ -94,7 +94,7 @@ class PaddingInvariantFPN(FPN):
         Returns: {name: (N, C, ceil(H / stride), ceil(W / stride))}.
         """
         batch = current_batch()
-        if self.training or _recording() or batch is None:
+        if self.training or _is_recording_graph() or batch is None:
             return super().forward(x)
         features = self.bottom_up(x)
         divisor = max(self.size_divisibility, 1)
@@ -206,9 +206,9 @@ PADDING_INVARIANT: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _recording() -> bool:
+def _is_recording_graph() -> bool:
     """Return whether a graph is being recorded, which as a rule is of one image."""
-    return traced() or torch.compiler.is_compiling()
+    return is_tracing() or torch.compiler.is_compiling()
 
 
 def extent(sides: Sequence[int], stride: int) -> tuple[int, int]:
@@ -228,7 +228,7 @@ def extents_of(module: nn.Module, features: Sequence[Tensor]) -> list[Extents] |
     of one image without padding.
     """
     batch = current_batch()
-    if module.training or batch is None or _recording():
+    if module.training or batch is None or _is_recording_graph():
         return None
     sizes = [(f.shape[-2], f.shape[-1]) for f in features]
     if not all(size in batch.extents for size in sizes):

@@ -110,7 +110,7 @@ class PatchEmbed(nn.Module):
             return False  # the convolution's error says what is wrong
         # Without a backward pass only small patches gain; see patch_product.
         small = proj.weight[0].numel() <= len(proj.weight)
-        return (small or torch.is_grad_enabled()) and dispatch.takes_patch_products(x)
+        return (small or torch.is_grad_enabled()) and dispatch.supports_patch_products(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
         if not dispatch.is_dtype_emulated(x):

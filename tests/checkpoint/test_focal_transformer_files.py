@@ -17,7 +17,7 @@ from focalnet_det.checkpoint import (
 from focalnet_det.checkpoint.architecture import infer_architecture
 from focalnet_det.checkpoint.load import load_initial_weights
 from focalnet_det.ops import nearest
-from focalnet_det.ops.window_attention import Map
+from focalnet_det.ops.window_attention import WindowGrid
 
 NAMES = sorted(FOCAL_TRANSFORMERS)
 State = dict[str, Tensor]
@@ -69,7 +69,7 @@ def official(name: str, side: int = 224, *, device: str = "cpu", classes: int = 
                     shapes[f"attn.topk_cloest_coords_{k}"] = (windows, 49, keys, 2)
             state |= {b + part: rand(*shape) for part, shape in shapes.items()}
             if not first:
-                for k, numbers in enumerate(nearest.nearest_sets(Map(cells, cells, 7), 128)):
+                for k, numbers in enumerate(nearest.nearest_sets(WindowGrid(cells, cells, 7), 128)):
                     state[f"{b}attn.topk_cloest_indice_{k}"] = numbers.to(device)
         if i < 3:
             down, kernel = f"layers.{i}.downsample.", 3 if row.conv_embed else 2
@@ -159,7 +159,7 @@ def with_sets(net: torch.nn.Module, cells: int, top_k: int = 128) -> State:
     state = dict(net.state_dict())
     for i in range(4):
         side = cells // 2**i
-        for k, numbers in enumerate(nearest.nearest_sets(Map(side, side, 7), top_k)):
+        for k, numbers in enumerate(nearest.nearest_sets(WindowGrid(side, side, 7), top_k)):
             state[f"layers.{i}.blocks.0.attn.topk_cloest_indice_{k}"] = numbers
     return state
 
@@ -171,9 +171,9 @@ def test_sets_of_a_file_are_used_saved_and_replaced() -> None:
     assert "layers.0.blocks.0.attn.topk_cloest_indice_0" in report.loaded
     again = small_fast()
     load_pretrained(again, net.state_dict())
-    assert again.layers[0].blocks[0].attn._stored.size == Map(56, 56, 7)
+    assert again.layers[0].blocks[0].attn._stored.size == WindowGrid(56, 56, 7)
     report = load_pretrained(again, with_sets(small_fast(), 112))
-    assert again.layers[0].blocks[0].attn._stored.size == Map(112, 112, 7)
+    assert again.layers[0].blocks[0].attn._stored.size == WindowGrid(112, 112, 7)
     # Other weights without sets were trained with those of no particular size.
     load_pretrained(again, small_fast().state_dict())
     assert again.layers[0].blocks[0].attn._stored is None
@@ -211,7 +211,7 @@ def test_sets_in_detectors() -> None:
     assert "head.weight" in report.loaded
     assert "found anew" in report.rules[name]
     assert name not in report.loaded
-    assert again.layers[0].blocks[0].attn._stored.size == Map(56, 56, 7)
+    assert again.layers[0].blocks[0].attn._stored.size == WindowGrid(56, 56, 7)
     assert again.layers[1].blocks[0].attn._stored is None
     report = load_initial_weights(detector(again), detector(small_fast()).state_dict())
     assert again.layers[0].blocks[0].attn._stored is None

@@ -68,7 +68,7 @@ def assert_equal_to_reference(
     inference: bool = True,
 ) -> None:
     module, x = module.to(dtype), x.to(DEVICE, dtype)
-    path = dispatch.choose_path(x, windows=module.modulation.focal_windows)
+    path = dispatch.choose_backend(x, windows=module.modulation.focal_windows)
     assert path == "triton"
     actual = results(module, x, valid, inference)
     # In double precision the reference runs whatever is forced.
@@ -308,7 +308,7 @@ def test_what_the_kernels_cannot_do_is_logged_once(
 @pytest.mark.skipif(DEVICE != "cpu", reason="without a GPU")
 def test_without_a_gpu_the_plain_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert dispatch.choose_path(torch.randn(1, 2, 3, 8), windows=(3,)) == "torch"
+    assert dispatch.choose_backend(torch.randn(1, 2, 3, 8), windows=(3,)) == "torch"
 
 
 @pytest.mark.parametrize(("version", "taken"), [("3.2.0", False), ("3.3.1+git1", True)])
@@ -318,10 +318,10 @@ def test_an_old_triton_is_left_alone(
     import triton
 
     monkeypatch.setattr(triton, "__version__", version)
-    dispatch._triton_lacks.cache_clear()
+    dispatch._triton_environment.cache_clear()
     x = torch.randn(1, 2, 3, 8, device=DEVICE)
-    assert (dispatch.choose_path(x, windows=(3,)) == "triton") == taken
-    dispatch._triton_lacks.cache_clear()
+    assert (dispatch.choose_backend(x, windows=(3,)) == "triton") == taken
+    dispatch._triton_environment.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -383,7 +383,7 @@ def test_sums_keep_the_type_of_the_map_in_inference(
     with torch.no_grad(), torch.autocast(DEVICE, kind):
         actual = module(x)
     assert actual.dtype == torch.float32
-    with torch.no_grad(), dispatch.using("reference"):
+    with torch.no_grad(), dispatch.force_backend("reference"):
         expected = module(x)
     # The branches themselves are in 16 bits.
     assert relative_error(actual - x, expected - x) < 2e-2
@@ -397,7 +397,7 @@ def test_inference_follows_parameters_whose_version_stays() -> None:
     def assert_current(module: FocalNetBlock) -> None:
         with torch.no_grad():
             actual = module(x)
-            with dispatch.using("reference"):
+            with dispatch.force_backend("reference"):
                 expected = module(x)
         assert relative_error(actual, expected) <= TOLERANCE[torch.float32]
 
@@ -499,7 +499,10 @@ def test_residual_sums_with_stochastic_depth(autocast: bool) -> None:
         torch.manual_seed(3)
         module.zero_grad()
         given = x.clone().requires_grad_()
-        with dispatch.using(path), torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+        with (
+            dispatch.force_backend(path),
+            torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32),
+        ):
             out = module(given)
         assert out.dtype == torch.float32
         out.square().sum().backward()
