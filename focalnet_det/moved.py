@@ -80,6 +80,7 @@ MOVED_MODULES = {
     "heads.mmdet_rcnn": "heads.mmdet.rcnn",
     "heads.segmentor": "heads.mmdet.segmentor",
     "layers.hooks": "layers.module_hooks",
+    "layers.norm": "layers.memory_format",
     "report.build": "report.write_report",
     "report.detection": "report.detection_section",
     "report.semantic": "report.semantic_section",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backbones.attention import SETS
+from ..backbones.attention import TOPK_BUFFER
 from .layouts.focal_transformer_names import takes_set
 from .layouts.tables import OUTPUT_NORMS
 from .resize import identity_kernel, resize_gates, resize_image_channels, resize_kernel
@@ -16,7 +16,7 @@ State = Mapping[str, Tensor]
 LEVEL_MODES = ("official", "by_kernel", "preserving", "shrink")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Counters and indices, which are no weights.
-INTEGER = re.compile(rf"(num_batches_tracked|relative_position_index|{SETS}\d)$")
+INTEGER = re.compile(rf"(num_batches_tracked|relative_position_index|{TOPK_BUFFER}\d)$")
 
 # Names that a file may hold and a network lack, each by a named rule.
 CLASSIFIER = re.compile(r"^(head|norm)\.(weight|bias)$")

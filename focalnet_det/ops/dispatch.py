@@ -38,7 +38,7 @@ def forced_backend() -> str | None:
     """
     backend = os.environ.get(VARIABLE) or None
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"{VARIABLE}={backend} must be one of {', '.join(sorted(BACKENDS))}.")
+        raise ValueError(f"{VARIABLE}={backend}: must be one of {', '.join(sorted(BACKENDS))}.")
     return backend
 
 

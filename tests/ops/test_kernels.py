@@ -347,8 +347,8 @@ def test_the_path_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         module.float()
     assert [record.getMessage() for record in caplog.records] == [
         "Focal modulation runs on the torch backend: there is no compiler.",
-        "Focal modulation runs on the reference backend: torch.float64 is computed by the reference "
-        "alone.",
+        "Focal modulation runs on the reference backend: only the reference backend supports "
+        "torch.float64.",
     ]
 
 

@@ -291,7 +291,11 @@ def test_shapes_for_graphs(recompute: bool) -> None:
 
 @pytest.mark.parametrize(
     ("levels", "window", "reason"),
-    [(0, 3, "need 1 focal level or more"), (1, 17, "windows up to 15"), (2, 15, "up to 15")],
+    [
+        (0, 3, "need at least 1 focal level"),
+        (1, 17, "windows of at most 15"),
+        (2, 15, "at most 15"),
+    ],
 )
 def test_what_the_kernels_cannot_do_is_logged_once(
     levels: int, window: int, reason: str, caplog: pytest.LogCaptureFixture

@@ -185,7 +185,7 @@ def test_without_a_folder_no_kernel_is_compiled(
     dispatch._triton_environment.cache_clear()
     reason = dispatch._triton_unavailable(torch.device("cuda"))
     dispatch._triton_environment.cache_clear()
-    assert "Triton has no cache, let TRITON_CACHE_DIR name a folder of yours" in reason
+    assert "Triton has no cache folder, set TRITON_CACHE_DIR to a writable one" in reason
     assert warned() == [f"GPU kernels are not used: {reason}."]
     monkeypatch.setenv(variable, str(tmp_path / "new" / "x"))
     assert not dispatch._triton_cache_problem()

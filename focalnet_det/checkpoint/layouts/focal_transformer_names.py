@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...backbones.attention import SETS, NearestAttention
+from ...backbones.attention import TOPK_BUFFER, NearestAttention
 from ...backbones.variants import FOCAL_TRANSFORMERS, FocalTransformerSpec, FocalTransformerV2Spec
 from ...ops.window_layout import neighbor_columns
 
@@ -28,8 +28,8 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     f"{_ATTENTION}.relative_position_bias_table_to_windows.0": ("",),
     f"{_ATTENTION}.coord2rpb_all.{{k}}.0": _PAIR,
     f"{_ATTENTION}.coord2rpb_all.{{k}}.2": _PAIR,
-    f"{_ATTENTION}.{SETS}0": ("",),
-    f"{_ATTENTION}.{SETS}1": ("",),
+    f"{_ATTENTION}.{TOPK_BUFFER}0": ("",),
+    f"{_ATTENTION}.{TOPK_BUFFER}1": ("",),
 }
 # Buffers of files that belong to one size of image and hold nothing that was learned.
 DROPS = (
@@ -41,7 +41,7 @@ DROPS = (
 )
 NEIGHBORS = re.compile(r"^layers\.(\d+)\.blocks\.\d+\.attn\..*_to_neighbors$")
 # Also with the prefix that a backbone has in a detector.
-SET = re.compile(rf"^((?:.+\.)?layers\.\d+\.blocks\.\d+\.attn)\.{SETS}[01]$")
+SET = re.compile(rf"^((?:.+\.)?layers\.\d+\.blocks\.\d+\.attn)\.{TOPK_BUFFER}[01]$")
 UNUSED_SET = "closest tokens of no size of map that these windows have; found anew"
 FIELDS = ("embed_dim", "depths", "num_heads", "window_size", "conv_embed", "mlp_ratio")
 FIELDS_V1 = (*FIELDS, "expand_size", "focal_windows")
@@ -134,7 +134,7 @@ def unused_sets(net: nn.Module, names: Iterable[str]) -> list[str]:
         match = SET.match(name)
         if match:
             module = net.get_submodule(match[1])
-            if isinstance(module, NearestAttention) and getattr(module, f"{SETS}0") is None:
+            if isinstance(module, NearestAttention) and getattr(module, f"{TOPK_BUFFER}0") is None:
                 unused.append(name)
     return unused
 
