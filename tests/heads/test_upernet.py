@@ -124,12 +124,12 @@ def test_without_auxiliary_head_and_with_group_norm_on_one_image() -> None:
     head = small_head(auxiliary_weight=0.0, norm="GN", channels=64, auxiliary_channels=32)
     _, losses = head(features(batch=1), torch.zeros(1, 40, 40, dtype=torch.long))
     assert list(losses) == ["loss_sem_seg"]
-    with pytest.raises(ValueError, match=r'batch of 2 or more.*norm="GN"'):
+    with pytest.raises(ValueError, match=r'batch size of at least 2.*norm="GN"'):
         small_head()(features(batch=1), torch.zeros(1, 40, 40, dtype=torch.long))
 
 
 def test_one_feature_is_an_error() -> None:
-    with pytest.raises(ValueError, match="two features or more"):
+    with pytest.raises(ValueError, match="needs at least two features"):
         small_head(input_shape={"stage4": SHAPES["stage4"]})
 
 
