@@ -15,7 +15,7 @@ from ..layers.recast import replace_modules
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class FiniteSemSegFPNHead(SemSegFPNHead):
-    """Detectron2's semantic FPN head, with a loss of zero instead of NaN if all pixels are ignored."""
+    """Semantic FPN head with a loss of zero instead of NaN if all pixels are ignored."""
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compute the losses of logits (N, K, h, w) for labels (N, H, W)."""

@@ -113,7 +113,9 @@ def test_loading_reports_new_tables_and_dropped_indices() -> None:
     assert torch.equal(net.get_parameter(neighbors(3, 1)[0]), table), "it keeps its random values"
     assert float(table.std()) == pytest.approx(0.02, rel=0.2)
     assert any("stage 4" in note for note in report.notes)
-    dropped = [n for n, rule in report.rules.items() if rule == "index that is made for each size"]
+    dropped = [
+        n for n, rule in report.rules.items() if rule == "index that is computed for each size"
+    ]
     assert len(dropped) == 6 * 2 + 5
     for name, value in net.named_parameters():
         assert name in report.missing or torch.equal(value, state[name]), name
@@ -187,12 +189,12 @@ def test_sets_that_fit_no_map_are_reported_and_left_out() -> None:
     state[name] = state[name].flip(0)
     report = load_pretrained(net, state)
     assert name not in report.loaded
-    assert "found anew" in report.rules[name]
+    assert "computed instead" in report.rules[name]
     assert net.layers[0].blocks[0].attn._stored is None
     assert net.layers[1].blocks[0].attn._stored is not None
     # Sets of another length belong to a network with another top_k.
     report = load_pretrained(net, with_sets(small_fast(), 56, top_k=64))
-    assert "found anew" in report.rules[name]
+    assert "computed instead" in report.rules[name]
 
 
 def detector(net: torch.nn.Module) -> torch.nn.Module:
@@ -209,7 +211,7 @@ def test_sets_in_detectors() -> None:
     state[name] = state[name].flip(0)
     report = load_initial_weights(detector(again), state)
     assert "head.weight" in report.loaded
-    assert "found anew" in report.rules[name]
+    assert "computed instead" in report.rules[name]
     assert name not in report.loaded
     assert again.layers[0].blocks[0].attn._stored.size == WindowGrid(56, 56, 7)
     assert again.layers[1].blocks[0].attn._stored is None
