@@ -1,7 +1,7 @@
 """Multi-scale focal network backbones for detection and segmentation.
 
-Importing the package takes no time: PyTorch is loaded with the first backbone, Detectron2 with what
-touches it.
+Importing the package is cheap: PyTorch is imported with the first backbone, Detectron2 with the
+first module that needs it.
 """
 
 import importlib
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded when they are first asked for.
-HOMES = {"create_backbone": ".create", "list_backbones": ".backbones"}
+# Imported at first use.
+LAZY_IMPORTS = {"create_backbone": ".create", "list_backbones": ".backbones"}
 
 find_moved_modules()
 
@@ -24,9 +24,9 @@ __all__ = ["add_focalnet_config", "create_backbone", "list_backbones"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in HOMES:
+    if name not in LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(HOMES[name], __name__), name)
+    return getattr(importlib.import_module(LAZY_IMPORTS[name], __name__), name)
 
 
 def __dir__() -> list[str]:
@@ -34,7 +34,7 @@ def __dir__() -> list[str]:
 
 
 def add_focalnet_config(cfg: Any) -> None:
-    """Add ``MODEL.FOCALNET``, ``MODEL.FOCAL_TRANSFORMER`` and the other keys of this package.
+    """Add the keys of this package, such as ``MODEL.FOCALNET``, to a Detectron2 config.
 
     Also registers the backbones ``build_focalnet_backbone``, ``build_focalnet_fpn_backbone`` and
     ``build_retinanet_focalnet_fpn_backbone``, and the same with ``focal_transformer``.

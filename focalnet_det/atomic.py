@@ -1,4 +1,4 @@
-"""Write files that are whole or absent: the only place in the package that writes and renames."""
+"""Write files atomically; every other module of the package writes files through this one."""
 
 import contextlib
 import itertools
@@ -12,15 +12,15 @@ _COUNTER = itertools.count()
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without error, rename it.
+    """Yield a temporary path beside `path`, and rename it when the block ends without an error.
 
-    Until then, and if the block fails, `path` keeps its earlier content. Whoever writes need not
-    sync: the data reaches the disk before the name does.
+    Until then, and if the block fails, `path` keeps its earlier content. The caller need not sync:
+    the data reaches the disk before the name does.
 
     Args:
-        path: file to write or replace; missing parent folders are made.
-        durable: wait until the data and the renaming are on disk, so that they also survive a
-            power cut. Switch off for pictures and other files that can be made again.
+        path: file to write or replace; missing parent folders are created.
+        durable: wait until the data and the renaming are on disk, so that they survive a power
+            failure. Switch off for images and other files that are cheap to create again.
     Raises: OSError if the file cannot be written; the temporary file is removed.
     """
     path = Path(path)
@@ -38,7 +38,7 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, parts: str | Iterable[str], *, durable: bool = True) -> None:
-    """Write text, whole or in parts, as UTF-8; see :func:`replacing`."""
+    """Write text as UTF-8, given whole or in parts; options and errors as in :func:`replacing`."""
     with replacing(path, durable=durable) as temporary, temporary.open("w", encoding="utf-8") as f:
         f.writelines([parts] if isinstance(parts, str) else parts)
 
@@ -52,9 +52,9 @@ def _sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes of this machine left in a folder.
+    """Remove temporary files that killed processes of this machine left in a folder.
 
-    Those of processes that still run stay.
+    The files of running processes are left alone.
     """
     for path in folder.glob(".*.tmp"):
         owner = path.name.split(".")[-2].partition("-")[0]

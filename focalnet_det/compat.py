@@ -1,7 +1,7 @@
-"""Every difference between library versions; no other file of the package tests versions.
+"""Handle every difference between library versions; no other module tests versions.
 
-Two kinds of Detectron2 are supported: v0.6 as `tools/install_detectron2.py` installs it, and the
-main branch that a user built. Importing this module imports neither Detectron2 nor torch.
+Two versions of Detectron2 are supported: v0.6 as `tools/install_detectron2.py` installs it, and a
+build of the main branch. Importing this module imports neither Detectron2 nor torch.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ INSTALL_HINT = "run `make install`, or `python tools/install_detectron2.py` from
 
 
 def renamed(function: Call, old: str, new: str) -> Call:
-    """Return a function that warns of its new name at each call.
+    """Wrap a function under its old name: each call warns that it was renamed.
 
     Args:
-        function: what the old name did.
-        old, new: with the names of their modules.
+        function: the function to call.
+        old, new: qualified names, module included.
     """
 
     @functools.wraps(function)
@@ -44,9 +44,9 @@ def renamed(function: Call, old: str, new: str) -> Call:
 
 
 def package_folder(name: str) -> Path | None:
-    """Return the folder of an installed package, found without importing it; None if it is absent.
+    """Locate an installed package without importing it; return its folder, None if it is absent.
 
-    A folder without `__init__.py`, such as a clone beside the script, is no package.
+    A folder without `__init__.py`, such as a clone beside the script, is not a package.
     """
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
@@ -58,20 +58,20 @@ def package_folder(name: str) -> Path | None:
 def require_detectron2() -> None:
     """Check that a usable Detectron2 is installed, without importing it.
 
-    Raises: ImportError if it is absent, or is a v0.6 that this numpy breaks.
+    Raises: ImportError if it is absent, or is an unpatched v0.6 that this NumPy breaks.
     """
     folder = package_folder("detectron2")
     if folder is None:
         raise ImportError(f"This part of focalnet_det needs Detectron2: {INSTALL_HINT}.")
     if uses_removed_numpy_aliases(folder):
         raise ImportError(
-            f"The Detectron2 v0.6 in {folder} uses names that numpy 1.24 removed (np.int); "
+            f"The Detectron2 v0.6 in {folder} uses names that NumPy 1.24 removed (np.int): "
             "replace it with `python tools/install_detectron2.py --force`, or install numpy<1.24."
         )
 
 
 def uses_removed_numpy_aliases(folder: Path) -> bool:
-    """Return whether a Detectron2 is the unedited v0.6 and numpy no longer has np.int."""
+    """Tell whether a Detectron2 is the unpatched v0.6 and NumPy no longer has np.int."""
     source = folder / "data" / "build.py"
     if not source.is_file() or not re.search(r"\bnp\.int\b", source.read_text(encoding="utf-8")):
         return False
@@ -98,7 +98,7 @@ def silence_import_warnings() -> None:
 
 
 def fill_pillow_linear() -> None:
-    """Give Pillow the name LINEAR of BILINEAR, which v0.6 reads and Pillow 10 removed."""
+    """Restore ``PIL.Image.LINEAR``, which v0.6 reads and Pillow 10 removed."""
     from PIL import Image
 
     if not hasattr(Image, "LINEAR"):
@@ -115,9 +115,9 @@ def import_model_zoo() -> None:
 
 @contextlib.contextmanager
 def stand_in_pkg_resources() -> Iterator[None]:
-    """Offer the one function of pkg_resources that the model zoo calls.
+    """Provide the one function of pkg_resources that the model zoo calls, within the block.
 
-    Only while the zoo is imported: other libraries must see that the real one is absent.
+    Afterwards other libraries must still see that the real package is absent.
     """
     stand_in = types.ModuleType("pkg_resources")
     stand_in.resource_filename = resource_filename  # type: ignore[attr-defined]
@@ -129,7 +129,10 @@ def stand_in_pkg_resources() -> Iterator[None]:
 
 
 def resource_filename(package: str, name: str) -> str:
-    """Return the path of a file inside an installed package."""
+    """Return the path of a file inside an installed package.
+
+    Raises: ModuleNotFoundError if the package is absent.
+    """
     folder = package_folder(package)
     if folder is None:
         raise ModuleNotFoundError(f"No package named {package!r}.")
@@ -137,13 +140,13 @@ def resource_filename(package: str, name: str) -> str:
 
 
 def create_ddp_model(model: "nn.Module", **options: Any) -> "nn.Module":
-    """Wrap a model for data-parallel training, on a CPU too; one process gets the model itself.
+    """Wrap a model for data-parallel training, on CPUs too; a single process gets it unchanged.
 
-    Detectron2's function passes the number of a GPU for models on the CPU as well.
+    Detectron2's function passes a GPU index for models on the CPU as well.
 
     Args:
-        model: on the device that it is to be trained on.
-        options: of ``DistributedDataParallel``, and ``fp16_compression`` of Detectron2.
+        model: already on its device.
+        options: arguments of ``DistributedDataParallel``, and Detectron2's ``fp16_compression``.
     """
     defaults: Any = importlib.import_module("detectron2.engine.defaults")
     if not any(parameter.is_cuda for parameter in model.parameters()):
@@ -153,13 +156,13 @@ def create_ddp_model(model: "nn.Module", **options: Any) -> "nn.Module":
 
 
 def create_local_process_group(processes_per_machine: int) -> None:
-    """Tell Detectron2 which processes share a machine, where it did not launch them itself.
+    """Tell Detectron2 which processes share a machine, if it did not launch them itself.
 
-    To be called once in every process, after `torch.distributed` is initialized; ranks must be
+    Call it once in every process, after `torch.distributed` is initialized. Ranks must be
     consecutive on each machine, as torchrun numbers them.
 
     Args:
-        processes_per_machine: the same on every machine.
+        processes_per_machine: equal on every machine.
     """
     comm: Any = importlib.import_module("detectron2.utils.comm")
     if hasattr(comm, "create_local_process_group"):
@@ -182,9 +185,12 @@ def feature_shape(channels: int, stride: int) -> "ShapeSpec":
 
 
 def dense_head_norm(name: str) -> Callable[[int], "nn.Module"]:
-    """Return a norm by Detectron2's name, for its dense heads.
+    """Return the constructor of a norm for Detectron2's dense heads.
 
-    v0.6 tries the norm of a dense head with one channel, which GroupNorm refuses today.
+    v0.6 tests the norm of a dense head with one channel, which GroupNorm now refuses.
+
+    Args:
+        name: as in Detectron2's ``get_norm``.
     """
 
     def norm(channels: int) -> "nn.Module":
@@ -197,7 +203,7 @@ def dense_head_norm(name: str) -> Callable[[int], "nn.Module"]:
 
 
 def has_padding_constraints() -> bool:
-    """Return whether this Detectron2 knows padding constraints (main does, v0.6 does not)."""
+    """Tell whether this Detectron2 supports padding constraints (main does, v0.6 does not)."""
     from detectron2.structures import ImageList
 
     return "padding_constraints" in inspect.signature(ImageList.from_tensors).parameters
@@ -211,11 +217,12 @@ def make_image_list(
     """Batch images of different sizes, padded with zeros at the right and the bottom.
 
     Args:
-        tensors: images (C, H, W), each of its own size.
-        size_divisibility: both sides of the batch become a multiple of this, in pixels; 0 or 1
-            for none.
-        padding_constraints: a backbone's `padding_constraints`; `size_divisibility` there wins,
-            and a positive `square_size` (pixels) makes the batch square.
+        tensors: images (C, H, W) of any size.
+        size_divisibility: height and width of the batch are padded to a multiple of this, pixels;
+            0 or 1 for any size.
+        padding_constraints: those of a backbone: its `size_divisibility` takes precedence, and a
+            positive `square_size` (pixels) makes the batch square.
+    Returns: the batch, (N, C, H, W), with the size of each image.
     Raises: ValueError if an image is larger than `square_size`.
     """
     from detectron2.structures import ImageList
@@ -226,13 +233,13 @@ def make_image_list(
     largest = max(max(tensor.shape[-2:]) for tensor in tensors)
     if 0 < square < largest:
         raise ValueError(
-            f"An image has a side of {largest} pixels, but the backbone takes squares of {square}; "
-            "use a smaller test size."
+            f"An image has a side of {largest} pixels, but the backbone accepts squares of "
+            f"{square}: use a smaller test size."
         )
     if has_padding_constraints():
         return ImageList.from_tensors(list(tensors), divisibility, padding_constraints=constraints)
     if square > 0:
-        # No side exceeds the square, so one multiple of it is the square.
+        # No side exceeds the square, so padding to a multiple of it gives the square itself.
         step = max(divisibility, 1)
         divisibility = -(-square // step) * step
     return ImageList.from_tensors(list(tensors), divisibility)

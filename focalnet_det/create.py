@@ -1,4 +1,4 @@
-"""Create a backbone by name, with published or own weights."""
+"""Create a backbone by name, optionally with pretrained weights."""
 
 import logging
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ def create_backbone(
     """Create a published backbone by name.
 
     Args:
-        name: see :func:`~focalnet_det.list_backbones`.
+        name: variant, see :func:`~focalnet_det.list_backbones`.
         weights: path, URL, registered name or state dict in any public layout, see
-            :func:`~focalnet_det.checkpoint.load_pretrained`, or None for random weights.
+            :func:`~focalnet_det.checkpoint.load_pretrained`; None for random weights.
         overrides: any constructor argument of the variant's class, such as ``out_features``,
             ``in_channels``, ``focal_windows`` or ``drop_path_rate``.
     Returns: the module, in training mode.
-    Raises: KeyError for an unknown variant, TypeError for an unknown option, ValueError for values
-        that do not fit or weights that belong to another network.
+    Raises: KeyError for an unknown variant, TypeError for an unknown option, ValueError for invalid
+        values or weights of another network, FileNotFoundError for a missing file.
 
     Example::
 
@@ -37,7 +37,7 @@ def create_backbone(
     """
     net = build_backbone(name, **overrides)
     if weights is not None:
-        # Files of weights need a library more than a backbone does.
+        # Imported here: reading checkpoints needs libraries that a backbone does not.
         from .checkpoint import load_pretrained
 
         logger.info("%s", load_pretrained(net, weights))

@@ -1,4 +1,4 @@
-"""Earlier names of modules, so that old imports and the configs of old runs keep working."""
+"""Map former module names, so that old imports and the configs of old runs keep working."""
 
 import importlib
 import importlib.abc
@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Sequence
 
 PACKAGE = "focalnet_det."
-# Without the package's name. Where a package has taken a module's name, imports must be changed,
-# but saved configs are read all the same.
+# Former name -> current name, both without the package. Where a package now has the name of a
+# former module, imports must be changed, but saved configs are still read.
 MOVED_MODULES = {
     "analysis.detector_speed": "benchmark.detector_speed",
     "analysis.detectors": "benchmark.recipe_models",
@@ -80,6 +80,7 @@ MOVED_MODULES = {
     "heads.mmdet_rcnn": "heads.mmdet.rcnn",
     "heads.segmentor": "heads.mmdet.segmentor",
     "layers.hooks": "layers.module_hooks",
+    "layers.norm": "layers.memory_format",
     "report.build": "report.write_report",
     "report.detection": "report.detection_section",
     "report.semantic": "report.semantic_section",
@@ -91,7 +92,7 @@ MOVED_MODULES = {
 
 
 def current_name(name: str) -> str:
-    """Return the present name of a class or function, given with its module; others unchanged."""
+    """Return the current qualified name of a class or function; unknown names are unchanged."""
     module, _, member = name.removeprefix(PACKAGE).rpartition(".")
     if not name.startswith(PACKAGE) or module not in MOVED_MODULES:
         return name
@@ -99,7 +100,7 @@ def current_name(name: str) -> str:
 
 
 class MovedModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Import a module by its earlier name, with a DeprecationWarning that gives the present one."""
+    """Import a module by its former name, with a DeprecationWarning that gives the current one."""
 
     def find_spec(
         self,
@@ -107,11 +108,13 @@ class MovedModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path: Sequence[str] | None = None,  # noqa: ARG002
         target: types.ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
+        """Return a spec for the former name of a module, None for any other module."""
         if fullname.removeprefix(PACKAGE) not in MOVED_MODULES or not fullname.startswith(PACKAGE):
             return None
         return importlib.machinery.ModuleSpec(fullname, self)
 
     def exec_module(self, module: types.ModuleType) -> None:
+        """Import the current module and register it under the former name too."""
         old = module.__name__
         new = PACKAGE + MOVED_MODULES[old.removeprefix(PACKAGE)]
         warnings.warn(f"{old} is now {new}.", DeprecationWarning, stacklevel=2)
@@ -119,6 +122,6 @@ class MovedModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def find_moved_modules() -> None:
-    """Let Python find modules of this package by their earlier names; others are not looked at."""
+    """Install the import hook for former module names of this package; do so only once."""
     if not any(isinstance(finder, MovedModuleFinder) for finder in sys.meta_path):
         sys.meta_path.append(MovedModuleFinder())

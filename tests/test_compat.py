@@ -233,7 +233,7 @@ def test_image_list_in_main(monkeypatch: pytest.MonkeyPatch) -> None:
     square = {"square_size": 64}
     assert compat.make_image_list(images, 32, square) == (2, 32, square)
     assert compat.make_image_list(images, 32) == (2, 32, {})
-    with pytest.raises(ValueError, match="a side of 40 pixels, but the backbone takes squares"):
+    with pytest.raises(ValueError, match="a side of 40 pixels, but the backbone accepts"):
         compat.make_image_list(images, 32, {"square_size": 39})
 
 

@@ -35,7 +35,7 @@ def _no_traceback_wish(monkeypatch: pytest.MonkeyPatch) -> None:
         (FileNotFoundError(2, "No such file", "d"), "[Errno 2] No such file: 'd'"),
         (
             OSError(28, "No space left on device", "e.pth"),
-            "[Errno 28] No space left on device: 'e.pth'. Free some space; a training then "
+            "[Errno 28] No space left on device: 'e.pth'. Free some disk space; training then "
             "continues with --resume.",
         ),
         (ImportError("needs Detectron2"), "needs Detectron2"),
@@ -126,7 +126,7 @@ def test_defects(function: Callable[[], None], capsys: pytest.CaptureFixture[str
     if function is not module:
         assert f"({__file__}:{line_of(function)})" in line
     assert line.endswith(
-        "This is a defect, or input that is not checked; FOCALNET_DET_TRACEBACK=1 shows more."
+        "This is a defect, or input that is not checked; set FOCALNET_DET_TRACEBACK=1 to see more."
     )
 
 
@@ -134,7 +134,7 @@ def test_the_place_of_a_defect_is_in_the_package_if_it_can_be() -> None:
     with pytest.raises(TypeError) as caught:
         write_text(3, "text")  # type: ignore[arg-type]
     failure = read_failure(caught.value)
-    assert failure.place.startswith("focalnet_det/atomic.py:")
+    assert failure.location.startswith("focalnet_det/atomic.py:")
     assert "pathlib" in failure.trace
 
 
@@ -213,8 +213,8 @@ def test_errors_of_other_processes(
     function: Callable[[], None], where: str, request: pytest.FixtureRequest
 ) -> None:
     failure = request.getfixturevalue(where)[function]
-    assert failure.is_deliberate == (function in DELIBERATE)
-    sentence = failure.sentence()
+    assert failure.is_expected == (function in DELIBERATE)
+    sentence = failure.summary()
     if function in DELIBERATE:
         assert sentence == DELIBERATE[function]
     else:
@@ -254,13 +254,13 @@ def test_traceback_goes_to_the_log_file_alone(
     ("text", "sentence"),
     [
         # Texts as PyTorch, NCCL and the kernel print them.
-        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "The GPU's memory is full:"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "The GPU is out of memory:"),
         ("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: not enough memory: you "
-         "tried to allocate 80 bytes.", "The memory of this machine"),
+         "tried to allocate 80 bytes.", "This machine is out of memory"),
         ("The server socket has failed to listen on any local network address. port: 29500, "
          "useIpv6: false, code: -98, name: EADDRINUSE", "The port of --dist-url"),
         ("Timed out after 1801 seconds waiting for clients. 1/2 clients joined.",
-         "Not all machines or processes"),
+         "Some machines or processes"),
         ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:1234",
          "Another process of this job has ended"),
         ("[../gloo/transport/tcp/pair.cc:534] Read error [10.0.0.1]:1234: Connection reset by "
@@ -271,7 +271,7 @@ def test_traceback_goes_to_the_log_file_alone(
 )  # fmt: skip
 def test_surroundings(text: str, sentence: str) -> None:
     failure = read_failure(RuntimeError(text))
-    assert failure.sentence().startswith(sentence)
+    assert failure.summary().startswith(sentence)
     assert failure.is_consequence == sentence.startswith("Another process")
 
 

@@ -85,7 +85,7 @@ def test_one_failure_ends_all_with_one_line(how: str, tmp_path: Path) -> None:
     pids, errors = process.communicate(timeout=240)
     code, sentence = DIED[how]
     assert errors.splitlines() == [
-        f"error: {sentence} The job has ended; a training continues with --resume."
+        f"error: {sentence} The job has ended; continue a training with --resume."
     ]
     assert process.returncode == code
     assert len(pids.split()) == 2
@@ -166,7 +166,7 @@ def test_ranks_are_those_of_the_whole_job() -> None:
     assert verdict(lost, late)[1].startswith("process 5 of 8: late.")
     assert verdict(lost, None)[1] == "process 4 of 8: Continue with --resume. The job has ended."
     # All were killed: they did not say the same, their parent does.
-    killed = Outcome(137, 1.0, "was killed by SIGKILL", is_death=True)
+    killed = Outcome(137, 1.0, "was killed by SIGKILL", exited_silently=True)
     assert verdict(killed, killed)[1].startswith("process 4 of 8 was killed by SIGKILL.")
 
 
@@ -186,8 +186,8 @@ def test_deaths(exitcode: int, signals: list[int], code: int, sentence: str) -> 
     job = Job([Stopped(exitcode)], [])
     job.signals = signals
     now = time.time()
-    outcome = job.death_of(0)
-    assert (outcome.code, outcome.sentence) == (code, sentence)
+    outcome = job.exit_outcome(0)
+    assert (outcome.code, outcome.message) == (code, sentence)
     assert abs(outcome.time - now) < 60
 
 

@@ -120,7 +120,7 @@ def _record(net: StagedBackbone, size: tuple[int, int], batch_size: int, path: s
     dtype = next(net.parameters()).dtype
     x = torch.empty(batch_size, net.patch_embed.proj.in_channels, *size, device="meta", dtype=dtype)
     arguments = (x, [size] * batch_size) if net.valid_context else (x,)
-    forced, watched = dispatch.using(path), recorder.watch(_parts(net))
+    forced, watched = dispatch.force_backend(path), recorder.watch(_parts(net))
     with torch.enable_grad(), torch.device("meta"), forced, watched:
         functional_call(net, parameters, arguments)
     return recorder

@@ -1,4 +1,4 @@
-"""Focal networks as multi-scale backbones, in plain PyTorch."""
+"""Provide focal networks as multi-scale backbones, in plain PyTorch."""
 
 import importlib
 import warnings

@@ -1,4 +1,4 @@
-"""Both versions of focal attention as modules, with the official parameter names."""
+"""Define modules for both versions of focal attention, with the official parameter names."""
 
 from typing import Any, cast
 
@@ -10,18 +10,18 @@ from ..layers import channels_last, has_hooks
 from ..ops import cyclic, dispatch, focal_attention, nearest, window_attention
 from ..ops.focal_attention import AttentionTables
 from ..ops.nearest import OffsetMlp, StoredSets
-from ..ops.window_attention import Map
+from ..ops.window_attention import WindowGrid
 from ..ops.window_layout import neighbor_columns
 
-SETS = "topk_cloest_indice_"  # as spelled in the official files
+TOPK_BUFFER = "topk_cloest_indice_"  # prefix of the buffers, spelled as in the official files
 
 
 class WindowAttention(nn.Module):
-    """What both versions of focal attention share: projections around attention by windows.
+    """Base class of both versions of focal attention: projections around window attention.
 
     Args:
         dim: channels C.
-        num_heads: number of heads.
+        num_heads: number of attention heads.
         window_size: side of a window, tokens.
     """
 
@@ -33,23 +33,25 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, pool: nn.Module, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C), normed -> (N, H, W, C).
+        """Attend from all tokens of a feature map.
 
         Args:
-            pool: from the cells of a window to one pooled token, for all channels alike.
+            x: (N, H, W, C), normalized.
+            pool: maps the cells of a window, (..., window_size^2), to one pooled token, (..., 1).
             valid: (N, 1, H, W), one inside an image and zero in the batch padding.
+        Returns: (N, H, W, C).
         """
         _, height, width, channels = x.shape
-        size = Map(height, width, self.window_size)
+        size = WindowGrid(height, width, self.window_size)
         if valid is not None:
             x = x * channels_last(valid).to(x.dtype)
         padded = size.rows * self.window_size, size.columns * self.window_size
-        recorded = window_attention.recording()
+        recorded = window_attention.is_recording_graph()
         if recorded or padded != (height, width):
             x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
         windows = focal_attention.to_windows(x, self.window_size)  # (N, windows, cells, C)
         pooled = _pooled(windows, pool)
-        if dispatch.forced_path() == "reference" and valid is None and not recorded:
+        if dispatch.forced_backend() == "reference" and valid is None and not recorded:
             qkv, summary = self.qkv(x), self.qkv(pooled)[..., channels:]
             out = self.reference(qkv, summary.unflatten(1, (size.rows, size.columns)), size)
         else:
@@ -58,26 +60,45 @@ class WindowAttention(nn.Module):
             out = focal_attention.from_windows(out, *padded, self.window_size)
         out = self.proj(out)
         if recorded:
-            # A slice would tie the graph to whether windows fill the map.
+            # A slice would specialize the graph to maps that windows do, or do not, fill.
             rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
             return out.index_select(1, rows).index_select(2, columns)
         return out if padded == (height, width) else out[:, :height, :width]
 
-    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
-        """Published computation: (N, H, W, 3C) and (N, rows, columns, 2C) -> (N, H, W, C)."""
+    def reference(self, qkv: Tensor, pooled: Tensor, size: WindowGrid) -> Tensor:
+        """Attend as the published code does.
+
+        Args:
+            qkv: (N, H, W, 3C), queries, keys and values of the padded map.
+            pooled: (N, rows, columns, 2C), keys and values of the pooled tokens.
+            size: size of the map without padding.
+        Returns: (N, H, W, C).
+        """
         raise NotImplementedError
 
-    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
-        """Fast form; arguments as in :func:`focalnet_det.ops.cyclic.cyclic_attention`."""
+    def attend(self, query: Tensor, maps: Tensor, size: WindowGrid, valid: Tensor | None) -> Tensor:
+        """Attend with one gather per window, which is faster.
+
+        Args:
+            query: (N, windows, cells, C).
+            maps: (N * tokens + N * windows, 2C).
+            size: size of the map without padding.
+            valid: (N, 1, H, W) or None; for all arguments see
+                :func:`focalnet_det.ops.cyclic.cyclic_attention`.
+        Returns: (N, windows, cells, C).
+        """
         raise NotImplementedError
 
     def _project(self, windows: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries of all windows; keys and values of all tokens, then of the pooled ones."""
+        """Project (N, windows, cells, C) and (N, windows, C) to queries, and to keys and values.
+
+        Returns: (N, windows, cells, C), and (N * tokens + N * windows, 2C), pooled tokens last.
+        """
         n, count, cells, channels = windows.shape
         tokens = torch.cat((windows.reshape(-1, channels), pooled.reshape(-1, channels)))
         if type(self.qkv) is nn.Linear and not has_hooks(self.qkv):
             weight, bias = self.qkv.weight, self.qkv.bias
-            # Pooled tokens ask nothing.
+            # Pooled tokens are keys only: no queries are computed for them.
             query = F.linear(tokens[: n * count * cells], weight[:channels], bias[:channels])
             maps = F.linear(tokens, weight[channels:], bias[channels:])
         else:
@@ -87,7 +108,7 @@ class WindowAttention(nn.Module):
 
 
 def _pooled(windows: Tensor, pool: nn.Module) -> Tensor:
-    """(N, windows, cells, C) -> (N, windows, C)."""
+    """Pool the cells of each window, (N, windows, cells, C) -> (N, windows, C)."""
     if type(pool) is nn.Linear and not has_hooks(pool):
         with dispatch.without_autocast(windows):
             weight = pool.weight.to(windows.dtype)
@@ -97,11 +118,11 @@ def _pooled(windows: Tensor, pool: nn.Module) -> Tensor:
 
 
 class FocalAttention(WindowAttention):
-    """Version 1: a window, the cyclic ring around it and pooled tokens, with tables of biases.
+    """Version 1: windows read themselves, the cyclic ring around them and pooled tokens.
 
     Args:
         dim, num_heads, window_size: see :class:`WindowAttention`.
-        expand_size: width of the ring of neighbors, tokens.
+        expand_size: width of the ring of neighbors, tokens; 0 for none.
         focal_window: side of the square of pooled tokens.
     Source: arXiv:2107.00641, section 3.2.
     """
@@ -112,8 +133,8 @@ class FocalAttention(WindowAttention):
         super().__init__(dim, num_heads=num_heads, window_size=window_size)
         self.expand_size = expand_size
         self.focal_window = focal_window
-        own = (2 * window_size - 1) ** 2
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(own, num_heads))
+        offsets = (2 * window_size - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, num_heads))
         columns = neighbor_columns(window_size, expand_size)
         table = torch.zeros(1, num_heads, window_size**2, columns) if columns else None
         self.relative_position_bias_table_to_neighbors = (
@@ -125,27 +146,27 @@ class FocalAttention(WindowAttention):
         )
 
     def tables(self) -> AttentionTables:
-        """Position biases."""
+        """Return the relative position biases."""
         return AttentionTables(
             self.relative_position_bias_table,
             self.relative_position_bias_table_to_neighbors,
             self.relative_position_bias_table_to_windows[0],
         )
 
-    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
-        """See the base class."""
+    def reference(self, qkv: Tensor, pooled: Tensor, size: WindowGrid) -> Tensor:
+        """Attend as the published code does; see the base class."""
         return focal_attention.focal_attention(
             qkv,
             pooled,
             self.tables(),
             heads=self.num_heads,
             window=self.window_size,
-            expand=self.expand_size if cyclic.ring_is_read(size) else 0,
+            expand=self.expand_size if cyclic.reads_ring(size) else 0,
             focal_window=self.focal_window,
         )
 
-    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
-        """See the base class."""
+    def attend(self, query: Tensor, maps: Tensor, size: WindowGrid, valid: Tensor | None) -> Tensor:
+        """Attend with one gather per window; see the base class."""
         return cyclic.cyclic_attention(
             query,
             maps,
@@ -159,15 +180,15 @@ class FocalAttention(WindowAttention):
 
 
 class NearestAttention(WindowAttention):
-    """Version 2 ("focal fast"): the tokens and pooled tokens closest to the center of a window.
+    """Version 2 ("focal fast"): windows read the tokens and pooled tokens closest to their centers.
+
+    Official files store the sets of closest tokens for one map size. Where several tokens are
+    equally close, the stored sets decide on maps of that size; they are part of the state dict.
 
     Args:
         dim, num_heads, window_size: see :class:`WindowAttention`.
-        top_k: tokens read of each level, or as many as there are.
+        top_k: number of tokens that a window reads of each level, if the map has as many.
     Source: microsoft/Focal-Transformer:classification/focal_transformer_v2.py.
-
-    Files store the sets of closest tokens for one size of map. Where several tokens are equally
-    close, those sets decide, on that size; they are then part of this module's state too.
     """
 
     def __init__(self, dim: int, *, num_heads: int, window_size: int, top_k: int) -> None:
@@ -177,11 +198,11 @@ class NearestAttention(WindowAttention):
             nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, num_heads)) for _ in range(2)
         )
         for level in range(2):
-            self.register_buffer(f"{SETS}{level}", None)
+            self.register_buffer(f"{TOPK_BUFFER}{level}", None)
         self._stored: StoredSets | None = None
 
-    def reference(self, qkv: Tensor, pooled: Tensor, size: Map) -> Tensor:
-        """See the base class."""
+    def reference(self, qkv: Tensor, pooled: Tensor, size: WindowGrid) -> Tensor:
+        """Attend as the published code does; see the base class."""
         stored = self._stored
         fits = stored is not None and stored.size == size
         sets = (
@@ -200,8 +221,8 @@ class NearestAttention(WindowAttention):
             width=size.width,
         )  # fmt: skip
 
-    def attend(self, query: Tensor, maps: Tensor, size: Map, valid: Tensor | None) -> Tensor:
-        """See the base class."""
+    def attend(self, query: Tensor, maps: Tensor, size: WindowGrid, valid: Tensor | None) -> Tensor:
+        """Attend with one gather per window; see the base class."""
         return nearest.nearest_attention(
             query,
             maps,
@@ -220,26 +241,26 @@ class NearestAttention(WindowAttention):
         )
 
     def store_sets(self, sets: tuple[Tensor, Tensor] | None) -> bool:
-        """Use sets of a file, (windows, K) each, where maps have the size that they are for.
+        """Use the sets of a file on maps of the size that they are for.
 
-        Sets for no size of map, and None, leave the closest tokens to be found on every size.
-
-        Returns: whether there is such a size.
+        Args:
+            sets: (windows, K) each, int64; None to always compute the closest tokens.
+        Returns: True if the sets are used, False if they fit no map size.
         """
-        stored = nearest.recognize(sets, self.window_size, self.top_k) if sets else None
+        stored = nearest.infer_map_size(sets, self.window_size, self.top_k) if sets else None
         self._stored = stored
         device = self.qkv.weight.device
         for level in range(2):
-            numbers = None if stored is None else stored.sets[level].to(device)
-            setattr(self, f"{SETS}{level}", numbers)
+            index = None if stored is None else stored.sets[level].to(device)
+            setattr(self, f"{TOPK_BUFFER}{level}", index)
         return stored is not None
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **more: Any
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        found = [state_dict.get(f"{prefix}{SETS}{level}") for level in range(2)]
-        if all(isinstance(numbers, Tensor) for numbers in found):
-            self.store_sets(cast(tuple[Tensor, Tensor], tuple(found)))
+        sets = [state_dict.get(f"{prefix}{TOPK_BUFFER}{level}") for level in range(2)]
+        if all(isinstance(index, Tensor) for index in sets):
+            self.store_sets(cast(tuple[Tensor, Tensor], tuple(sets)))
         elif f"{prefix}qkv.weight" in state_dict:
-            self.store_sets(None)  # other weights
-        super()._load_from_state_dict(state_dict, prefix, *arguments, **more)
+            self.store_sets(None)  # the sets of earlier weights must not apply to these
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -9,35 +9,35 @@ from .focalnet import FocalNet
 from .stages import StagedBackbone
 from .variants import FocalNetSpec, FocalTransformerSpec, FocalTransformerV2Spec, variant
 
-# Which class a row of the table is for.
-CLASSES: dict[type, type[StagedBackbone]] = {
+# Class that a row of the table of variants configures.
+BACKBONE_CLASSES: dict[type, type[StagedBackbone]] = {
     FocalNetSpec: FocalNet,
     FocalTransformerSpec: FocalTransformer,
     FocalTransformerV2Spec: FocalTransformerV2,
 }
 
 
-def arguments_of(network: type[StagedBackbone]) -> tuple[str, ...]:
-    """Return the names of a class's constructor arguments."""
+def constructor_arguments(network: type[StagedBackbone]) -> tuple[str, ...]:
+    """Return the names of the constructor arguments of a backbone class."""
     return tuple(inspect.signature(network.__init__).parameters)[1:]
 
 
 def backbone_class(name: str) -> type[StagedBackbone]:
-    """Return the class of a variant.
+    """Return the backbone class of a variant.
 
     Raises: KeyError for an unknown variant.
     """
-    return CLASSES[type(variant(name))]
+    return BACKBONE_CLASSES[type(variant(name))]
 
 
 def backbone_arguments(name: str, **overrides: Any) -> dict[str, Any]:
-    """Return the constructor arguments of a variant, with overrides.
+    """Return the constructor arguments of a variant, updated with overrides.
 
     Raises: KeyError for an unknown variant, TypeError for an unknown override.
     """
     arguments = dataclasses.asdict(variant(name))
     del arguments["source"]  # where the row comes from
-    known = arguments_of(backbone_class(name))
+    known = constructor_arguments(backbone_class(name))
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise TypeError(
@@ -47,11 +47,13 @@ def backbone_arguments(name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def build_backbone(name: str, **overrides: Any) -> StagedBackbone:
-    """Build a variant with random weights.
+    """Build a variant with random weights; :func:`focalnet_det.create_backbone` also loads weights.
 
-    Args: as in :func:`focalnet_det.create_backbone`, which loads weights too.
+    Args:
+        name: variant, see :func:`focalnet_det.list_backbones`.
+        overrides: constructor arguments that replace those of the variant.
     Returns: the module, in training mode.
-    Raises: KeyError for an unknown variant, TypeError for an unknown option, ValueError for values
-        that do not fit.
+    Raises: KeyError for an unknown variant, TypeError for an unknown option, ValueError for invalid
+        values.
     """
     return backbone_class(name)(**backbone_arguments(name, **overrides))

@@ -1,4 +1,4 @@
-"""Focal Transformer (arXiv:2107.00641), versions 1 and 2, as multi-scale backbones.
+"""Define Focal Transformer (arXiv:2107.00641), versions 1 and 2, as multi-scale backbones.
 
 Parameter names are those of the official classification code, so its files load by identity.
 """
@@ -18,13 +18,14 @@ from .validation import check_transformer_arguments
 
 
 class FocalTransformerBlock(nn.Module):
-    """Attention and MLP, pre-normed, each with a residual connection.
+    """Attention and MLP, each pre-norm with a residual connection.
 
     Args:
-        attention: of either version.
-        mlp_ratio: MLP hidden channels over channels.
-        drop_rate: dropout of the MLP.
-        drop_path_rate: stochastic depth.
+        dim: channels C.
+        attention: focal attention of either version.
+        mlp_ratio: hidden channels of the MLP divided by ``dim``.
+        drop_rate: dropout probability after the attention and in the MLP.
+        drop_path_rate: stochastic depth probability.
     Source: arXiv:2107.00641, section 3.1.
     """
 
@@ -47,25 +48,25 @@ class FocalTransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C); ``valid``: (N, 1, H, W), one inside an image."""
+        """Transform (N, H, W, C); ``valid`` is (N, 1, H, W), one inside an image."""
         branch = self.attn(layer_norm(x, self.norm1), self.pool_layers[0], valid)
         return self._add_mlp(x + self.drop_path(self.proj_drop(branch)))
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        path = dispatch.choose_path(x, exact=self._is_plain, windows=(1,))
+        backend = dispatch.choose_backend(x, exact=self._is_plain, windows=(1,))
         drops = self.training and self.mlp.drop.p > 0
-        if path == "reference" or drops or window_attention.recording():
+        if backend == "reference" or drops or window_attention.is_recording_graph():
             return x + self.drop_path(self.mlp(self.norm2(x)))
-        # Without gradients nothing needs to be kept.
-        lean = not torch.is_grad_enabled()
-        plan = fused.Plan(path, *dispatch.compute_dtype(x), lean)
+        # Without gradients nothing needs to be saved for a backward pass.
+        recompute = not torch.is_grad_enabled()
+        policy = fused.ComputePolicy(backend, *dispatch.compute_dtype(x), recompute)
         norm = Affine(self.norm2.weight, self.norm2.bias, self.norm2.eps)
         layers = (Affine(layer.weight, layer.bias) for layer in (self.mlp.fc1, self.mlp.fc2))
-        factors = self.drop_path.factors(x, plan.stored)
-        return fused.mlp(x, norm, MlpWeights(*layers), plan, Residual(factors))
+        scales = self.drop_path.sample_scales(x, policy.stored)
+        return fused.mlp(x, norm, MlpWeights(*layers), policy, Residual(scales))
 
     def _is_plain(self) -> bool:
-        """Whether the layers do what the fused MLP computes from their parameters alone."""
+        """Tell whether the fused MLP computes what the layers do, from their parameters alone."""
         children = self.mlp.fc1, self.mlp.act, self.mlp.fc2, self.mlp.drop
         plain = nn.Linear, nn.GELU, nn.Linear, nn.Dropout
         return (
@@ -78,19 +79,20 @@ class FocalTransformerBlock(nn.Module):
 class FocalTransformer(StagedBackbone):
     """Focal Transformer, version 1: an image batch in, a dict of feature maps out.
 
-    Any image size works: windows at the right and bottom are filled with zeros after the norm, as
-    in the published blocks, and the fill takes part in attention, as there. On maps of at most one
-    window across, windows have no neighbors, as in the published networks.
+    Any image size works. As in the published blocks, maps are zero-padded to whole windows after
+    the norm, the padding takes part in attention, and windows have no neighbors on maps of at most
+    one window across.
 
     Args:
-        num_heads: per stage.
-        mlp_ratio: MLP hidden channels over channels.
+        num_heads: attention heads of each stage.
+        mlp_ratio: hidden channels of the MLPs divided by the channels of their stage.
         window_size: side of a window, odd, tokens.
-        expand_size: width of the ring of neighbors around a window, at most half of it; 0 for none.
-        focal_windows: per stage, side of the square of pooled tokens around a window, odd.
-        valid_context: take ``image_sizes`` in :meth:`forward`, and make the features of an image
-            independent of batch padding: windows then read neither padding nor tokens across the
-            border of the map. Published numbers were made without it.
+        expand_size: width of the ring of neighbors around a window, at most half a window, tokens;
+            0 for none.
+        focal_windows: for each stage, side of the square of pooled tokens around a window, odd.
+        valid_context: accept ``image_sizes`` in :meth:`forward`, and make features independent of
+            batch padding: windows then read neither padding nor tokens across the border of the
+            map. Published results do not use it.
         in_channels, embed_dim, depths, conv_embed, drop_rate, drop_path_rate, out_features,
             output_norm, frozen_stages, activation_checkpointing, stem_padding: see
             :class:`StagedBackbone`.
@@ -119,7 +121,7 @@ class FocalTransformer(StagedBackbone):
         valid_context: bool = False,
         stem_padding: int = 2,
     ) -> None:
-        check_transformer_arguments(locals())  # by name, as they were given
+        check_transformer_arguments(locals())
 
         def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
             attention = FocalAttention(
@@ -152,15 +154,16 @@ class FocalTransformer(StagedBackbone):
 
 
 class FocalTransformerV2(StagedBackbone):
-    """Focal Transformer, version 2 ("focal fast"): windows read their closest tokens.
+    """Focal Transformer, version 2 ("focal fast"): windows read the tokens closest to them.
 
-    Any image size works: windows at the right and bottom are filled with zeros, which ask and are
-    pooled but are not read.
+    Any image size works: maps are zero-padded to whole windows; the padding is pooled but not read
+    as keys.
 
     Args:
         num_heads, mlp_ratio, window_size: see :class:`FocalTransformer`.
-        top_k: tokens, and pooled tokens, that a window reads, or as many as there are.
-        valid_context: as in :class:`FocalTransformer`; windows read tokens of their image alone.
+        top_k: number of tokens, and of pooled tokens, that a window reads, if the map has as many.
+        valid_context: as in :class:`FocalTransformer`; windows then read only tokens of their
+            image.
         in_channels, embed_dim, depths, conv_embed, drop_rate, drop_path_rate, out_features,
             output_norm, frozen_stages, activation_checkpointing, stem_padding: see
             :class:`StagedBackbone`.
@@ -188,7 +191,7 @@ class FocalTransformerV2(StagedBackbone):
         valid_context: bool = False,
         stem_padding: int = 2,
     ) -> None:
-        check_transformer_arguments(locals())  # by name, as they were given
+        check_transformer_arguments(locals())
 
         def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
             attention = NearestAttention(

@@ -1,4 +1,4 @@
-"""FocalNet (arXiv:2203.11926) as a multi-scale backbone. Plain PyTorch.
+"""Define FocalNet (arXiv:2203.11926) as a multi-scale backbone in plain PyTorch.
 
 Parameter names are those of the official classification code, so its files load by identity.
 """
@@ -54,7 +54,7 @@ class FocalModulation(nn.Module):
         self.normalize_modulator = normalize_modulator
         self.f = nn.Linear(dim, 2 * dim + focal_level + 1)
         self.h = nn.Conv2d(dim, dim, 1)
-        # The Sequential, in which the official code keeps a GELU too, is there for the names.
+        # The Sequential gives the official parameter names; there it also holds the GELU.
         self.focal_layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False))
             for k in self.focal_windows
@@ -64,7 +64,13 @@ class FocalModulation(nn.Module):
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C); ``valid``: see :func:`aggregate_contexts`."""
+        """Modulate a feature map.
+
+        Args:
+            x: (N, H, W, C).
+            valid: (N, 1, H, W), see :func:`aggregate_contexts`.
+        Returns: (N, H, W, C).
+        """
         query, context, gates = self.f(x).split((self.dim, self.dim, self.focal_level + 1), dim=-1)
         aggregated = aggregate_contexts(
             channels_first(context),
@@ -80,7 +86,7 @@ class FocalModulation(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def weights(self) -> ModulationWeights:
-        """Parameters as plain tensors, for the fused paths."""
+        """Return the parameters as plain tensors, for the fused backends."""
         layers = self._modules
         weight, bias = _weight_and_bias(cast(nn.Conv2d, layers["h"]))
         ln = layers.get("ln")
@@ -95,8 +101,18 @@ class FocalModulation(nn.Module):
 
 
 class FocalNetBlock(nn.Module):
-    """Focal modulation and MLP, each with a residual connection, pre- or post-normalised.
+    """Focal modulation and MLP, each pre- or post-norm with a residual connection.
 
+    Args:
+        dim: channels C.
+        mlp_ratio: hidden channels of the MLP divided by ``dim``.
+        focal_level, focal_window, normalize_modulator: see :class:`FocalModulation`.
+        post_norm: normalize the branches' outputs instead of their inputs.
+        post_norm_in_modulation: ``post_norm`` of :class:`FocalModulation`.
+        layer_scale: initial value of the branches' learnable scales, None for none.
+        drop_rate: dropout probability of the modulation and the MLP.
+        drop_path_rate: stochastic depth probability.
+        lean_training: see :class:`FocalNet`.
     Source: arXiv:2203.11926, section 3.3; post-norm and layer scale as in
     microsoft/FocalNet:classification/focalnet.py (FocalNetBlock).
     """
@@ -135,44 +151,46 @@ class FocalNetBlock(nn.Module):
         self.gamma_2 = layer_scale_parameter(dim, layer_scale)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C)."""
-        path = dispatch.choose_path(x, exact=self._is_plain, windows=self.modulation.focal_windows)
-        if path != "reference":
-            return self._fused(x, valid, path)
+        """Transform (N, H, W, C); ``valid`` is (N, 1, H, W), one inside an image."""
+        backend = dispatch.choose_backend(
+            x, exact=self._is_plain, windows=self.modulation.focal_windows
+        )
+        if backend != "reference":
+            return self._fused(x, valid, backend)
         if self.post_norm:
             x = self.add_branch(x, self.norm1(self.modulation(x, valid)), self.gamma_1)
             return self.add_branch(x, self.norm2(self.mlp(x)), self.gamma_2)
         x = self.add_branch(x, self.modulation(self.norm1(x), valid), self.gamma_1)
         return self.add_branch(x, self.mlp(self.norm2(x)), self.gamma_2)
 
-    def _fused(self, x: Tensor, valid: Tensor | None, path: str) -> Tensor:
-        """The same through ``ops/fused.py``."""
+    def _fused(self, x: Tensor, valid: Tensor | None, backend: str) -> Tensor:
+        """Compute the block with the fused functions of ``ops/fused.py``."""
         weights = self.weights()
-        plan = fused.Plan(path, *dispatch.compute_dtype(x), self.lean_training)
-        mask = None if valid is None else channels_last(valid).to(plan.dtype)
+        policy = fused.ComputePolicy(backend, *dispatch.compute_dtype(x), self.lean_training)
+        mask = None if valid is None else channels_last(valid).to(policy.dtype)
         if not self.training and not self._needs_gradient(x):
-            return fused.block(x, weights, mask, plan)
+            return fused.block(x, weights, mask, policy)
         drops = self.training and max(self.modulation.proj_drop.p, self.mlp.drop.p) > 0
         if not drops and not self.post_norm and self.gamma_1 is None:
-            factors = self.drop_path.factors(x, plan.stored)
+            scales = self.drop_path.sample_scales(x, policy.stored)
             x = fused.modulation(
-                x, weights.norm1, weights.modulation, mask, plan, Residual(factors)
+                x, weights.norm1, weights.modulation, mask, policy, Residual(scales)
             )
-            factors = self.drop_path.factors(x, plan.stored)
-            return fused.mlp(x, weights.norm2, weights.mlp, plan, Residual(factors))
+            scales = self.drop_path.sample_scales(x, policy.stored)
+            return fused.mlp(x, weights.norm2, weights.mlp, policy, Residual(scales))
         before = None if self.post_norm else weights.norm1
-        branch = fused.modulation(x, before, weights.modulation, mask, plan)
+        branch = fused.modulation(x, before, weights.modulation, mask, policy)
         branch = self.modulation.proj_drop(branch)
         x = self.add_branch(x, self.norm1(branch) if self.post_norm else branch, self.gamma_1)
         if drops:
             branch = self.mlp(x if self.post_norm else self.norm2(x))
         else:
             before = None if self.post_norm else weights.norm2
-            branch = fused.mlp(x, before, weights.mlp, plan)
+            branch = fused.mlp(x, before, weights.mlp, policy)
         return self.add_branch(x, self.norm2(branch) if self.post_norm else branch, self.gamma_2)
 
     def weights(self) -> BlockWeights:
-        """Parameters as plain tensors, for the fused paths."""
+        """Return the parameters as plain tensors, for the fused backends."""
         return BlockWeights(
             norm1=_affine(self.norm1),
             modulation=self.modulation.weights(),
@@ -189,17 +207,18 @@ class FocalNetBlock(nn.Module):
         return x.requires_grad or any(p.requires_grad for p in self.parameters())
 
     def _is_plain(self) -> bool:
-        """Whether the layers do what the fused functions compute from their parameters alone."""
+        """Tell whether the fused functions compute what the layers do, from parameters alone."""
         return all(child is None or _is_plain(child) for child in self._modules.values())
 
     def add_branch(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-        """Residual sum with layer scale and stochastic depth."""
+        """Add a branch to ``x``, both (N, H, W, C), with layer scale (C,) and stochastic depth."""
         if scale is not None:
             branch = scale * branch
         return x + self.drop_path(branch)
 
 
-# Others may compute something else from the same parameters: adapters, quantised layers.
+# Other classes, such as adapters or quantized layers, may compute something else from the same
+# parameters.
 PLAIN_LAYERS = frozenset(
     {
         nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.GELU, nn.Sequential, nn.ModuleList,
@@ -209,7 +228,7 @@ PLAIN_LAYERS = frozenset(
 
 
 def _is_plain(module: nn.Module) -> bool:
-    # `modules()` makes names on its way, at each call of each block.
+    # Not `modules()`: it builds the names of all modules, and this runs at each call of a block.
     if type(module) not in PLAIN_LAYERS or has_hooks(module):
         return False
     return all(child is None or _is_plain(child) for child in module._modules.values())
@@ -221,7 +240,7 @@ def _affine(layer: nn.Linear | nn.LayerNorm) -> Affine:
 
 
 def _weight_and_bias(layer: nn.Linear | nn.LayerNorm | nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Read where parameters are: looking up an attribute of a module takes ten times as long."""
+    """Read parameters directly: attribute lookup on a module takes ten times as long."""
     weight: Tensor | None = layer._parameters.get("weight")
     bias: Tensor | None = layer._parameters.get("bias")
     if weight is None:
@@ -235,34 +254,37 @@ class FocalNet(StagedBackbone):
     """FocalNet backbone: an image batch in, a dict of feature maps out.
 
     Features are named ``stage1`` .. ``stage4``, where ``stageK`` has stride ``2**(K+1)``: an
-    isotropic network, one stage on 16x16 patches, emits ``stage3`` alone. Any image size works:
-    sides that the strides do not divide are zero-padded at the right and bottom on the way.
+    isotropic network, one stage on 16x16 patches, returns ``stage3`` only. Any image size works:
+    maps are zero-padded at the right and bottom where a stride does not divide their sides.
 
     Args:
         in_channels: image channels.
         embed_dim: channels of the first stage; each further stage doubles them.
-        depths: blocks per stage.
-        mlp_ratio: MLP hidden channels over channels.
-        focal_levels, focal_windows: per stage, see :class:`FocalModulation`; windows are odd.
+        depths: number of blocks of each stage.
+        mlp_ratio: hidden channels of the MLPs divided by the channels of their stage.
+        focal_levels, focal_windows: for each stage, see :class:`FocalModulation`; windows are odd.
         conv_embed: overlapping stem and downsampling (7x7 and 3x3) instead of 4x4 and 2x2.
-        post_norm, post_norm_in_modulation, normalize_modulator: see the classes above.
-        layer_scale: initial value of the branches' learned scale, or None for none.
-        drop_rate: dropout of the embedding, the MLPs and the modulations.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        out_features: which features to return; later stages that no feature needs are not built.
+        post_norm, post_norm_in_modulation, normalize_modulator: see :class:`FocalNetBlock`.
+        layer_scale: initial value of the branches' learnable scales, None for none.
+        drop_rate: dropout probability of the embedding, the MLPs and the modulations.
+        drop_path_rate: stochastic depth probability of the last block; it increases linearly from
+            0 at the first block.
+        out_features: names of the features to return, None for all; later stages that no feature
+            needs are not built.
         output_norm: LayerNorm ``norm{i}`` on each output, as in the official detection code.
         frozen_stages: None freezes nothing, 0 the stem, k the stem and ``layers[0..k-1]`` (with
-            their downsampling). Frozen parts stay in eval mode. Output norms are never frozen:
-            no published file holds them.
+            their downsampling). Frozen modules stay in eval mode. Output norms are never frozen:
+            no published file contains them.
         activation_checkpointing: recompute each block in the backward pass to save memory.
-        lean_training: keep only the inputs of modulations and MLPs for the backward pass, on
-            the fused paths (docs/performance.md); slower than without, faster than checkpointing.
-        valid_context: take ``image_sizes`` in :meth:`forward`, and make the features of an image
-            independent of batch padding. Published numbers were made without it.
-        patch_size: stride of the stem.
-        stem_padding: of the ``conv_embed`` stem; 2 as in the classification code that made the
-            published weights, 3 as in the official detection file.
-    Raises: ValueError for a value that is out of range or does not fit the others.
+        lean_training: save only the inputs of modulations and MLPs for the backward pass, with the
+            fused backends (docs/performance.md): slower than the default, faster than activation
+            checkpointing.
+        valid_context: accept ``image_sizes`` in :meth:`forward`, and make features independent of
+            batch padding. Published results do not use it.
+        patch_size: stride of the stem, pixels.
+        stem_padding: padding of the ``conv_embed`` stem, pixels: 2 in the classification code that
+            trained the published weights, 3 in the official detection file.
+    Raises: ValueError for a value that is out of range or inconsistent with the others.
     Source: arXiv:2203.11926; microsoft/FocalNet:classification/focalnet.py, and
     FocalNet/FocalNet-DINO:models/dino/focal.py for the large models as detection backbones.
     """
@@ -292,7 +314,7 @@ class FocalNet(StagedBackbone):
         patch_size: int = 4,
         stem_padding: int = 2,
     ) -> None:
-        check_arguments(locals())  # by name, as they were given
+        check_arguments(locals())
 
         def make_block(stage: int, dim: int, rate: float) -> FocalNetBlock:
             return FocalNetBlock(

@@ -1,4 +1,4 @@
-"""Backbones to compare with under the same necks, heads and recipes: Swin and ResNet."""
+"""Build Swin and ResNet backbones, for comparisons with the same necks, heads and recipes."""
 
 from collections.abc import Sequence
 
@@ -18,17 +18,18 @@ NAMES = ("stage1", "stage2", "stage3", "stage4")
 class SwinBackbone(Backbone):
     """torchvision's Swin Transformer with the outputs of :class:`FocalNet`.
 
-    Parameters under ``features`` have torchvision's names, so that its files load by identity.
+    Parameters under ``features`` have torchvision's names, so its files load by identity.
 
     Args:
-        embed_dim, depths, num_heads: those of Swin-T by default.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        out_features: of ``stage1`` .. ``stage4``; None for all.
+        embed_dim, depths, num_heads: as in torchvision; the defaults are those of Swin-T.
+        drop_path_rate: stochastic depth probability of the last block; it increases linearly from
+            0 at the first block.
+        out_features: names from ``stage1`` .. ``stage4``, None for all.
     Raises: ValueError for an unknown feature.
-    Source: arXiv:2103.14030; the norm on each output as in the detectors published with it.
+    Source: arXiv:2103.14030; a norm on each output, as in the authors' detectors.
     """
 
-    # Windows are padded inside, patches below; a neck on top states its own needs.
+    # Any size works: torchvision pads windows, `forward` pads patches.
     size_divisibility = 0
 
     def __init__(
@@ -72,7 +73,7 @@ class SwinBackbone(Backbone):
         return features
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Return channels and stride of each returned feature."""
+        """Return channels and stride of each output feature."""
         strides = {name: 4 * 2**i for i, name in enumerate(NAMES)}
         return {
             name: feature_shape(channels=self.channels[name], stride=strides[name])
@@ -83,12 +84,14 @@ class SwinBackbone(Backbone):
 def resnet_backbone(
     *, depth: int = 50, out_features: Sequence[str] | None = None, freeze_at: int = 2
 ) -> ResNet:
-    """Build Detectron2's ResNet for RGB images, with torchvision's stride in the 3x3.
+    """Build Detectron2's ResNet for RGB images, with strides in the 3x3 convolutions.
+
+    This is the layout of torchvision's weights. Batch norms are frozen.
 
     Args:
-        depth: 50, 101, ...
-        out_features: of ``res2`` .. ``res5``; None for all.
-        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``. Batch norms are constant.
+        depth: number of layers: 18, 34, 50, 101 or 152.
+        out_features: names from ``res2`` .. ``res5``, None for all.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``, and so on.
     """
     return ResNet(
         BasicStem(in_channels=3, out_channels=64, norm="FrozenBN"),

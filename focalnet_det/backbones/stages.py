@@ -1,4 +1,4 @@
-"""Skeleton that all backbones share: stem, stages of blocks, downsampling, output norms."""
+"""Define what all backbones share: stem, stages of blocks, downsampling, output norms."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,18 +15,24 @@ from .freezing import freeze, keep_frozen_in_eval
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """Channels and stride of one output; what Detectron2 calls a ShapeSpec."""
+    """Channels and stride (pixels) of an output feature, like Detectron2's ShapeSpec."""
 
     channels: int
     stride: int
 
 
-# Makes a block from the number of its stage (from 0), its channels and its drop path rate.
+# Builds a block from the index of its stage, its channels and its drop path rate.
 MakeBlock = Callable[[int, int, float], nn.Module]
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, and the downsampling that follows them (not in the last stage)."""
+    """Blocks at one resolution, and the downsampling after them.
+
+    Args:
+        blocks: blocks that map (N, H, W, C) to (N, H, W, C).
+        downsample: patch embedding after the blocks, None in the last stage.
+        activation_checkpointing: recompute blocks in the backward pass to save memory.
+    """
 
     def __init__(
         self,
@@ -40,7 +46,10 @@ class Stage(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C): the blocks alone; the network calls ``downsample``."""
+        """Apply the blocks, (N, H, W, C) -> (N, H, W, C); the backbone calls ``downsample``.
+
+        ``valid`` is (N, 1, H, W), one inside an image and zero in the batch padding.
+        """
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, valid, use_reentrant=False)
@@ -53,28 +62,30 @@ class StagedBackbone(nn.Module):
     """Backbone of stages: an image batch in, a dict of feature maps out.
 
     Features are named ``stage1`` .. ``stage4``, where ``stageK`` has stride ``2**(K+1)``. Any image
-    size works: sides that the strides do not divide are zero-padded at the right and bottom on the
-    way. Parameter names are those of the official classification codes.
+    size works: maps are zero-padded at the right and bottom where a stride does not divide their
+    sides. Parameter names are those of the official classification code.
 
     Args:
         make_block: see ``MakeBlock``; blocks map (N, H, W, C) and ``valid`` to (N, H, W, C).
         in_channels: image channels.
         embed_dim: channels of the first stage; each further stage doubles them.
-        depths: blocks per stage.
+        depths: number of blocks of each stage.
         conv_embed: overlapping stem and downsampling (7x7 and 3x3) instead of 4x4 and 2x2.
-        drop_rate: dropout of the embedding.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        out_features: which features to return; later stages that no feature needs are not built.
+        drop_rate: dropout probability of the embedding.
+        drop_path_rate: stochastic depth probability of the last block; it increases linearly from
+            0 at the first block.
+        out_features: names of the features to return, None for all; later stages that no feature
+            needs are not built.
         output_norm: LayerNorm ``norm{i}`` on each output, as in the official detection code.
         frozen_stages: None freezes nothing, 0 the stem, k the stem and ``layers[0..k-1]`` (with
-            their downsampling). Frozen parts stay in eval mode. Output norms are never frozen:
-            no published file holds them.
+            their downsampling). Frozen modules stay in eval mode. Output norms are never frozen:
+            no published file contains them.
         activation_checkpointing: recompute each block in the backward pass to save memory.
-        valid_context: take ``image_sizes`` in :meth:`forward`, and make the features of an image
-            independent of batch padding. Published numbers were made without it.
-        patch_size: stride of the stem.
-        stem_padding: of the ``conv_embed`` stem.
-    Raises: ValueError on inconsistent arguments.
+        valid_context: accept ``image_sizes`` in :meth:`forward`, and make features independent of
+            batch padding. Published results do not use it.
+        patch_size: stride of the stem, pixels.
+        stem_padding: padding of the ``conv_embed`` stem, pixels.
+    Raises: ValueError for inconsistent arguments.
     """
 
     def __init__(
@@ -113,7 +124,7 @@ class StagedBackbone(nn.Module):
             overlap_padding=stem_padding,
         )
         self.pos_drop = nn.Dropout(drop_rate)
-        # The rates are those of the whole published network, also where its end is not built.
+        # The rates are those of the whole published network, even if its end is not built.
         last = max(sum(depths) - 1, 1)
         rates = [drop_path_rate * i / last for i in range(sum(depths))]
         self.layers = nn.ModuleList()
@@ -139,26 +150,18 @@ class StagedBackbone(nn.Module):
     def forward(
         self, x: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        """Multi-scale features.
+        """Compute multi-scale features.
 
         Args:
-            x: (N, in_channels, H, W), normalised images, padded at the right and bottom.
-            image_sizes: (height, width) of each image in pixels, without its padding. Required
-                with ``valid_context``, refused without.
+            x: (N, in_channels, H, W), normalized images, padded at the right and bottom.
+            image_sizes: (height, width) of each image without its padding, pixels. Required with
+                ``valid_context``, refused without.
         Returns: {name: (N, C, ceil(H / stride), ceil(W / stride))} in channels-last memory order;
             with ``valid_context``, zero outside each image.
         Raises: ValueError if ``image_sizes`` is missing, unexpected or does not fit the batch.
         """
-        if self.valid_context and image_sizes is None:
-            raise ValueError(
-                "This backbone was built with valid_context=True: call it with image_sizes, the "
-                "(height, width) of each image in pixels without its padding."
-            )
+        self._check_image_sizes(image_sizes)
         if image_sizes is not None:
-            if not self.valid_context:
-                raise ValueError(
-                    "image_sizes has no effect: build the backbone with valid_context=True."
-                )
             x = x * valid_mask(image_sizes, 1, x)
         features: dict[str, Tensor] = {}
         tokens: Tensor = self.pos_drop(self.patch_embed(x))
@@ -179,12 +182,23 @@ class StagedBackbone(nn.Module):
                 tokens = downsample(feature if valid is None else feature * valid)
         return features
 
+    def _check_image_sizes(self, image_sizes: Sequence[tuple[int, int]] | None) -> None:
+        if self.valid_context and image_sizes is None:
+            raise ValueError(
+                "This backbone was built with valid_context=True: call it with image_sizes, the "
+                "(height, width) in pixels of each image without its padding."
+            )
+        if image_sizes is not None and not self.valid_context:
+            raise ValueError(
+                "image_sizes has no effect on this backbone: build it with valid_context=True."
+            )
+
     def output_shape(self) -> dict[str, FeatureShape]:
-        """Channels and stride of each returned feature."""
+        """Return channels and stride of each output feature."""
         return {name: self.shapes[name] for name in self.stage_names if name in self.out_features}
 
     def train(self, mode: bool = True) -> "StagedBackbone":
-        """Set the mode as in nn.Module; frozen parts stay in eval mode."""
+        """Set the mode as ``nn.Module.train`` does; frozen modules stay in eval mode."""
         super().train(mode)
         keep_frozen_in_eval(self._frozen_modules())
         return self
@@ -196,13 +210,16 @@ class StagedBackbone(nn.Module):
 
 
 def feature_names(stages: int, patch_size: int) -> tuple[str, ...]:
-    """Names of a network's stages by stride: stride 4 is ``stage1``, stride 16 ``stage3``.
+    """Return the names of a network's stages by stride: stride 4 is ``stage1``, 16 is ``stage3``.
 
-    Raises: ValueError if the patch size is not a power of two of at least 4.
+    Args:
+        stages: number of stages.
+        patch_size: stride of the first stage, pixels.
+    Raises: ValueError if the patch size is not a power of two that is at least 4.
     """
     first = math.log2(patch_size) - 1
     if first < 1 or first != int(first):
-        raise ValueError(f"patch_size must be a power of two, 4 or more, got {patch_size}.")
+        raise ValueError(f"patch_size must be a power of two and at least 4, got {patch_size}.")
     return tuple(f"stage{int(first) + i}" for i in range(stages))
 
 
@@ -219,14 +236,14 @@ def _check_out_features(
 def _check_frozen_stages(frozen_stages: int | None, stages: int) -> int | None:
     if frozen_stages is not None and not 0 <= frozen_stages <= stages:
         raise ValueError(
-            f"frozen_stages must be None or lie in 0..{stages} (0 freezes the stem), "
+            f"frozen_stages must be None or an integer between 0 (the stem) and {stages}, "
             f"got {frozen_stages}."
         )
     return frozen_stages
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Official initialisation: truncated normal for linears, PyTorch's own for convolutions."""
+    """Initialize linears as the official code does; convolutions keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

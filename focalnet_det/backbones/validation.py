@@ -1,7 +1,7 @@
-"""The values that the constructors of the backbones take.
+"""Check the constructor arguments of the backbones.
 
-Upper limits are far above every published network. They catch values that would fill the memory,
-or that mean something else, such as an image size given as a focal window.
+Upper limits are far above every published network. They catch values that would exhaust the memory
+and mistaken ones, such as an image size passed as a focal window.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,12 @@ FLAGS = (
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check the arguments of FocalNet's constructor, apart from what depends on the stages' names.
+    """Check the arguments of FocalNet's constructor.
 
+    The backbone itself checks ``out_features`` and ``frozen_stages``, which depend on its stages.
+
+    Args:
+        arguments: values of all constructor arguments by name.
     Raises: ValueError that names the argument, its value and what is allowed.
     """
     check_stages(arguments["depths"], arguments["focal_levels"], arguments["focal_windows"])
@@ -34,8 +38,10 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def check_transformer_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check the arguments of a Focal Transformer's constructor, of either version.
+    """Check the arguments of the constructor of a Focal Transformer of either version.
 
+    Args:
+        arguments: values of all constructor arguments by name.
     Raises: ValueError that names the argument, its value and what is allowed.
     """
     names = [n for n in ("depths", "num_heads", "focal_windows") if n in arguments]
@@ -47,7 +53,7 @@ def check_transformer_arguments(arguments: Mapping[str, Any]) -> None:
         channels = arguments["embed_dim"] * 2**stage
         if channels % heads:
             raise ValueError(
-                f"num_heads must divide the channels of its stage: stage {stage + 1} has "
+                f"num_heads must divide the channels of each stage: stage {stage + 1} has "
                 f"{channels} channels, got {heads} heads."
             )
     window = arguments["window_size"]
@@ -65,7 +71,7 @@ def check_transformer_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_shared(arguments: Mapping[str, Any]) -> None:
-    """Check what all constructors have; ``depths`` are in order."""
+    """Check the arguments that all constructors have; ``depths`` must be checked before."""
     last = len(arguments["depths"]) - 1
     check_integer("in_channels", arguments["in_channels"], 1, MAX_CHANNELS)
     check_integer("embed_dim", arguments["embed_dim"], 1, MAX_CHANNELS // 2**last)
@@ -73,12 +79,12 @@ def _check_shared(arguments: Mapping[str, Any]) -> None:
     check_number("mlp_ratio", mlp_ratio, 0, 64)
     if int(arguments["embed_dim"] * mlp_ratio) < 1:
         raise ValueError(
-            f"mlp_ratio must give the MLPs of the first stage one hidden channel or more: at least "
-            f"1 / {arguments['embed_dim']}, got {mlp_ratio!r}."
+            f"mlp_ratio must be at least 1 / {arguments['embed_dim']}, so that the MLPs of the "
+            f"first stage have a hidden channel, got {mlp_ratio!r}."
         )
     for name in ("drop_rate", "drop_path_rate"):
         check_number(name, arguments[name], 0, 1, below=True)
-    # More than half of the stem's kernel of 7 would give outputs that see padding alone.
+    # Padding of more than half the stem's kernel of 7 would give outputs that see padding only.
     check_integer("stem_padding", arguments["stem_padding"], 0, 3)
     for name in FLAGS:
         if name in arguments:
@@ -88,7 +94,7 @@ def _check_shared(arguments: Mapping[str, Any]) -> None:
 def check_stages(
     depths: Sequence[int], focal_levels: Sequence[int], focal_windows: Sequence[int]
 ) -> None:
-    """Check what is given for each stage.
+    """Check the arguments that have one entry per stage.
 
     Raises: ValueError that names the argument, its value and what is allowed.
     """

@@ -1,4 +1,4 @@
-"""Every published focal network, one row each, all flags explicit, with its source."""
+"""List every published focal network, one row each, with all flags and its source."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 @dataclass(frozen=True, kw_only=True)
 class FocalNetSpec:
-    """What distinguishes one FocalNet from another; the fields are constructor arguments.
+    """Constructor arguments of a FocalNet variant, and their source.
 
     Source: arXiv:2203.11926, table 1, and the yaml files of microsoft/FocalNet:configs.
     """
@@ -24,16 +24,17 @@ class FocalNetSpec:
     source: str
     mlp_ratio: float = 4.0
     patch_size: int = 4
-    # 2 in the classification code that made the weights, 3 in the official detection file.
+    # 2 in the classification code that trained the weights, 3 in the official detection file.
     stem_padding: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocalTransformerSpec:
-    """What distinguishes one Focal Transformer, version 1, from another.
+    """Constructor arguments of a Focal Transformer variant, version 1, and their source.
 
-    The yaml files have `FOCAL_LEVELS: [2, 2, 2, 2]`, which counts the tokens themselves: there is
-    one level of pooled tokens. LayerScale, post-norm, window shift and absolute positions are off.
+    The yaml files have `FOCAL_LEVELS: [2, 2, 2, 2]`, which counts the tokens themselves as a level:
+    there is one level of pooled tokens. Layer scale, post-norm, window shift and absolute position
+    embedding are off.
 
     Source: arXiv:2107.00641, table 1, and the yaml files of microsoft/Focal-Transformer:configs.
     """
@@ -53,9 +54,9 @@ class FocalTransformerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FocalTransformerV2Spec:
-    """What distinguishes one Focal Transformer, version 2 ("focal fast"), from another.
+    """Constructor arguments of a Focal Transformer variant, version 2 ("focal fast").
 
-    Source: as of :class:`FocalTransformerSpec`; files focalv2_*.yaml.
+    Source: the yaml files focalv2_*.yaml of microsoft/Focal-Transformer:configs.
     """
 
     embed_dim: int
@@ -76,7 +77,7 @@ BackboneSpec = FocalNetSpec | FocalTransformerSpec | FocalTransformerV2Spec
 def _small(
     embed_dim: int, depths: tuple[int, ...], levels: int, drop_path_rate: float, source: str
 ) -> FocalNetSpec:
-    """The ImageNet-1k family: patch embedding without overlap, pre-norm, window 3."""
+    """Return a row of the ImageNet-1k family: non-overlapping patches, pre-norm, window 3."""
     return FocalNetSpec(
         embed_dim=embed_dim,
         depths=depths,
@@ -93,7 +94,7 @@ def _small(
 
 
 def _isotropic(embed_dim: int, *, post_norm: bool, layer_scale: float | None) -> FocalNetSpec:
-    """One stage of twelve blocks on 16x16 patches, as in a plain vision transformer."""
+    """Return a row with one stage of twelve blocks on 16x16 patches, as in a plain ViT."""
     return FocalNetSpec(
         embed_dim=embed_dim,
         depths=(12,),
@@ -119,7 +120,7 @@ def _large(
     normalize_modulator: bool,
     source: str,
 ) -> FocalNetSpec:
-    """The ImageNet-22k family: overlapping patch embedding, post-norm, layer scale."""
+    """Return a row of the ImageNet-22k family: overlapping patches, post-norm, layer scale."""
     return FocalNetSpec(
         embed_dim=embed_dim,
         depths=(2, 2, 18, 2),
@@ -144,7 +145,7 @@ FOCALNETS: dict[str, FocalNetSpec] = {
     "focalnet_base_lrf": _small(128, (2, 2, 18, 2), 3, 0.5, "configs/focalnet_base_lrf.yaml"),
     "focalnet_tiny_iso": _isotropic(192, post_norm=False, layer_scale=None),
     "focalnet_small_iso": _isotropic(384, post_norm=False, layer_scale=None),
-    # Post-norm and layer scale stand in the builder and the notebook only, not in the yaml file.
+    # Post-norm and layer scale are set in the builder and the notebook only, not in the yaml file.
     "focalnet_base_iso": _isotropic(768, post_norm=True, layer_scale=1e-4),
     "focalnet_tiny_deeper": _small(64, (3, 3, 16, 3), 3, 0.2, "README.md (deeper T)"),
     "focalnet_small_deeper": _small(64, (4, 4, 28, 4), 3, 0.3, "README.md (deeper S)"),
@@ -157,7 +158,7 @@ FOCALNETS: dict[str, FocalNetSpec] = {
         normalize_modulator=False,
         source="configs/focalnet_large_fl3.yaml",
     ),
-    # True in the official yaml and in FocalNet-DINO; timm leaves it out.
+    # True in the official yaml and in FocalNet-DINO; timm does not set it.
     "focalnet_large_fl4": _large(
         192,
         4,
@@ -174,7 +175,7 @@ FOCALNETS: dict[str, FocalNetSpec] = {
         normalize_modulator=False,
         source="configs/focalnet_xlarge_fl3.yaml",
     ),
-    # Unset, so False, in the official yaml; True in FocalNet-DINO: override it for those files.
+    # Unset, so False, in the official yaml; True in FocalNet-DINO, whose files need an override.
     "focalnet_xlarge_fl4": _large(
         256,
         4,
@@ -210,12 +211,12 @@ FOCALNETS: dict[str, FocalNetSpec] = {
         layer_scale=None,
         normalize_modulator=False,
         drop_path_rate=0.0,
-        source="ours: for demos and tests, never pretrained",
+        source="this package: for demos and tests, never pretrained",
     ),
 }
 
 
-# Size: channels of the first stage, blocks of the third, heads of the first, drop path.
+# Size -> channels of the first stage, blocks of the third, heads of the first, drop path rate.
 _SIZES = {"tiny": (96, 6, 3, 0.2), "small": (96, 18, 3, 0.3), "base": (128, 18, 4, 0.5)}
 
 
@@ -247,7 +248,7 @@ FOCAL_TRANSFORMERS: dict[str, FocalTransformerSpec | FocalTransformerV2Spec] = {
     **{f"focal_{size}": _focal(size, conv_embed=False) for size in _SIZES},
     **{f"focal_{size}_conv": _focal(size, conv_embed=True) for size in _SIZES},
     **{f"focal_fast_{size}": _focal_fast(size) for size in _SIZES},
-    # No file is public; heads follow from 32 channels each, the rate is that of the base size.
+    # No file is public: heads have 32 channels each as in the others, the rate is that of base.
     "focal_large": FocalTransformerSpec(
         embed_dim=192,
         depths=(2, 2, 18, 2),
@@ -262,19 +263,23 @@ FOCAL_TRANSFORMERS: dict[str, FocalTransformerSpec | FocalTransformerV2Spec] = {
         num_heads=(1, 2, 4, 8),
         conv_embed=False,
         drop_path_rate=0.0,
-        source="ours: for demos and tests, never pretrained",
+        source="this package: for demos and tests, never pretrained",
     ),
 }
 VARIANTS: dict[str, BackboneSpec] = {**FOCALNETS, **FOCAL_TRANSFORMERS}
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Sorted variant names that match an fnmatch pattern, such as ``"focalnet_*_lrf"``."""
+    """Return the sorted names of the variants that match a pattern.
+
+    Args:
+        pattern: as in :mod:`fnmatch`, such as ``"focalnet_*_lrf"``.
+    """
     return sorted(name for name in VARIANTS if fnmatch(name, pattern))
 
 
 def variant(name: str) -> BackboneSpec:
-    """The row of a variant.
+    """Return the row of a variant.
 
     Raises: KeyError that lists the known names.
     """

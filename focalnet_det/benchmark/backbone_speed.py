@@ -84,7 +84,7 @@ def compare(
             run = _runner(contender, images, training)
             if images.is_cuda:
                 torch.cuda.reset_peak_memory_stats()
-            with dispatch.using(contender.path):
+            with dispatch.force_backend(contender.path):
                 if not seconds[i] or seconds[i][-1] < LONG_RUN:
                     run()
                     _wait(images)
@@ -198,7 +198,7 @@ def _differences(contenders: Sequence[Contender], images: Tensor) -> list[float 
             result.append(None)
             continue
         contender.module.eval()
-        with torch.inference_mode(), dispatch.using(contender.path):
+        with torch.inference_mode(), dispatch.force_backend(contender.path):
             feature = contender.features(images)[-1].float()
         expected = feature if expected is None else expected
         difference = float((feature - expected).abs().max() / expected.abs().max())
@@ -220,7 +220,7 @@ def _saved_bytes(contender: Contender, images: Tensor) -> int:
     if contender.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, dispatch.using(contender.path):
+    with hooks, dispatch.force_backend(contender.path):
         features = contender.features(images)
     del features
     return sum(storage.nbytes() for storage in list(storages.values())[known:])

@@ -49,7 +49,7 @@ def focalnet(levels: int, window: int) -> FocalNet:
 
 
 def timm_focalnet(net: FocalNet, levels: int, window: int) -> tuple[nn.Module, Features]:
-    """timm's FocalNet-T with the weights of ``net``. Raises: ImportError without timm."""
+    """Timm's FocalNet-T with the weights of ``net``. Raises: ImportError without timm."""
     from timm.models.focalnet import FocalNet as Peer
 
     peer: Any = Peer(num_classes=0, focal_levels=(levels,) * 4, focal_windows=(window,) * 4)

@@ -75,6 +75,7 @@ def compile_kernels(
         kernels: sizes of its focal levels, such as 3 and 5.
         dtype: in which it computes.
         capability: compute capability of the GPU without its point, 90 for Hopper.
+
     Raises:
         ImportError: without Triton.
         ValueError: for sizes that no block has, or if kernels are interpreted, not compiled.
@@ -150,7 +151,7 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
             (triton_launch.Kernel, "reuse", False),
             (triton_block, "fastest", both),
             (triton_linear, "fastest", both),
-            (dispatch, "choose_path", lambda *_, **__: "triton"),
+            (dispatch, "choose_backend", lambda *_, **__: "triton"),
             (dispatch, "compute_dtype", lambda _: (dtype, dtype)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

@@ -1,4 +1,4 @@
-"""Read, inspect, convert and load published and own weights."""
+"""Read, inspect, convert and load weights, published ones and those saved by this package."""
 
 from .convert import Conversion, convert_checkpoint, convert_state_dict
 from .files import Checkpoint, check_file, read_checkpoint, read_state_dict, write_state_dict

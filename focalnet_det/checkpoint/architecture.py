@@ -1,4 +1,4 @@
-"""Tell from names and shapes which model a state dict belongs to, ours or another library's."""
+"""Infer from names and shapes which model of which library a state dict belongs to."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .layouts.swin_resnet import find_family, translate_peer
+from .layouts.swin_resnet import find_peer_family, translate_peer
 from .layouts.translate import translate
 from .tensor_shapes import match_variant, visible_shapes
 
@@ -18,11 +18,11 @@ class Method:
     """One row of the table of methods.
 
     Attributes:
-        title: for people.
-        signature: pattern of a name that the method has in some library's layout.
+        title: name for messages.
+        signature: pattern of a name that the method has in the layout of some library.
         also: pattern of a second name that it must have, "" for none.
-        classes: pattern of the weight of its classifier, "" where none says it.
-        counts: what the classifier's rows are: classes and a background, classes, or classes of
+        classes: pattern of the weight of its classifier, "" if no weight shows the classes.
+        counts: meaning of the classifier's rows: classes and background, classes, or classes of
             every anchor.
         recipes: glob of the recipes that build it, "" for none.
     """
@@ -39,7 +39,7 @@ _ROI_CLASSES = r"(bbox_head(\.0)?\.fc_cls|box_predictor(\.0)?\.cls_score)\.weigh
 _QUERY_CLASSES = r"(class_embed(\.0)?|cls_branches\.0|cls_embed|class_predictor)\.weight$"
 _INSTANCES = "configs/COCO-InstanceSegmentation"
 
-# The first row that fits decides: special methods before those whose parts they have.
+# The first match wins, so a method comes before those whose modules it also has.
 METHODS: dict[str, Method] = {
     "xdecoder": Method(title="X-Decoder", signature=r"sem_seg_head\.predictor\.lang_encoder\."),
     "mask_dino": Method(
@@ -185,7 +185,7 @@ _SWINS: dict[tuple[int, tuple[int, ...]], str] = {
     (128, (2, 2, 18, 2)): "Swin-B",
     (192, (2, 2, 18, 2)): "Swin-L",
 }
-# Depths with blocks of two convolutions, and of three.
+# Blocks of two convolutions; those of three follow.
 _BASIC_RESNETS: dict[tuple[int, ...], str] = {
     (2, 2, 2, 2): "ResNet-18",
     (3, 4, 6, 3): "ResNet-34",
@@ -199,12 +199,12 @@ _RESNETS: dict[tuple[int, ...], str] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a state dict is.
+    """The model that a state dict belongs to.
 
     Attributes:
-        method: key of ``METHODS``, None if no row fits: a backbone alone, or an unknown model.
-        classes: number of classes, background apart; None if no tensor says it.
-        backbone: for people, such as "FocalNet-T LRF" or "ResNet-50"; None if unknown.
+        method: key of ``METHODS``; None for a backbone alone or an unknown model.
+        classes: number of classes without background; None if no tensor shows it.
+        backbone: name for messages, such as "FocalNet-T LRF" or "ResNet-50"; None if unknown.
     """
 
     method: str | None
@@ -213,11 +213,11 @@ class Architecture:
 
     @property
     def is_detector(self) -> bool:
-        """Tell whether it is a whole model with a head, of any task but classification."""
+        """Tell whether it is a whole model with a head, for any task except classification."""
         return self.method not in (None, "classifier")
 
     def __str__(self) -> str:
-        """Say it with its article: "a Cascade Mask R-CNN (80 classes, FocalNet-T LRF)"."""
+        """Describe it, with an article: "a Cascade Mask R-CNN (80 classes, FocalNet-T LRF)"."""
         classes = None if self.classes is None else f"{self.classes} classes"
         if self.is_detector:
             title, details = METHODS[str(self.method)].title, [classes, self.backbone]
@@ -243,10 +243,10 @@ def _has(pattern: str, names: list[str]) -> bool:
 
 
 def infer_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
-    """Say which model tensors belong to.
+    """Infer the model that tensors belong to.
 
     Args:
-        tensors: in the names of any library, without containers; those of a model will do.
+        tensors: state dict in the names of any library, without containers.
     """
     method = find_method(tensors)
     classes = None if method is None else _count_classes(METHODS[method], tensors)
@@ -259,7 +259,7 @@ def _count_classes(row: Method, tensors: Mapping[str, Tensor]) -> int | None:
         return None
     rows = tensors[name].shape[0]
     if row.counts == ANCHORS:
-        # Of boxes there are four numbers an anchor.
+        # A box has four numbers per anchor.
         box = r"(retina_reg|bbox_pred|regression_head\.bbox_reg)\.weight$"
         boxes = next((t.shape[0] for n, t in tensors.items() if re.search(box, n)), 0)
         return 4 * rows // boxes if boxes >= 4 else None
@@ -267,7 +267,7 @@ def _count_classes(row: Method, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def _name_backbone(tensors: Mapping[str, Tensor]) -> str | None:
-    family = find_family(tensors)
+    family = find_peer_family(tensors)
     if family is not None:
         translation = translate_peer(tensors)
         backbone = {} if translation is None else translation.backbone
@@ -283,7 +283,7 @@ def _name_backbone(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def name_variant(variant: str) -> str:
-    """Return a variant's name for people.
+    """Return the display name of a variant.
 
     "focalnet_tiny_lrf" is "FocalNet-T LRF", "focal_tiny_conv" is "Focal-T conv", and
     "focal_fast_tiny" is "Focal-T V2".
@@ -298,7 +298,7 @@ def name_variant(variant: str) -> str:
 
 
 def _count(pattern: str, names: Iterable[str]) -> dict[int, int]:
-    """Count the blocks of each stage, by a pattern with both numbers."""
+    """Count the blocks of each stage; the pattern captures the indices of stage and block."""
     found = {(int(m[1]), int(m[2])) for m in (re.match(pattern, name) for name in names) if m}
     return {stage: sum(s == stage for s, _ in found) for stage in sorted({s for s, _ in found})}
 
@@ -317,18 +317,18 @@ def _name_resnet(backbone: Mapping[str, Tensor]) -> str:
 
 
 def name_mismatch(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> str | None:
-    """Set the architecture of a file against that of a model.
+    """Compare the architecture of a file with that of a model.
 
     Args:
-        tensors: of the file.
+        tensors: state dict of the file.
         model: state dict of the model that the config builds.
     Returns: None if both have the same method, or one has none; otherwise a phrase such as "this
         is a Cascade Mask R-CNN (80 classes, FocalNet-T LRF); the config builds a Mask R-CNN (80
         classes, FocalNet-T LRF); use configs/COCO-InstanceSegmentation/cascade_mask_rcnn_*".
     """
-    file, own = infer_architecture(tensors), infer_architecture(model)
-    if not (file.is_detector and own.is_detector) or file.method == own.method:
+    file, built = infer_architecture(tensors), infer_architecture(model)
+    if not (file.is_detector and built.is_detector) or file.method == built.method:
         return None
     recipes = METHODS[str(file.method)].recipes
-    remedy = f"use {recipes}" if recipes else "no recipe here builds it"
-    return f"this is {file}; the config builds {own}; {remedy}"
+    remedy = f"use {recipes}" if recipes else "no recipe of this package builds it"
+    return f"this is {file}; the config builds {built}; {remedy}"

@@ -15,30 +15,30 @@ from .files import read_checkpoint, unwrap, write_state_dict
 from .fit import value_problem
 from .layouts.detectors import (
     METHODS,
-    find_own_method,
+    find_detectron2_method,
     find_public_method,
     to_detectron2,
     to_public,
 )
 from .layouts.focal_transformer_names import MODULES, is_focal_transformer
-from .layouts.swin_resnet import find_family
+from .layouts.swin_resnet import find_peer_family
 from .layouts.tables import LAYOUTS
-from .layouts.translate import is_post_norm, translate, write
+from .layouts.translate import Translation, is_post_norm, translate, write
 from .tensor_shapes import match_variant, visible_shapes
 from .zoo import resolve_weights
 
-# Layouts of the public detectors, for which whole models are written; beside LAYOUTS' own.
+# Layouts that whole detectors can be written in, in addition to the backbone layouts in LAYOUTS.
 DETECTOR_LAYOUTS = tuple(dict.fromkeys(rules.layout for rules in METHODS.values()))
 
 
 @dataclass
 class Conversion:
-    """What became of every tensor.
+    """Result of a conversion, with every tensor of the source accounted for.
 
     Attributes:
-        layout: of the source.
-        tensors: in the layout asked for.
-        dropped: name in the source -> rule.
+        layout: layout of the source.
+        tensors: tensors in the requested layout.
+        dropped: name in the source -> rule by which it was dropped.
     """
 
     layout: str
@@ -55,22 +55,23 @@ class Conversion:
 
 
 def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
-    """Translate a state dict; values are never changed.
+    """Translate the names of a state dict to another layout; values do not change.
 
-    Methods with a table in ``detectors.py`` go to Detectron2 and back as a whole; of other models,
-    and to other layouts, the backbone alone.
+    Methods with a table in ``detectors.py`` are converted to Detectron2 and back as whole models.
+    In all other cases only the backbone is converted.
 
     Args:
-        tensors: in any layout of ``LAYOUTS``.
+        tensors: state dict in any layout of ``LAYOUTS``.
         to: "official", "timm", "huggingface", "detectron2", or "mmdet" or "mmseg" for whole models.
-    Raises: ValueError if a name is in no row, the layout cannot be written, or a weight is not
-        finite or no floating-point number.
+    Raises: ValueError if a name is unknown, the layout cannot be written, or a weight is not a
+        finite floating-point tensor.
     """
     public = to == "detectron2" and find_public_method(tensors) is not None
-    if find_family(tensors) is not None and not public:
+    if find_peer_family(tensors) is not None and not public:
         raise ValueError(
-            f"This is {infer_architecture(tensors)}: FocalNets and Focal Transformers are "
-            "converted here, and models of mmdet's layout to detectron2. Its file loads as it is."
+            f"This is {infer_architecture(tensors)}, which need not be converted: its file can be "
+            "loaded directly. Only FocalNets, Focal Transformers and whole mmdet models (to "
+            "detectron2) are converted."
         )
     if to in DETECTOR_LAYOUTS:
         _check_values(tensors.items())
@@ -79,28 +80,31 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
         _check_values(tensors.items())
         converted, layout = to_detectron2(tensors)
         return Conversion(layout, converted)
-    translation = translate(tensors)
+    return _convert_backbone(translate(tensors), to)
+
+
+def _convert_backbone(translation: Translation, to: str) -> Conversion:
     if translation.unknown:
         more = len(translation.unknown) - 1
         raise ValueError(
-            f"{translation.unknown[0]} is in no row of {LAYOUTS[translation.layout].title} names"
+            f"{translation.unknown[0]} is not a {LAYOUTS[translation.layout].title} name"
             + (f" (and {more} more)." if more else ".")
         )
     renamed, backbone = translation.renamed, translation.backbone
     known = LAYOUTS[to].modules if to in LAYOUTS else ()
     if is_focal_transformer(backbone) and not set(MODULES) <= set(known):
-        raise ValueError(f"There are no Focal Transformers in {to!r} files.")
+        raise ValueError(f"The layout {to!r} has no Focal Transformers.")
     _check_values((renamed.get(name, name), tensor) for name, tensor in backbone.items())
-    written, homeless = write(translation.backbone, to)
-    dropped = {translation.renamed.get(name, name): rule for name, rule in homeless.items()}
+    written, unsupported = write(backbone, to)
+    dropped = {renamed.get(name, name): rule for name, rule in unsupported.items()}
     outside = dict.fromkeys(translation.others, "outside the backbone")
     return Conversion(translation.layout, written, translation.dropped | dropped | outside)
 
 
 def _check_values(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Check that tensors are weights.
+    """Check that tensors can be weights.
 
-    Raises: ValueError that names the first that is none and counts the others.
+    Raises: ValueError that names the first invalid tensor and counts the others.
     """
     problems = [p for p in (value_problem(name, tensor) for name, tensor in tensors) if p]
     if problems:
@@ -109,13 +113,13 @@ def _check_values(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def _to_public(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    method = find_own_method(tensors)
+    method = find_detectron2_method(tensors)
     if method is None or METHODS[method].layout != layout:
         known = ", ".join(name for name, rules in METHODS.items() if rules.layout == layout)
-        found = "no method with a table" if method is None else method
+        actual = "not such a model" if method is None else method
         raise ValueError(
-            f"Only whole models are written as {layout}, of {known} in Detectron2's names as saved "
-            f"here; this file is {found}."
+            f"Only whole models of {known}, saved by this package in Detectron2's names, can be "
+            f"written as {layout}; this file is {actual}."
         )
     return to_public(tensors, method)
 
@@ -127,9 +131,9 @@ def convert_checkpoint(
 
     Args:
         source: path, URL, registered name or state dict.
-        output: ``.safetensors`` or a name for torch.save; a folder gets ``model.safetensors``. For
-            "huggingface" a ``config.json`` is written beside it.
-        to: layout.
+        output: file to write, ``.safetensors`` or any other suffix for torch.save; in a folder,
+            ``model.safetensors`` is written. For "huggingface" a ``config.json`` is written too.
+        to: layout of the output.
     Raises: ValueError as :func:`convert_state_dict`, OSError if the output cannot be written.
     """
     if isinstance(source, Mapping):
@@ -151,15 +155,15 @@ def convert_checkpoint(
 
 
 def huggingface_config(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields of transformers' FocalNetConfig for official names and shapes.
+    """Return the fields of transformers' ``FocalNetConfig`` for official names and shapes.
 
-    Raises: ValueError if transformers cannot express the network.
+    Raises: ValueError or KeyError if the tensors are not those of a FocalNet.
     """
     shapes = visible_shapes(backbone)
     match = match_variant(shapes)
     row = FOCALNETS[match[0]] if match else None
     stages = len(shapes["depths"])
-    # Its stages end with their downsampling, hence the channels of the next one.
+    # Stages of transformers include the downsampling at their end, so they have the next channels.
     widths = [shapes["embed_dim"] * 2 ** min(i + 1, stages - 1) for i in range(stages)]
     config = {
         "architectures": ["FocalNetForImageClassification"],

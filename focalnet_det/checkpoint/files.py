@@ -1,4 +1,4 @@
-"""Read checkpoint files without running what is in them; write them whole or not at all."""
+"""Read checkpoint files without executing their content; write them atomically."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,31 +11,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
-from .reader.formats import describe_foreign
-from .reader.pickled import UNFIT, Content, as_tensor, read_pickles, read_zip
+from .reader.formats import describe_non_checkpoint
+from .reader.pickled import NOT_WEIGHTS, Content, as_tensor, read_pickles, read_zip
 from .reader.raw import LOCAL_MAGIC
 from .reader.unpickle import Placeholder
 
-# Where a file keeps its tensors; the teacher is what self-distillation keeps.
+# Keys under which files store their state dict; self-distillation stores that of its teacher.
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "teacher", "ema_model")
-# What wrappers put before every name: DistributedDataParallel, torch.compile, Lightning.
+# Prefixes that wrappers such as DistributedDataParallel, torch.compile and Lightning add to names.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "teacher.")
-# What modules may keep beside their tensors; PyTorch's name for it.
+# PyTorch's name for state of a module that is not a tensor.
 EXTRA_STATE = "_extra_state"
-# Progress of training, as the various trainers name it.
+# Names of the training progress in files of various trainers.
 PROGRESS = ("epoch", "iteration", "iter", "step", "global_step")
 
 
 @dataclass
 class Checkpoint:
-    """A file of tensors.
+    """The content of a checkpoint file.
 
     Attributes:
-        tensors: by name, without containers and wrappers.
-        origin: the file, for messages.
+        tensors: tensors by name, without containers and wrappers.
+        origin: path of the file, for messages.
         containers: keys that led to the tensors.
-        progress: such as {"epoch": 299}, where the file says so.
-        ignored: classes and functions that the file names beside its tensors; they were left out.
+        progress: training progress in the file, such as {"epoch": 299}.
+        ignored: classes and functions that the file names in addition to tensors; not read.
     """
 
     tensors: dict[str, Tensor]
@@ -46,10 +46,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file of torch.save or of safetensors on the CPU, running nothing that is in it.
+    """Read a file of torch.save or safetensors on the CPU, without executing its content.
 
-    Tensors, arrays and plain containers are read; whatever else a file holds, such as the config
-    and the log of mmdet's, is left out, see :mod:`.unpickle`. All checksums are verified.
+    Tensors, arrays and plain containers are read. Anything else, such as the config and the log in
+    files of mmdet, is ignored; see :mod:`.unpickle`. All checksums are verified.
 
     Args:
         path: file, or a folder of Hugging Face's ``save_pretrained``.
@@ -64,19 +64,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint.ignored = tuple(content.ignored)
     empty = [name for name, tensor in checkpoint.tensors.items() if tensor.is_meta]
     if empty:
-        raise ValueError(f"Could not read {path}: {empty[0]} has a shape and no numbers.")
+        raise ValueError(f"Could not read {path}: {empty[0]} has a shape but no data.")
     return checkpoint
 
 
 def check_file(path: str | Path) -> str | None:
-    """Say in a phrase why a file cannot be read as a checkpoint; run nothing that is in it.
+    """Check that a file can be read as a checkpoint, without executing its content.
 
     All checksums of a zip file of torch.save are verified, at the speed of reading it. Files of
-    safetensors and of torch.save before PyTorch 1.6 have none: their structure is verified.
+    safetensors, and of torch.save before PyTorch 1.6, have none: their structure is verified.
 
     Args:
         path: file of torch.save or safetensors.
-    Returns: None if it is whole; otherwise a phrase for "Could not read FILE: ...", such as
+    Returns: None if the file is intact; otherwise a phrase for "Could not read FILE: ...", such as
         "it is cut off" or "the checksum of archive/data/3 is wrong".
     """
     path = Path(path)
@@ -94,14 +94,14 @@ def check_file(path: str | Path) -> str | None:
 def _read_content(path: Path) -> Content:
     """Read a file of any known format.
 
-    Raises: ValueError with a phrase that says what is wrong with the file.
+    Raises: ValueError with a phrase for "Could not read FILE: ...".
     """
-    foreign = describe_foreign(path)
-    if foreign is not None:
-        raise ValueError(foreign)
+    problem = describe_non_checkpoint(path)
+    if problem is not None:
+        raise ValueError(problem)
     with path.open("rb") as file:
         start = file.read(16)
-    # Eight bytes of length, then a table.
+    # safetensors begins with a length of eight bytes and a JSON object.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _read_safetensors(path)
     return read_zip(path) if start.startswith(LOCAL_MAGIC) else read_pickles(path)
@@ -127,9 +127,12 @@ def _file_in(path: Path) -> Path:
 
 
 def unwrap(content: Any, origin: str) -> Checkpoint:
-    """Return the state dict inside what a file holds, without its containers and wrappers.
+    """Extract the state dict from the content of a file, without its containers and wrappers.
 
-    Raises: ValueError if there is none, or if its tensors are not dense tensors in memory.
+    Args:
+        content: content of the file.
+        origin: path of the file, for messages.
+    Raises: ValueError if there is no state dict, or its tensors are not dense tensors with data.
     """
     containers: list[str] = []
     progress: dict[str, int] = {}
@@ -144,7 +147,7 @@ def unwrap(content: Any, origin: str) -> Checkpoint:
     if isinstance(content, Mapping):
         tensors = _tensors_in(content, origin, bare=not containers)
     if not tensors:
-        raise ValueError(f"{origin} holds no state dict.")
+        raise ValueError(f"{origin} contains no state dict.")
     for name, tensor in tensors.items():
         _check_dense(name, tensor, origin)
     return Checkpoint(_without_wrappers(tensors), origin, tuple(containers), progress)
@@ -153,17 +156,19 @@ def unwrap(content: Any, origin: str) -> Checkpoint:
 def _tensors_in(content: Mapping[Any, Any], origin: str, *, bare: bool) -> dict[str, Tensor]:
     """Return the tensors among the entries of a file, or of a container in it.
 
-    Raises: ValueError if something that is not built may stand in the place of a weight.
+    Raises: ValueError if an entry that cannot be read may be a weight.
     """
     tensors = {}
     for name, value in content.items():
         tensor = as_tensor(value)
         if tensor is not None:
             tensors[str(name)] = tensor
-        elif isinstance(value, Placeholder) and value.name in UNFIT:
-            raise ValueError(f"{origin}: {name} is {UNFIT[value.name]}.")
+        elif isinstance(value, Placeholder) and value.name in NOT_WEIGHTS:
+            raise ValueError(f"{origin}: {name} is {NOT_WEIGHTS[value.name]}.")
         elif isinstance(value, Placeholder) and not bare and not str(name).endswith(EXTRA_STATE):
-            raise ValueError(f"{origin}: {name} is no tensor but {value.name}, which is not built.")
+            raise ValueError(
+                f"{origin}: {name} is not a tensor but a {value.name}, which cannot be read."
+            )
     return tensors
 
 
@@ -177,11 +182,11 @@ def _progress(content: Mapping[str, Any]) -> dict[str, int]:
 
 def _check_dense(name: str, tensor: Tensor, origin: str) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise ValueError(f"{origin}: {name} is sparse or quantized, weights are dense.")
-    # An expanded tensor has fewer numbers than it says. (A caller's dict may be on meta.)
+        raise ValueError(f"{origin}: {name} is sparse or quantized; weights must be dense.")
+    # An expanded tensor has fewer elements in memory than its shape says.
     held = tensor.untyped_storage().nbytes()
     if not tensor.is_meta and held < tensor.numel() * tensor.element_size():
-        raise ValueError(f"{origin}: {name} declares more numbers than are in the file.")
+        raise ValueError(f"{origin}: {name} declares more elements than the file contains.")
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -200,26 +205,27 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def write_state_dict(
     path: str | Path, tensors: Mapping[str, Tensor], container: str | None = None
 ) -> None:
-    """Write tensors, whole or not at all; see :func:`focalnet_det.atomic.replacing`.
+    """Write tensors atomically; see :func:`focalnet_det.atomic.replacing`.
 
     Args:
-        path: ``.safetensors``, or anything else for torch.save.
-        container: key under which torch.save's file keeps them, None for none.
-    Raises: OSError with the path if it cannot be written; what was there stays. ValueError for a
-        dtype that safetensors lacks.
+        path: file; the suffix ``.safetensors`` selects safetensors, any other torch.save.
+        tensors: tensors by name.
+        container: key under which torch.save stores them, None for none.
+    Raises: OSError if the file cannot be written; an existing file is not changed. ValueError for a
+        dtype that safetensors does not support.
     """
     path = Path(path)
-    # Views of a larger storage would be saved with all of it.
+    # A view would be saved with the whole storage that it is a part of.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         with replacing(path) as temporary:
             if path.suffix == ".safetensors":
-                # "pt" is what transformers demands of a file.
+                # transformers requires this entry.
                 save_file(whole, temporary, metadata={"format": "pt"})
             else:
                 torch.save(whole if container is None else {container: whole}, temporary)
     except KeyError as error:
         name = next(n for n, t in whole.items() if t.dtype == error.args[0])
-        raise ValueError(f"safetensors has no dtype for {name}, {error}.") from error
+        raise ValueError(f"safetensors has no dtype for {name}, {error}: use .pth.") from error
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"Could not write {path}: {error}.") from error

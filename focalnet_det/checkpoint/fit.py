@@ -1,4 +1,4 @@
-"""Fit a backbone's tensors, in official names, to a network of other sizes."""
+"""Fit the tensors of a backbone, in official names, to a network of other sizes."""
 
 import re
 from collections.abc import Mapping
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backbones.attention import SETS
-from .layouts.focal_transformer_names import takes_set
+from ..backbones.attention import TOPK_BUFFER
+from .layouts.focal_transformer_names import reads_set
 from .layouts.tables import OUTPUT_NORMS
 from .resize import identity_kernel, resize_gates, resize_image_channels, resize_kernel
 
 State = Mapping[str, Tensor]
 LEVEL_MODES = ("official", "by_kernel", "preserving", "shrink")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Counters and indices, which are no weights.
-INTEGER = re.compile(rf"(num_batches_tracked|relative_position_index|{SETS}\d)$")
+# Counters and indices, which are not weights.
+INTEGER = re.compile(rf"(num_batches_tracked|relative_position_index|{TOPK_BUFFER}\d)$")
 
-# Names that a file may hold and a network lack, each by a named rule.
+# Names that a file may have and the network may not, each dropped by a named rule.
 CLASSIFIER = re.compile(r"^(head|norm)\.(weight|bias)$")
 OUTPUT_NORM = re.compile(rf"^({'|'.join(OUTPUT_NORMS)})\.(weight|bias)$")
 KERNEL = re.compile(r"^(layers\.\d+\.blocks\.\d+\.modulation\.)focal_layers\.(\d+)\.0\.weight$")
@@ -28,15 +28,15 @@ STEM = "patch_embed.proj.weight"
 
 @dataclass
 class Fit:
-    """What a file becomes in a network: names in official form.
+    """Result of fitting a file to a network, in official names.
 
     Attributes:
-        tensors: to be loaded.
-        resized: name -> what was done to it.
-        dropped: name -> rule.
-        problems: why nothing can be loaded, empty if all is well.
-        cropped: kernels that are larger in the file, whose borders were cut off.
-        global_levels: modulation -> level that its global context goes on reading.
+        tensors: tensors to load.
+        resized: name -> description of the change.
+        dropped: name -> rule by which it is dropped.
+        problems: reasons why nothing can be loaded, empty if all tensors fit.
+        cropped: kernels that are larger in the file and lose their borders.
+        global_levels: modulation -> level that its global context continues to read.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Fit:
     cropped: list[str] = field(default_factory=list)
 
     def prefixed(self, prefix: str) -> "Fit":
-        """Return the same with the names that a backbone's parameters have in a detector."""
+        """Return a copy whose names have the prefix of the backbone in a detector."""
         return Fit(
             tensors={prefix + name: tensor for name, tensor in self.tensors.items()},
             resized={prefix + name: text for name, text in self.resized.items()},
@@ -69,12 +69,13 @@ def fit_backbone(
     """Fit tensors to a network, without changing either.
 
     Args:
-        tensors: of the file.
-        target: the network's state dict.
+        tensors: tensors of the file.
+        target: state dict of the network.
         resize: allow other kernel sizes and image channels.
-        levels: how other numbers of focal levels are treated, one of ``LEVEL_MODES``; None refuses.
-        normalized: the network divides its modulators by the number of contexts, levels and global
-            one, which preserving growth makes up for.
+        levels: what to do if the numbers of focal levels differ, one of ``LEVEL_MODES``; None
+            refuses.
+        normalized: the network divides its modulators by the number of contexts (levels plus
+            global), for which levels="preserving" compensates.
     Raises: ValueError for an unknown mode.
     """
     if levels is not None and levels not in LEVEL_MODES:
@@ -85,12 +86,12 @@ def fit_backbone(
         module = name.removesuffix(".global_level")
         if module != name:
             fit.global_levels[module] = float(tensor)
-        elif takes_set(name, target):
+        elif reads_set(name, target):
             problem = value_problem(name, tensor)
             fit.problems += [] if problem is None else [problem]
             fit.tensors[name] = tensor
         elif name not in target:
-            rule = unneeded(name, target)
+            rule = drop_rule(name, target)
             if rule is None:
                 fit.problems.append(f"{name} is not in the network")
             else:
@@ -101,21 +102,23 @@ def fit_backbone(
 
 
 def value_problem(name: str, tensor: Tensor, expected: torch.dtype | None = None) -> str | None:
-    """Say why a tensor of a file cannot be what its name says, None if it can.
+    """Describe why a tensor of a file is not valid for its name, None if it is.
 
     Args:
-        expected: dtype in the network; None for a weight, or a counter or index by its name.
+        name: name of the tensor.
+        tensor: tensor of the file.
+        expected: dtype in the network; None to infer from the name whether it is an integer.
     """
     if expected is None:
         expected = torch.int64 if INTEGER.search(name) else torch.float32
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype.startswith("float8"):
-        return f"{name} is {dtype}: without its scales it is no weight; save it as bfloat16"
+        return f"{name} is {dtype}, which has no meaning without its scales; save it as bfloat16"
     if tensor.is_floating_point() != expected.is_floating_point or (
         tensor.is_floating_point() and tensor.dtype not in FLOATS
     ):
-        wanted = str(expected).removeprefix("torch.")
-        return f"{name} is {dtype} in the file, where {wanted} is expected"
+        required = str(expected).removeprefix("torch.")
+        return f"{name} is {dtype} in the file, where {required} is expected"
     if not tensor.is_meta and not torch.isfinite(tensor).all():
         return f"{name} has NaN or infinite values in the file"
     return None
@@ -140,7 +143,7 @@ def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) 
             )
             return
         fit.resized[name] = f"{tuple(tensor.shape)} -> {tuple(target.shape)}"
-        # A border of zeros, as padding leaves it, is no loss.
+        # Cropping the zeros of an earlier padding loses nothing.
         if KERNEL.match(name) and resized.count_nonzero() < tensor.count_nonzero():
             fit.cropped.append(name)
         tensor = resized
@@ -148,7 +151,7 @@ def _fit_one(name: str, tensor: Tensor, target: Tensor, resize: bool, fit: Fit) 
 
 
 def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor | None:
-    """Return the tensor at the size of the target; None if only an error can be right."""
+    """Resize a kernel or the stem to the shape of the target; return None for other tensors."""
     if tensor.ndim != 4 or target.ndim != 4:
         return None
     if KERNEL.match(name) and tensor.shape[:2] == target.shape[:2]:
@@ -159,30 +162,30 @@ def _resized(name: str, tensor: Tensor, target: Tensor) -> Tensor | None:
     return None
 
 
-def unneeded(name: str, target: State) -> str | None:
-    """Return the rule by which a file may hold a name that the network lacks, or None.
+def drop_rule(name: str, target: State) -> str | None:
+    """Return the rule by which a name that the network does not have is dropped, or None.
 
-    A backbone has no classifier, and none of the stages, downsamplings and output norms that its
-    ``out_features`` do not need.
+    A backbone has no classifier, and only the stages, downsamplings and output norms that its
+    ``out_features`` need.
     """
     if CLASSIFIER.match(name):
         return "classifier"
     if OUTPUT_NORM.match(name):
-        return "norm of an output that is not asked for"
+        return "norm of an unused output"
     stage = re.match(r"layers\.(\d+)\.(downsample\.)?", name)
     last = max((int(n.split(".")[1]) for n in target if n.startswith("layers.")), default=-1)
     if stage is None or last < 0:
         return None
     index = int(stage[1])
     if index > last or (index == last and stage[2] is not None):
-        return "stage that is not asked for"
+        return "unused stage"
     return None
 
 
 def _fit_levels(
     tensors: dict[str, Tensor], target: State, mode: str | None, normalized: bool, fit: Fit
 ) -> dict[str, Tensor]:
-    """Bring every modulation that both sides have to the target's number of levels."""
+    """Resize every modulation of the file to the number of levels in the target."""
     for name in [n for n in target if GATES.match(n) and n.endswith("weight")]:
         module = name.removesuffix("f.weight")
         if name not in tensors or tensors[name].ndim != 2:
@@ -195,13 +198,13 @@ def _fit_levels(
         kernels = [tensors.get(f"{module}focal_layers.{k}.0.weight") for k in range(old)]
         bias = tensors.get(f"{module}f.bias")
         if bias is None or bias.shape != (rows,) or not all(_is_kernel(k) for k in kernels):
-            continue  # damaged: what is missing is named later
+            continue  # damaged: `fit_backbone` reports what is missing
         if mode is None or (mode == "shrink") != (new < old):
             fit.problems.append(_level_problem(module, old, new, mode))
             return tensors
         present = [kernel for kernel in kernels if kernel is not None]
         sizes = [target[f"{module}focal_layers.{k}.0.weight"].shape[-1] for k in range(new)]
-        _regroup(tensors, module, present, sizes, mode, fit)
+        _resize_levels(tensors, module, present, sizes, mode, fit)
         if mode == "preserving" and normalized:
             for part in ("weight", "bias"):
                 gates = tensors[f"{module}f.{part}"][2 * dim :]
@@ -216,16 +219,16 @@ def _is_kernel(kernel: Tensor | None) -> bool:
 def _level_problem(module: str, old: int, new: int, mode: str | None) -> str:
     text = f"{module.rstrip('.')} has {old} focal levels in the file, {new} in the network"
     if mode is not None:
-        return f'{text}, which levels="{mode}" is not for'
+        return f'{text}, which levels="{mode}" does not support'
     if new < old:
-        return f'{text}; levels="shrink" drops the last ones and measures what that changes'
+        return f'{text}; levels="shrink" drops the last ones and measures the effect'
     return (
-        f'{text}; levels="preserving" adds levels that change nothing at first, levels="official" '
-        "those of the official code"
+        f'{text}; levels="preserving" adds levels without changing the outputs, levels="official" '
+        "as the official code does"
     )
 
 
-def _regroup(
+def _resize_levels(
     tensors: dict[str, Tensor],
     module: str,
     kernels: list[Tensor],
@@ -233,7 +236,7 @@ def _regroup(
     mode: str,
     fit: Fit,
 ) -> None:
-    """Write gates and kernels of one modulation for ``len(sizes)`` levels."""
+    """Resize gates and kernels of one modulation to ``len(sizes)`` levels, in place."""
     dim, old, new = kernels[0].shape[0], len(kernels), len(sizes)
     sources = _sources([kernel.shape[-1] for kernel in kernels], sizes, mode)
     for part in ("weight", "bias"):
@@ -261,7 +264,7 @@ def _regroup(
 
 
 def _sources(old: list[int], new: list[int], mode: str) -> list[int | None]:
-    """Return which old level each new one takes its weights from, by index or by kernel size."""
+    """Return the old level that each new one gets its weights from, by index or kernel size."""
     if mode == "by_kernel":
         return [old.index(size) if size in old else None for size in new]
     return [k if k < len(old) else None for k in range(len(new))]

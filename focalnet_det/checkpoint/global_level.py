@@ -1,11 +1,11 @@
-"""Focal levels added to a trained network without changing what it computes.
+"""Add focal levels to a trained network without changing its outputs.
 
-A new level follows the last one. With a gate of zero it adds nothing, but the global context is
-the mean of the *last* level, and no kernel makes a level equal to the one before it: each ends in
-a GELU, which is the identity nowhere, and there is no bias. (A kernel scaled down by 1e-6 keeps
-GELU linear and can be undone by the next kernel, but not by the global context's own GELU; before
-the first level it can, and then one optimizer step of 1e-4 destroys the network.) So while a grown
-network learns, its global context goes on reading the old last level.
+A new level follows the last one. With a gate of zero it adds nothing itself, but the global context
+is the mean of the *last* level, and no kernel makes a level equal to the one before it: each ends
+in a GELU, and there is no bias. (A kernel scaled down by 1e-6 keeps the GELU linear, and the next
+kernel can undo it, but not the GELU of the global context. Before the first level this works, and
+then one optimizer step of 1e-4 destroys the network.) So while a network with added levels trains,
+its global context continues to read the old last level, and is moved to the new one gradually.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,16 +21,16 @@ from ..layers.recast import recast, set_submodule
 
 
 class GlobalLevelModulation(FocalModulation):
-    """A modulation whose global context reads ``global_level`` rather than the last level.
+    """Focal modulation whose global context reads ``global_level`` rather than the last level.
 
-    ``global_level`` is a buffer, so files keep it: 2 is the mean of level 2, 3 that of level 3,
-    2.25 a mixture of three parts of the first and one of the second.
+    ``global_level`` is a buffer, so checkpoints contain it. 2 means the mean of level 2, 3 that of
+    level 3, and 2.25 interpolates linearly between both.
     """
 
     global_level: Tensor
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Modulate (N, H, W, C) as :class:`FocalModulation` does, but for the global term."""
+        """Modulate (N, H, W, C) as :class:`FocalModulation` does, except for the global context."""
         parts = (self.dim, self.dim, self.focal_level + 1)
         query, context, gates = (channels_first(t) for t in self.f(x).split(parts, dim=-1))
         mask = None if valid is None else valid.to(context.dtype)
@@ -44,7 +44,7 @@ class GlobalLevelModulation(FocalModulation):
             if mask is not None:
                 context = context * mask
             total = total + context * gates[:, level - 1 : level]
-            # A hat function: the weights of neighbouring levels add up to one.
+            # Linear interpolation: the weights of two neighboring levels add up to one.
             weight = (1 - (self.global_level - level).abs()).clamp(min=0).to(context.dtype)
             source = source + weight * _mean(context, mask)
         total = total + F.gelu(source) * gates[:, -1:]
@@ -63,58 +63,59 @@ def _mean(context: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def set_global_level(net: nn.Module, name: str, level: float) -> None:
-    """Let the global context of a modulation read this level from now on.
+    """Set the level that the global context of a modulation reads.
 
     Args:
-        net: the network, in which the modulation is replaced by one with the same parameters.
-        name: of the modulation in it.
+        net: network, in which the modulation is replaced by one with the same parameters.
+        name: name of the modulation in it.
+        level: between 1 and the number of levels.
     Raises: ValueError if there is no such level.
     """
     modulation = cast(FocalModulation, net.get_submodule(name))
     if not 1 <= level <= modulation.focal_level:
         raise ValueError(
-            f"The global context can read levels 1..{modulation.focal_level}, not {level}."
+            f"The global level must be between 1 and {modulation.focal_level}, got {level}."
         )
-    grown = recast(modulation, GlobalLevelModulation)
+    replacement = recast(modulation, GlobalLevelModulation)
     device = modulation.f.weight.device
-    grown.register_buffer("global_level", torch.tensor(float(level), device=device))
-    set_submodule(net, name, grown)
+    replacement.register_buffer("global_level", torch.tensor(float(level), device=device))
+    set_submodule(net, name, replacement)
 
 
-def modulations_in_transition(net: nn.Module) -> Iterator[GlobalLevelModulation]:
-    """Yield the modulations of a network that have not moved on to their new levels."""
+def growing_modulations(net: nn.Module) -> Iterator[GlobalLevelModulation]:
+    """Yield the modulations of a network whose global context is not yet at the last level."""
     for module in net.modules():
         if isinstance(module, GlobalLevelModulation):
             yield module
 
 
 def advance_global_level(net: nn.Module, levels: float) -> None:
-    """Move the global contexts of a grown network towards its last level.
+    """Move the global contexts of a network with added levels toward its last level.
 
-    To be called after every optimizer step, with a small number: 1e-4 takes 10,000 steps per new
-    level. At the last level the network is an ordinary one, which any code loads.
+    Call it after every optimizer step with a small number: 1e-4 takes 10,000 steps per added level.
+    At the last level the network is an ordinary one, whose checkpoints any code loads.
 
     Args:
-        net: as left by ``load_pretrained(..., levels="preserving")``.
-        levels: how far to move, in levels.
-    Raises: ValueError if it is negative.
+        net: network after ``load_pretrained(..., levels="preserving")``.
+        levels: step size, in levels.
+    Raises: ValueError if the step is negative.
     """
     if not levels >= 0:
-        raise ValueError(f"Growth moves forward only, got {levels} levels.")
+        raise ValueError(f"The step of the global level must not be negative, got {levels}.")
     for name, modulation in list(net.named_modules()):
         if isinstance(modulation, GlobalLevelModulation):
             modulation.global_level += levels
             if modulation.global_level >= modulation.focal_level:
-                _finish(net, name, modulation)
+                _restore_modulation(net, name, modulation)
 
 
-def _finish(net: nn.Module, name: str, modulation: GlobalLevelModulation) -> None:
+def _restore_modulation(net: nn.Module, name: str, modulation: GlobalLevelModulation) -> None:
     del modulation.global_level
     set_submodule(net, name, recast(modulation, FocalModulation))
 
 
 def global_levels(net: nn.Module) -> dict[str, float]:
-    """Return the level that each growing modulation's global context reads, by module name."""
+    """Return the level that the global context of each growing modulation reads, by name."""
     return {
         name: float(module.global_level)
         for name, module in net.named_modules()
@@ -123,22 +124,25 @@ def global_levels(net: nn.Module) -> dict[str, float]:
 
 
 def saved_global_levels(state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the :func:`global_levels` of the network that a state dict was taken from."""
+    """Return the :func:`global_levels` that a state dict contains."""
     suffix = ".global_level"
     return {n.removesuffix(suffix): float(t) for n, t in state.items() if n.endswith(suffix)}
 
 
 def set_global_levels(net: nn.Module, levels: Mapping[str, float]) -> None:
-    """Set the level that each named modulation reads; all others become ordinary ones.
+    """Set the level that each named modulation reads, and make all others ordinary modulations.
 
-    Raises: ValueError if a name is no modulation of the network, or it lacks the level.
+    Raises: ValueError if a name is not a modulation of the network, or has no such level.
     """
     modules = {n: m for n, m in net.named_modules() if isinstance(m, FocalModulation)}
     for name in levels:
         if name not in modules:
-            raise ValueError(f"{name} grows in the checkpoint, but is no modulation here.")
+            raise ValueError(
+                f"{name} has a global level in the checkpoint, but is not a modulation of this "
+                "network."
+            )
     for name, modulation in modules.items():
         if name in levels:
             set_global_level(net, name, levels[name])
         elif isinstance(modulation, GlobalLevelModulation):
-            _finish(net, name, modulation)
+            _restore_modulation(net, name, modulation)

@@ -1,4 +1,4 @@
-"""Say what a checkpoint is, from its names and shapes alone."""
+"""Identify a checkpoint from its names and shapes."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from ..backbones.variants import FOCALNETS
 from .architecture import infer_architecture
 from .files import Checkpoint, read_checkpoint, unwrap
 from .layouts import focal_transformer_names as focal_transformer
-from .layouts.swin_resnet import find_family, translate_peer
+from .layouts.swin_resnet import find_peer_family, translate_peer
 from .layouts.tables import LAYOUTS, OUTPUT_NORMS
 from .layouts.translate import Translation, find, translate
 from .tensor_shapes import match_variant, nearest_variants, visible_shapes
@@ -22,27 +22,27 @@ from .zoo import resolve_weights
 
 @dataclass
 class Inspection:
-    """What a file holds.
+    """Description of a checkpoint.
 
     Attributes:
-        origin: the file.
+        origin: path of the file.
         layout: key of ``LAYOUTS``, None if it is neither FocalNet nor Focal Transformer.
-        architecture: for people, such as "a Mask R-CNN (80 classes, FocalNet-T LRF)".
+        architecture: for messages, such as "a Mask R-CNN (80 classes, FocalNet-T LRF)".
         family: "focalnet", "focal_transformer", "swin", "resnet" or "unknown".
-        variant: name of the row it equals, None if there is none.
-        overrides: fields in which it differs from that row, such as enlarged windows.
+        variant: name of the matching variant, None if there is none.
+        overrides: fields that differ from the variant, such as larger windows.
         shapes: constructor arguments that shapes reveal.
-        classes: outputs of the classifier, None without one.
-        output_norms: stages that have one.
-        feature_scales: maps that a DETR-like detector reads, None if there is none.
-        method: of a whole model, a key of ``METHODS`` in ``architecture.py``; else None.
-        parts: names outside the backbone, counted by their first word.
-        parameters: numbers in the backbone.
+        classes: number of classes, None without a classifier.
+        output_norms: names of the output norms.
+        feature_scales: number of feature maps that a DETR-like detector reads, None for others.
+        method: key of ``METHODS`` in ``architecture.py`` for a whole model, otherwise None.
+        parts: first part of the names outside the backbone -> number of tensors.
+        parameters: number of elements in the backbone.
         precision: dtypes of the backbone's tensors.
-        progress: such as {"epoch": 299}.
-        ignored: classes and functions that the file names beside its weights; they were left out.
-        ambiguous_settings: what no shape reveals, with the default taken and why.
-        candidates: nearest layouts or variants and the first difference, for unknown files.
+        progress: training progress, such as {"epoch": 299}.
+        ignored: classes and functions that the file names in addition to weights; not read.
+        ambiguous_settings: settings that no shape reveals, with the assumed value and the reason.
+        candidates: closest layouts or variants with their first difference, for unknown files.
     """
 
     origin: str
@@ -66,11 +66,11 @@ class Inspection:
 
 
 def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
-    """Say what a checkpoint is.
+    """Identify a checkpoint.
 
     Args:
-        weights: path, registered name or state dict.
-    Raises: ValueError if it cannot be read at all.
+        weights: path, URL, registered name or state dict.
+    Raises: ValueError if it cannot be read.
     """
     if isinstance(weights, Mapping):
         checkpoint = unwrap(weights, "the given state dict")
@@ -80,7 +80,7 @@ def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
     result = Inspection(
         checkpoint.origin,
         architecture=str(architecture),
-        family=find_family(checkpoint.tensors) or "unknown",
+        family=find_peer_family(checkpoint.tensors) or "unknown",
         method=architecture.method if architecture.is_detector else None,
         classes=architecture.classes,
         progress=checkpoint.progress,
@@ -116,7 +116,7 @@ def _describe(result: Inspection, checkpoint: Checkpoint, translation: Translati
         result.feature_scales = checkpoint.tensors[scales].shape[0]
     _describe_tensors(result, translation)
     result.ambiguous_settings = ambiguous_settings(backbone, None)
-    result.candidates += [f"{name} is in no row of this layout" for name in translation.unknown[:3]]
+    result.candidates += [f"{name} is unknown in this layout" for name in translation.unknown[:3]]
 
 
 def _describe_tensors(result: Inspection, translation: Translation) -> None:
@@ -127,7 +127,7 @@ def _describe_tensors(result: Inspection, translation: Translation) -> None:
 
 
 def nearest_layouts(names: Collection[str]) -> list[str]:
-    """Return the three layouts that fit most names, each with the first name that does not fit."""
+    """Return the three layouts that match most names, each with the first name that differs."""
     scored = []
     for key, layout in LAYOUTS.items():
         for prefix in layout.prefixes:
@@ -141,11 +141,11 @@ def nearest_layouts(names: Collection[str]) -> list[str]:
 
 
 def ambiguous_settings(backbone: Mapping[str, Tensor], net: nn.Module | None) -> list[str]:
-    """List what no shape of a file reveals and matters for it, with the value taken and why.
+    """Describe the settings that no shape of a file reveals, with the assumed value and the reason.
 
     Args:
         backbone: tensors in official names.
-        net: the network they are loaded into, None for the defaults of the file's variant.
+        net: network that they are loaded into, None for the defaults of the file's variant.
     """
     try:
         shapes = visible_shapes(backbone)
@@ -157,15 +157,15 @@ def ambiguous_settings(backbone: Mapping[str, Tensor], net: nn.Module | None) ->
     spec = FOCALNETS[match[0]] if match else None
     notes = []
     if max(shapes["focal_levels"]) >= 4 and not shapes["post_norm_in_modulation"]:
-        taken = (
-            normalizes_modulators(net)
+        value = (
+            normalizes_modulator(net)
             if net is not None
             else bool(spec and spec.normalize_modulator)
         )
-        why = f"the row of {match[0]} ({spec.source})" if match and spec else "the default"
-        why = "the network" if net is not None else why
+        reason = f"as in {match[0]} ({spec.source})" if match and spec else "the default"
+        reason = "as in the network" if net is not None else reason
         notes.append(
-            f"normalize_modulator={taken}, by {why}: no shape reveals it, and public copies "
+            f"normalize_modulator={value}, {reason}: no shape reveals it, and public copies "
             "differ (large_fl4: True in the official code, False in timm; xlarge_fl4: False in "
             "the official code, True in FocalNet-DINO)."
         )
@@ -178,23 +178,23 @@ def ambiguous_settings(backbone: Mapping[str, Tensor], net: nn.Module | None) ->
     return notes
 
 
-def normalizes_modulators(net: nn.Module) -> bool:
-    """Tell whether a network, or a part of it, divides its modulators."""
+def normalizes_modulator(net: nn.Module) -> bool:
+    """Tell whether a network, or a part of it, normalizes its modulators."""
     return any(getattr(module, "normalize_modulator", False) for module in net.modules())
 
 
 def describe_backbone(backbone: Mapping[str, Tensor], net: nn.Module) -> str:
-    """Return one sentence that sets a file against a network, "" if no family fits the file."""
+    """Compare a file with a network in one sentence; return "" if the file has no known family."""
     try:
-        shapes, own = visible_shapes(backbone), visible_shapes(net.state_dict())
+        shapes, target = visible_shapes(backbone), visible_shapes(net.state_dict())
     except (ValueError, KeyError):
         return ""
     match = match_variant(shapes)
-    title = f"The file is {match[0]}" if match else "The file is no published variant"
-    if shapes.keys() != own.keys():
+    title = f"The file is {match[0]}" if match else "The file is not a published variant"
+    if shapes.keys() != target.keys():
         return f"{title}, the network is of another family."
-    differ = [name for name in shapes if shapes[name] != own[name]]
+    differ = [name for name in shapes if shapes[name] != target[name]]
     if not differ:
         return ""
-    parts = [f"{name} {shapes[name]} in the file, {own[name]} in the network" for name in differ]
+    parts = [f"{name} {shapes[name]} in the file, {target[name]} in the network" for name in differ]
     return f"{title}: {'; '.join(parts)}."

@@ -1,4 +1,4 @@
-"""Load strictly: every key of a file is used, resized, dropped by name, or an error."""
+"""Load weights strictly: every key of a file is used, resized, dropped by a rule, or an error."""
 
 import logging
 import re
@@ -14,15 +14,27 @@ from .architecture import infer_architecture, name_mismatch
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
 from .global_level import set_global_level
-from .inspect import ambiguous_settings, describe_backbone, nearest_layouts, normalizes_modulators
+from .inspect import ambiguous_settings, describe_backbone, nearest_layouts, normalizes_modulator
 from .layouts.detectors import BACKBONE, to_detectron2
-from .layouts.focal_transformer_names import SET, UNUSED_SET, absent_neighbors, notes, unused_sets
-from .layouts.swin_resnet import CONSTANT, find_family, other_constants, peer_notes, translate_peer
+from .layouts.focal_transformer_names import (
+    SET_NAME,
+    UNUSED_SET,
+    absent_neighbors,
+    notes,
+    unused_sets,
+)
+from .layouts.swin_resnet import (
+    CONSTANT,
+    constant_problems,
+    find_peer_family,
+    peer_notes,
+    translate_peer,
+)
 from .layouts.translate import Translation, translate
 from .measure import shrinking_error
 from .zoo import resolve_weights
 
-# Layers of Detectron2's heads whose size is a number of classes.
+# Layers of Detectron2's heads whose size depends on the number of classes.
 CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor|conv_seg)\.")
 logger = logging.getLogger("focalnet_det")
 
@@ -31,19 +43,20 @@ OUTSIDE = "outside the backbone"
 
 @dataclass
 class LoadReport:
-    """What became of every tensor of a file and of the model.
+    """Report on every tensor of a file and of the model.
 
     Attributes:
-        loaded: names that were taken as they are.
-        resized: names that were padded, cropped or regrouped to another shape.
+        loaded: names loaded without changes.
+        resized: names padded, cropped or rearranged to another shape.
         dropped: names in the file that the model does not need.
-        missing: names in the model that the file does not have: they keep their initial values.
+        missing: names in the model that the file does not have; they keep their initial values.
         renamed: name in the model -> name in the file, where they differ.
-        rules: name of a dropped tensor -> the rule by which it was dropped.
+        rules: name of a dropped tensor -> rule by which it was dropped.
         layout: key of the file's layout in ``focalnet_det.checkpoint.layouts.tables.LAYOUTS``.
-        share: of the backbone's numbers that came from the file, 0..1, output norms apart.
-        notes: defaults that were taken, and what a resizing changes.
-        warnings: what was lost; logged as well.
+        share: fraction of the backbone's elements that came from the file, 0..1, without output
+            norms.
+        notes: assumed defaults, and the effects of resizing.
+        warnings: what was lost; also logged.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -85,55 +98,63 @@ def load_pretrained(
     allow_missing: bool = False,
     min_loaded: float = 0.95,
 ) -> LoadReport:
-    """Load a backbone from a file of any public layout: a classifier's, or a detector's.
+    """Load a backbone from a file in any public layout, of a classifier or a detector.
 
     Nothing is loaded unless everything fits.
 
     Args:
-        net: a backbone.
+        net: backbone.
         weights: path, URL, registered name such as "focalnet_tiny_lrf.in1k", or state dict.
         allow_inflation: pad or crop depthwise kernels of another size, and adapt the stem to
             another number of image channels.
-        levels: what to do if the numbers of focal levels differ. None refuses; "official" grows as
-            the official code does, which changes the outputs, "by_kernel" the same with levels
-            matched by kernel size; "preserving" grows without changing the outputs, see
-            :func:`focalnet_det.checkpoint.advance_global_level`; "shrink" drops the last levels and
-            notes how much that changes the features.
-        allow_missing: let parameters of the network that the file lacks keep their values.
-        min_loaded: share of the backbone's numbers that the file must give all the same.
-    Returns: what happened to every tensor.
-    Raises: ValueError if the file cannot be read, belongs to another network, or holds names,
-        shapes or values that the network cannot take.
+        levels: what to do if the numbers of focal levels differ. None refuses. "official" adds
+            levels as the official code does, which changes the outputs; "by_kernel" does so with
+            levels matched by kernel size. "preserving" adds levels without changing the outputs,
+            see :func:`focalnet_det.checkpoint.advance_global_level`. "shrink" drops the last levels
+            and notes how much that changes the features.
+        allow_missing: let parameters that the file does not have keep their values.
+        min_loaded: fraction of the backbone's elements that the file must have in any case, 0..1.
+    Returns: a report on every tensor.
+    Raises: ValueError if the file cannot be read, belongs to another network, or has names, shapes
+        or values that do not fit the network.
     """
     checkpoint = open_checkpoint(weights)
     target = net.state_dict()
-    peer = translate_peer(checkpoint.tensors) if find_family(target) else None
+    peer = translate_peer(checkpoint.tensors) if find_peer_family(target) else None
     translation = peer or translate(checkpoint.tensors)
     fit = fit_backbone(
         translation.backbone,
         target,
         resize=allow_inflation,
         levels=levels,
-        normalized=normalizes_modulators(net),
+        normalized=normalizes_modulator(net),
     )
     fit.problems += [f"{name} is not in the network" for name in translation.unknown]
-    fit.problems += other_constants(translation.backbone, target)
+    fit.problems += constant_problems(translation.backbone, target)
     absent = absent_neighbors(translation.backbone, target)
-    initial = [*_initial_kernels(target, fit, levels), *absent, *filter(SET.match, target)]
+    initial = [*_new_level_kernels(target, fit, levels), *absent, *filter(SET_NAME.match, target)]
     new, share = _compare(fit, target, initial, allow_missing, min_loaded)
     if fit.problems:
         explanation = explain_misfit(checkpoint.tensors, translation, net)
-        raise_problems(fit.problems, checkpoint.origin, explanation)
+        raise_misfit(fit.problems, checkpoint.origin, explanation)
     report = _report(translation, fit)
     report.missing, report.share = new, share
     if levels == "shrink" and isinstance(net, FocalNet):
         report.notes.append(shrinking_error(net, translation.backbone, fit.tensors))
-    _apply(net, fit)
-    _report_unused_sets(net, fit, report)
-    _warn_of_cropping(fit, report)
+    _load_fit(net, fit, report)
     report.notes += ambiguous_settings(translation.backbone, net) + notes(net, absent)
     report.notes += peer_notes(translation.layout, net)
     return report
+
+
+def _load_fit(net: nn.Module, fit: Fit, report: LoadReport) -> None:
+    """Load fitted tensors, and report sets that the network does not use and cropped kernels."""
+    for module, level in fit.global_levels.items():
+        if isinstance(net.get_submodule(module), FocalModulation):
+            set_global_level(net, module, level)
+    net.load_state_dict(fit.tensors, strict=False)
+    _report_unused_sets(net, fit, report)
+    _warn_about_cropping(fit, report)
 
 
 def _report_unused_sets(net: nn.Module, fit: Fit, report: LoadReport) -> None:
@@ -146,12 +167,17 @@ def _report_unused_sets(net: nn.Module, fit: Fit, report: LoadReport) -> None:
 def _compare(
     fit: Fit, target: Mapping[str, Tensor], initial: list[str], allow_missing: bool, enough: float
 ) -> tuple[list[str], float]:
-    """Note what a backbone's file lacks; return the names that are new, and the share loaded.
+    """Add problems for missing tensors to a fit.
 
     Args:
-        initial: names that files may lack, whose tensors keep their initial values.
+        fit: fit of the file, updated in place.
+        target: state dict of the network.
+        initial: names that a file need not have, whose tensors keep their initial values.
+        allow_missing: accept other missing names too.
+        enough: fraction of the elements that the file must have.
+    Returns: names that keep their initial values, and the fraction of elements loaded.
     """
-    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    new = [name for name in target if name not in fit.tensors and not _is_global_level(name, fit)]
     new = [name for name in new if not CONSTANT.search(name)]
     missing = [name for name in new if not OUTPUT_NORM.match(name) and name not in initial]
     if not allow_missing:
@@ -165,9 +191,9 @@ def _compare(
 
 
 def open_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
-    """Return the tensors of a file, URL, registered name or state dict.
+    """Read the checkpoint that a path, URL, registered name or state dict stands for.
 
-    Raises: ValueError as :func:`load_pretrained`.
+    Raises: ValueError if it cannot be read.
     """
     if not isinstance(weights, Mapping):
         return read_checkpoint(resolve_weights(weights))
@@ -176,24 +202,25 @@ def open_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
     return checkpoint
 
 
-def _initial_kernels(target: Mapping[str, Tensor], fit: Fit, levels: str | None) -> list[str]:
-    """Return grown levels that keep their initial kernels, as in the official code."""
+def _new_level_kernels(target: Mapping[str, Tensor], fit: Fit, levels: str | None) -> list[str]:
+    """Return the kernels of added levels that keep their initial values, as officially."""
     if levels not in ("official", "by_kernel"):
         return []
-    grown = {name.rpartition("f.")[0] for name in fit.resized if name.endswith("modulation.f.bias")}
+    bias = "modulation.f.bias"
+    resized = {name.rpartition("f.")[0] for name in fit.resized if name.endswith(bias)}
     kernels = [name for name in target if ".focal_layers." in name and name not in fit.tensors]
-    return [name for name in kernels if name.partition("focal_layers.")[0] in grown]
+    return [name for name in kernels if name.partition("focal_layers.")[0] in resized]
 
 
-def _grows(name: str, fit: Fit) -> bool:
-    """Tell whether a name is the state of a growth that the file sets."""
+def _is_global_level(name: str, fit: Fit) -> bool:
+    """Tell whether a name is a global level that the file sets."""
     return name.endswith(".global_level") and name.removesuffix(".global_level") in (
         fit.global_levels
     )
 
 
 def loaded_share(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> float:
-    """Return the share of a backbone's numbers that are among the tensors, output norms apart."""
+    """Return the fraction of a backbone's elements that tensors contain, without output norms."""
     counts = {n: t.numel() for n, t in target.items() if not OUTPUT_NORM.match(n)}
     return sum(c for n, c in counts.items() if n in tensors) / max(sum(counts.values()), 1)
 
@@ -211,20 +238,13 @@ def _report(translation: Translation, fit: Fit) -> LoadReport:
     )
 
 
-def _apply(net: nn.Module, fit: Fit) -> None:
-    for module, level in fit.global_levels.items():
-        if isinstance(net.get_submodule(module), FocalModulation):
-            set_global_level(net, module, level)
-    net.load_state_dict(fit.tensors, strict=False)
-
-
-def _warn_of_cropping(fit: Fit, report: LoadReport) -> None:
+def _warn_about_cropping(fit: Fit, report: LoadReport) -> None:
     if fit.cropped:
         first = fit.cropped[0]
         report.warnings.append(
-            f"{len(fit.cropped)} kernels are larger in the file and lost their borders, which "
-            f"changes the features: first {first}, {fit.resized[first]}. Set focal_windows to the "
-            "file's, which tools/inspect_checkpoint.py shows, to keep them."
+            f"{len(fit.cropped)} kernels are larger in the file and were cropped, which changes "
+            f"the features: first {first}, {fit.resized[first]}. To keep them, set focal_windows "
+            "to the values that tools/inspect_checkpoint.py prints for the file."
         )
         logger.warning("%s", report.warnings[-1])
 
@@ -232,16 +252,17 @@ def _warn_of_cropping(fit: Fit, report: LoadReport) -> None:
 def load_initial_weights(
     model: nn.Module, path: str | Path, *, new_classes: bool = True, levels: str | None = None
 ) -> LoadReport:
-    """Start a detector from a file: a whole detector, or a backbone alone.
+    """Initialize a detector from a file of a whole detector or of a backbone.
 
     Args:
-        model: a Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
-        path: a file, URL or registered name. A whole model may be one saved here, or one of mmdet's
-            or mmseg's whose method ``focalnet_det.checkpoint.layouts.detectors`` has a table for.
-        new_classes: let the last layers of the heads start anew where their class count differs;
-            False, for evaluation, demands every tensor as it is.
-        levels: for other numbers of focal levels, as in :func:`load_pretrained`.
-    Returns: what happened to every tensor.
+        model: Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
+        path: file, URL or registered name. A whole model may be one saved by this package, or one
+            of mmdet or mmseg whose method has a table in
+            ``focalnet_det.checkpoint.layouts.detectors``.
+        new_classes: keep the initial values of the heads' last layers if the number of classes
+            differs; False, for evaluation, requires every tensor to fit.
+        levels: what to do if the numbers of focal levels differ, as in :func:`load_pretrained`.
+    Returns: a report on every tensor.
     Raises: ValueError as :func:`load_pretrained`; nothing is loaded then.
     """
     checkpoint = open_checkpoint(path)
@@ -249,15 +270,15 @@ def load_initial_weights(
     mismatch = name_mismatch(checkpoint.tensors, target)
     if mismatch is not None:
         raise ValueError(
-            f"{checkpoint.origin} does not fit, nothing was loaded: {mismatch}. (A FocalNet's "
-            "backbone alone is written by tools/convert_checkpoint.py --to official.)"
+            f"{checkpoint.origin} does not fit, nothing was loaded: {mismatch}. (To extract the "
+            "backbone of a FocalNet, use tools/convert_checkpoint.py --to official.)"
         )
     tensors, layout = to_detectron2(checkpoint.tensors)
     prefix = backbone_prefix(target)
     if not any(name in target for name in tensors if not name.startswith(prefix)):
         if not new_classes:
             raise ValueError(
-                f"{checkpoint.origin} holds no weights of this detector: it is "
+                f"{checkpoint.origin} contains no weights of this detector: it is "
                 f"{infer_architecture(checkpoint.tensors)}."
             )
         backbone = model.get_submodule("backbone")
@@ -270,7 +291,7 @@ def load_initial_weights(
 
 
 def backbone_prefix(names: Iterable[str]) -> str:
-    """Return the prefix of a Detectron2 model's backbone, which may be ``bottom_up`` of an FPN."""
+    """Return the prefix of the backbone in a Detectron2 model, with or without an FPN."""
     return BACKBONE if any(name.startswith(BACKBONE) for name in names) else "backbone."
 
 
@@ -282,41 +303,40 @@ def _load_detector(
     prefix: str,
     levels: str | None,
 ) -> LoadReport:
-    """Load a whole detector in our own names."""
+    """Load a whole detector in Detectron2's names."""
     target = model.state_dict()
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    own = {n.removeprefix(prefix): t for n, t in target.items() if n.startswith(prefix)}
+    backbone = {n.removeprefix(prefix): t for n, t in target.items() if n.startswith(prefix)}
     fit = fit_backbone(
-        inside, own, resize=new_classes, levels=levels, normalized=normalizes_modulators(model)
+        inside, backbone, resize=new_classes, levels=levels, normalized=normalizes_modulator(model)
     )
-    initial = {prefix + n for n in (*_initial_kernels(own, fit, levels), *filter(SET.match, own))}
+    kernels = _new_level_kernels(backbone, fit, levels)
+    initial = {prefix + n for n in (*kernels, *filter(SET_NAME.match, backbone))}
     fit = fit.prefixed(prefix)
     outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
     rules = fit.dropped | _fit_head(outside, target, new_classes, fit)
     report = LoadReport(layout="detectron2", rules=rules)
-    new = [name for name in target if name not in fit.tensors and not _grows(name, fit)]
+    new = [name for name in target if name not in fit.tensors and not _is_global_level(name, fit)]
     report.missing = [name for name in new if not CONSTANT.search(name)]
     accepted = initial | set(rules)
     fit.problems += [f"{n} is not in the file" for n in report.missing if n not in accepted]
     if fit.problems:
-        file, here = infer_architecture(tensors), infer_architecture(target)
-        differ = file != here and file.is_detector
-        explanation = f"The file is {file}; the config builds {here}." if differ else ""
-        raise_problems(fit.problems, origin, explanation)
+        file, built = infer_architecture(tensors), infer_architecture(target)
+        differ = file != built and file.is_detector
+        explanation = f"The file is {file}; the config builds {built}." if differ else ""
+        raise_misfit(fit.problems, origin, explanation)
     report.loaded = [name for name in fit.tensors if name not in fit.resized]
     report.resized = [name for name in fit.tensors if name in fit.resized]
     report.dropped = list(report.rules)
-    report.share = loaded_share(own, inside)
-    _apply(model, fit)
-    _report_unused_sets(model, fit, report)
-    _warn_of_cropping(fit, report)
+    report.share = loaded_share(backbone, inside)
+    _load_fit(model, fit, report)
     return report
 
 
 def _fit_head(
     tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], new_classes: bool, fit: Fit
 ) -> dict[str, str]:
-    """Fit what stands outside the backbone; return the rules by which tensors are dropped."""
+    """Fit the tensors outside the backbone; return the rules by which tensors are dropped."""
     rules = {}
     for name, tensor in tensors.items():
         if name not in target:
@@ -329,17 +349,20 @@ def _fit_head(
             rules[name] = "another number of classes"
         else:
             fit.problems.append(
-                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} here"
+                f"{name} is {tuple(tensor.shape)} in the file, {tuple(target[name].shape)} in the "
+                "model"
             )
     return rules
 
 
-def raise_problems(problems: Iterable[str], origin: str, explanation: str = "") -> None:
-    """Name the first problem and count the others.
+def raise_misfit(problems: Iterable[str], origin: str, explanation: str = "") -> None:
+    """Raise an error that names the first problem and counts the others.
 
     Args:
-        explanation: a sentence for several problems, "" for none.
-    Raises: ValueError if there are any.
+        problems: reasons why the file does not fit.
+        origin: path of the file.
+        explanation: a sentence to add if there are several problems, "" for none.
+    Raises: ValueError if there are any problems.
     """
     problems = list(problems)
     if not problems:
@@ -350,12 +373,12 @@ def raise_problems(problems: Iterable[str], origin: str, explanation: str = "") 
 
 
 def explain_misfit(tensors: Mapping[str, Tensor], translation: Translation, net: nn.Module) -> str:
-    """Return a sentence that sets a file against a network, "" if nothing is known of it."""
-    file, own = infer_architecture(tensors), infer_architecture(net.state_dict())
-    if file.backbone and own.backbone and file.backbone != own.backbone:
-        title = f"The file is {file}, the network {own.backbone}."
+    """Explain in one sentence why a file does not fit a network; return "" if that is unknown."""
+    file, built = infer_architecture(tensors), infer_architecture(net.state_dict())
+    if file.backbone and built.backbone and file.backbone != built.backbone:
+        title = f"The file is {file}, the network {built.backbone}."
         return f"{title} {describe_backbone(translation.backbone, net)}".rstrip()
     if len(translation.unknown) > len(translation.backbone):
         nearest = nearest_layouts([*translation.backbone, *translation.unknown])
-        return f"It is in no known layout; nearest: {'; '.join(nearest)}."
+        return f"Its layout is unknown; closest: {'; '.join(nearest)}."
     return describe_backbone(translation.backbone, net)

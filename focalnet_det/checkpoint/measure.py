@@ -13,12 +13,12 @@ from .tensor_shapes import visible_shapes
 def shrinking_error(
     net: FocalNet, original: Mapping[str, Tensor], fitted: Mapping[str, Tensor]
 ) -> str:
-    """Compare the features of the file's network with those of fewer levels, on one random image.
+    """Compare the features of a file with those after dropping levels, on one random image.
 
     Args:
-        net: gives the sizes, and the flags that no shape reveals; it is not changed.
-        original: the file's tensors in official names.
-        fitted: those that the network would get.
+        net: network to load; its sizes and flags are read, and it is not changed.
+        original: tensors of the file, in official names.
+        fitted: tensors that would be loaded.
     Returns: a sentence with the relative change of every stage in percent.
     """
     before = _features(net, visible_shapes(original), original)
@@ -43,6 +43,6 @@ def _features(
         output_norm=False,
     )
     twin.load_state_dict({n: t for n, t in tensors.items() if n in twin.state_dict()})
-    grey = torch.randn(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
-    features: dict[str, Tensor] = twin.eval()(grey.expand(-1, shapes["in_channels"], -1, -1))
+    gray = torch.randn(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    features: dict[str, Tensor] = twin.eval()(gray.expand(-1, shapes["in_channels"], -1, -1))
     return features

@@ -1,4 +1,4 @@
-"""Fit a tensor to another size: kernels, focal levels, image channels."""
+"""Resize tensors: kernels, focal levels, image channels."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def resize_kernel(kernel: Tensor, size: int) -> Tensor:
-    """Pad with zeros, or crop, a square odd kernel around its center.
+    """Zero-pad or crop a square kernel of odd size around its center.
 
-    Growing changes nothing in the result of the convolution (with "same" padding); shrinking
-    drops the outer taps.
+    Padding does not change the result of the convolution (with "same" padding); cropping drops the
+    outer taps.
 
     Args:
         kernel: (..., k, k), k odd.
-        size: the new k, odd.
+        size: new kernel size, odd.
     Returns: (..., size, size).
     Raises: ValueError if a size is even or the kernel is not square.
     Source: microsoft/FocalNet:detection/mmcv_custom/checkpoint.py.
@@ -23,8 +23,8 @@ def resize_kernel(kernel: Tensor, size: int) -> Tensor:
     old = kernel.shape[-1]
     if kernel.shape[-2] != old or old % 2 == 0 or size % 2 == 0:
         raise ValueError(
-            f"Kernels must be square and odd to be resized, got {tuple(kernel.shape[-2:])} "
-            f"and {size}."
+            f"Only square kernels of odd size can be resized, to an odd size, got "
+            f"{tuple(kernel.shape[-2:])} and {size}."
         )
     margin = (size - old) // 2
     if margin >= 0:
@@ -33,15 +33,15 @@ def resize_kernel(kernel: Tensor, size: int) -> Tensor:
 
 
 def resize_gates(projection: Tensor, dim: int, sources: Sequence[int | None]) -> Tensor:
-    """Return the rows of the first projection of a modulation, for another number of focal levels.
+    """Resize the first projection of a modulation to another number of focal levels.
 
-    Query, context and the gate of the global context are kept. A level without a source gets a
-    gate of zero, so that it adds nothing until it has learned to.
+    The rows of query, context and global gate do not change. A level without a source gets a gate
+    of zero, so it adds nothing until it is trained.
 
     Args:
         projection: (2 dim + L + 1, ...), weight or bias of ``modulation.f``.
         dim: channels of the modulation.
-        sources: for each new level the old level whose gate it takes, or None.
+        sources: for each new level, the index of the old level whose gate it gets, or None.
     Returns: (2 dim + len(sources) + 1, ...).
     Source: microsoft/FocalNet:detection/mmcv_custom/checkpoint.py.
     """
@@ -51,20 +51,23 @@ def resize_gates(projection: Tensor, dim: int, sources: Sequence[int | None]) ->
 
 
 def identity_kernel(dim: int, size: int, like: Tensor) -> Tensor:
-    """Return (dim, 1, size, size), one at the center: the convolution passes its input on."""
+    """Return a depthwise kernel (dim, 1, size, size) that leaves its input unchanged.
+
+    ``like`` gives dtype and device.
+    """
     return resize_kernel(torch.ones(dim, 1, 1, 1, dtype=like.dtype, device=like.device), size)
 
 
 def resize_image_channels(kernel: Tensor, channels: int) -> Tensor:
-    """Return the stem's kernel for images with another number of channels.
+    """Resize the kernel of the stem to images with another number of channels.
 
-    More channels: the first ones are as before and the others start at zero, so that nothing
-    changes until they have been learned. Fewer channels: each takes an equal part of the sum, so
-    that a grey image gives what the same grey in every channel gave.
+    With more channels, the added ones start at zero, so nothing changes until they are trained.
+    With fewer channels, each gets an equal part of the sum, so a gray image gives the same result
+    as before.
 
     Args:
         kernel: (out, in, k, k).
-        channels: the new ``in``.
+        channels: new number of image channels.
     Returns: (out, channels, k, k).
     """
     old = kernel.shape[1]

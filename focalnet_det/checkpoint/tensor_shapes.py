@@ -1,4 +1,4 @@
-"""What the shapes of a backbone reveal: its constructor's arguments, and which variant it is."""
+"""Infer the constructor arguments and the variant of a backbone from its tensor shapes."""
 
 import re
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from ..backbones.variants import FOCALNETS, BackboneSpec
 from .layouts import focal_transformer_names as focal_transformer
 
 BLOCK_START = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.modulation\.f\.weight$")
-# Fields of a FocalNet variant that shapes reveal. Windows come last: detectors enlarge them.
-VISIBLE = (
+# Fields of a FocalNet variant that shapes reveal. Windows come last, as detectors enlarge them.
+VISIBLE_FIELDS = (
     "embed_dim",
     "depths",
     "focal_levels",
@@ -25,9 +25,9 @@ VISIBLE = (
 
 
 def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the constructor arguments of the network that official names and shapes belong to.
+    """Infer the constructor arguments of the network that official names and shapes belong to.
 
-    Raises: ValueError or KeyError if they are those of no network of this package.
+    Raises: ValueError or KeyError if they do not belong to a network of this package.
     """
     if focal_transformer.is_focal_transformer(backbone):
         return focal_transformer.visible_shapes(backbone)
@@ -37,7 +37,7 @@ def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     stages = 1 + max((i for i, _ in blocks), default=-1)
     depths = tuple(1 + max((j for i, j in blocks if i == s), default=-1) for s in range(stages))
     if stem.ndim != 4 or stages == 0 or 0 in depths:
-        raise ValueError("no FocalNet: blocks are missing")
+        raise ValueError("not a FocalNet: blocks are missing")
     levels, windows = [], []
     for stage in range(stages):
         module = f"layers.{stage}.blocks.0.modulation"
@@ -46,7 +46,7 @@ def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
         windows.append(backbone[f"{module}.focal_layers.0.0.weight"].shape[-1])
     first = "layers.0.blocks.0"
     hidden, dim = backbone[f"{first}.mlp.fc1.weight"].shape
-    # A stem of 4x4 or 16x16 does not overlap, one of 7x7 has stride 4.
+    # A kernel of 4x4 or 16x16 does not overlap; one of 7x7 has stride 4.
     kernel = stem.shape[-1]
     return {
         "in_channels": stem.shape[1],
@@ -65,23 +65,23 @@ def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
 def _rows(shapes: Mapping[str, Any]) -> tuple[Mapping[str, BackboneSpec], tuple[str, ...]]:
     """Return the rows of the family that shapes belong to, and its visible fields."""
     if "focal_levels" in shapes:
-        return FOCALNETS, VISIBLE
+        return FOCALNETS, VISIBLE_FIELDS
     return focal_transformer.rows_of(shapes)
 
 
-def _seen(spec: BackboneSpec, name: str) -> Any:
-    """Return a field of a row, as far as shapes reveal it."""
+def _visible_value(spec: BackboneSpec, name: str) -> Any:
+    """Return a field of a variant, as far as shapes reveal it."""
     value = getattr(spec, name)
     return value is not None if name == "layer_scale" else value
 
 
 def _difference(shapes: Mapping[str, Any], spec: BackboneSpec) -> list[str]:
     _, fields = _rows(shapes)
-    return [name for name in fields if shapes[name] != _seen(spec, name)]
+    return [name for name in fields if shapes[name] != _visible_value(spec, name)]
 
 
 def match_variant(shapes: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Return the variant that shapes belong to, and the windows or channels in which it differs."""
+    """Find the variant that shapes belong to, and the windows or channels that differ from it."""
     channels = {} if shapes["in_channels"] == 3 else {"in_channels": shapes["in_channels"]}
     choices: tuple[list[str], ...] = ([], ["focal_windows"])
     rows, _ = _rows(shapes)
@@ -93,12 +93,12 @@ def match_variant(shapes: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | Non
 
 
 def nearest_variants(shapes: Mapping[str, Any]) -> list[str]:
-    """Return the three most similar rows, each with its first difference."""
+    """Return the three most similar variants, each with its first difference."""
     rows, _ = _rows(shapes)
     ranked = sorted(rows, key=lambda name: len(_difference(shapes, rows[name])))
     texts = []
     for name in ranked[:3]:
         first = _difference(shapes, rows[name])[0]
-        expected = _seen(rows[name], first)
+        expected = _visible_value(rows[name], first)
         texts.append(f"{name}, but {first} is {shapes[first]} instead of {expected}")
     return texts

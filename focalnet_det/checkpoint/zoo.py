@@ -1,4 +1,4 @@
-"""Published weights by name: which files they are, where they live, where they are looked for."""
+"""Find and download published weights by name."""
 
 import hashlib
 import http.client
@@ -26,14 +26,14 @@ class PublishedWeights:
     """One row of the table of weights.
 
     Attributes:
-        variant: backbone.
-        file: the official file name.
-        urls: where the authors put it, in the order of trying.
+        variant: name of the backbone.
+        file: official file name.
+        urls: official addresses, in the order in which they are tried.
         timm, huggingface: repositories on the Hugging Face hub with the same weights, "" for none.
-        sha256: as published; "" where nobody published it, which is everywhere so far.
-        score: as published, with its measure.
-        licence: of the weights.
-        source: where the row comes from.
+        sha256: published hash, "" for none; no hash has been published so far.
+        score: published score, with its metric.
+        license: license of the weights.
+        source: public file that the row is taken from.
     """
 
     variant: str
@@ -43,7 +43,7 @@ class PublishedWeights:
     timm: str = ""
     huggingface: str = ""
     sha256: str = ""
-    licence: str = "MIT"
+    license: str = "MIT"
     source: str = "microsoft/FocalNet:README.md"
 
 
@@ -145,9 +145,9 @@ def list_weights() -> list[str]:
 
 
 def weights_folder() -> Path:
-    """Return where files are looked for first and downloaded to.
+    """Return the folder that is searched first and downloaded to.
 
-    ``FOCALNET_DET_WEIGHTS``, or ``focalnet_det`` in the user's cache folder.
+    It is ``FOCALNET_DET_WEIGHTS``, or ``focalnet_det`` in the user's cache folder.
     """
     cache = os.getenv("XDG_CACHE_HOME") or "~/.cache"
     default = Path(cache) / "focalnet_det"
@@ -155,12 +155,12 @@ def weights_folder() -> Path:
 
 
 def resolve_weights(weights: str | Path) -> Path:
-    """Return the file that a path, URL or registered name stands for; download it if need be.
+    """Return the file that a path, URL or registered name stands for; download it if necessary.
 
-    A URL may end in ``#sha256=<hash>``, and is refused then if the file has another. Files are
-    cached by their whole URL.
+    A URL may end in ``#sha256=<hash>``; a file with another hash is refused. Files are cached by
+    their whole URL.
 
-    Raises: ValueError if there is no such file; for a name that says where to put which file.
+    Raises: ValueError if the file cannot be downloaded or has another hash. A path need not exist.
     """
     text = str(weights)
     if re.match(r"(https?|file)://", text):
@@ -170,18 +170,18 @@ def resolve_weights(weights: str | Path) -> Path:
             return _download(url, expected)
         except OSError as error:
             raise ValueError(
-                f"Could not download {url}: {error}. Fetch it by another way and give its path."
+                f"Could not download {url}: {error}. Download it another way and pass its path."
             ) from error
     path = Path(text).expanduser()
     if path.exists() or text not in WEIGHTS:
         return path
     row = WEIGHTS[text]
-    found = next((p for p in _places(row) if p.is_file()), None)
-    return found if found is not None else _fetch(text, row)
+    local = next((p for p in _local_files(row) if p.is_file()), None)
+    return local if local is not None else _fetch(text, row)
 
 
-def _places(row: PublishedWeights) -> Iterable[Path]:
-    """Yield files that may hold a row's weights on this machine, the official one first."""
+def _local_files(row: PublishedWeights) -> Iterable[Path]:
+    """Yield the paths at which this machine may have the weights, the official file first."""
     yield weights_folder() / row.file
     yield Path(torch.hub.get_dir()) / "checkpoints" / row.file
     hub = os.getenv("HF_HUB_CACHE") or os.getenv("HUGGINGFACE_HUB_CACHE")
@@ -201,18 +201,18 @@ def _fetch(name: str, row: PublishedWeights) -> Path:
         except OSError as error:
             failures.append(f"{url} ({error})")
     mirrors = [f"huggingface.co/{r}" for r in (row.timm, row.huggingface) if r]
-    elsewhere = f" The same weights: {', '.join(mirrors)}." if mirrors else " No mirror is known."
+    mirror = f" Mirrors: {', '.join(mirrors)}." if mirrors else " No mirror is known."
     raise ValueError(
-        f"No file for {name!r} here, and no link works: {'; '.join(failures)}.{elsewhere} "
-        f"Put the file at {weights_folder() / row.file}, or give the path of any of them."
+        f"There is no local file for {name!r}, and no link works: {'; '.join(failures)}.{mirror} "
+        f"Download the file to {weights_folder() / row.file}, or pass its path."
     )
 
 
 def _download(url: str, sha256: str) -> Path:
-    """Return the file of a URL from the cache, or download it: whole, or not at all.
+    """Return the file of a URL from the cache, or download it atomically.
 
-    Raises: OSError if the link is dead or gives no whole checkpoint, ValueError if the file has
-        another hash than is pinned.
+    Raises: OSError if the link is dead or does not give an intact checkpoint, ValueError if the
+        file does not have the expected hash.
     """
     target = cached_file(url)
     if not target.is_file():
@@ -227,9 +227,9 @@ def _download(url: str, sha256: str) -> Path:
 
 
 def cached_file(url: str) -> Path:
-    """Return where the file of a URL is kept.
+    """Return the path of the cached file of a URL.
 
-    Sites give different files the same name, so the whole address is a part of the path.
+    It contains a hash of the URL, because different sites use equal file names.
     """
     key = hashlib.sha256(url.encode()).hexdigest()[:16]
     name = Path(urllib.parse.urlsplit(url).path).name or "weights"
@@ -238,17 +238,17 @@ def cached_file(url: str) -> Path:
 
 def _check_download(path: Path, url: str, sha256: str) -> None:
     _check_hash(path, url, sha256)
-    # A server that hangs up early, or that answers with a page, is not told from one that is done.
+    # A server that hangs up early, or returns an HTML page, does not cause an error before.
     problem = check_file(path)
     if problem is not None:
-        raise OSError(f"what it gives is no whole checkpoint: {problem}")
+        raise OSError(f"the download is not an intact checkpoint: {problem}")
 
 
 def _check_hash(path: Path, url: str, sha256: str) -> None:
     if sha256 and _sha256(path) != sha256.lower():
-        found = _sha256(path)
-        kept = f"; remove {path} to download it again" if path == cached_file(url) else ""
-        raise ValueError(f"The file of {url} has sha256 {found}, expected {sha256}{kept}.")
+        actual = _sha256(path)
+        advice = f"; remove {path} to download it again" if path == cached_file(url) else ""
+        raise ValueError(f"The file of {url} has sha256 {actual}, expected {sha256}{advice}.")
 
 
 def _sha256(path: Path) -> str:

@@ -34,6 +34,7 @@ class TrainLoader:
         num_images: images in the training set, after those without annotations are left out.
         batch_size: images per iteration, over all processes.
         fingerprint: of the training set, see :func:`~focalnet_det.data.stream.fingerprint`.
+
     Attributes:
         seed, start: what the stream is opened with; set them before the first iteration.
         file_issues: problems that were settled when the annotation files were read, by name.

@@ -1,4 +1,4 @@
-"""Detectron2 adapter: the backbones as Detectron2 ``Backbone``s, and their registry entries."""
+"""Adapt the backbones to Detectron2's ``Backbone`` interface, and register them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.layers import ShapeSpec  # noqa: E402
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
 
-from ..backbones.build import arguments_of, backbone_arguments, backbone_class  # noqa: E402
+from ..backbones.build import backbone_arguments, backbone_class, constructor_arguments  # noqa: E402
 from ..backbones.focal_transformer import FocalTransformer, FocalTransformerV2  # noqa: E402
 from ..backbones.focalnet import FocalNet  # noqa: E402
 from ..backbones.stages import StagedBackbone  # noqa: E402
@@ -23,13 +23,16 @@ from ..necks.fpn import build_fpn, build_retinanet_fpn  # noqa: E402
 
 
 class ComputedFeatures(dict[str, Tensor]):
-    """Features in place of images, for a neck that is to go on from them."""
+    """Features that are passed to a backbone instead of images, and returned unchanged.
+
+    They let a neck process features that were computed, and cropped, before.
+    """
 
 
 class StagedDetectron2Backbone(StagedBackbone, Backbone):
-    """A backbone with Detectron2's interface; parameter names stay the official ones."""
+    """A backbone with Detectron2's interface; parameter names are the official ones."""
 
-    # The network pads what its strides do not divide; a neck on top states its own needs.
+    # Any size works: the backbone pads its input. A neck on top has its own divisibility.
     size_divisibility = 0
 
     def forward(
@@ -37,14 +40,15 @@ class StagedDetectron2Backbone(StagedBackbone, Backbone):
         x: Tensor | ComputedFeatures,
         image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the features of a batch of images, see :class:`StagedBackbone`.
+        """Compute the features of a batch of images, see :class:`StagedBackbone`.
 
         Args:
-            x: (N, C, H, W), or features that are returned as they are.
-            image_sizes: (height, width) of each image in pixels, without its padding. With
-                ``valid_context`` the default is those of the current batch, which
-                `ignore_batch_padding` gives in every call of a model.
-        Raises: ValueError if ``valid_context`` has no sizes.
+            x: (N, in_channels, H, W), or features to return unchanged.
+            image_sizes: (height, width) of each image without its padding, pixels. The default
+                with ``valid_context`` are the sizes of the current batch, which
+                `ignore_batch_padding` provides in every call of a model.
+        Returns: {name: (N, C, ceil(H / stride), ceil(W / stride))}.
+        Raises: ValueError if ``valid_context`` is set and no sizes are known.
         """
         if isinstance(x, ComputedFeatures):
             return x
@@ -60,7 +64,7 @@ class StagedDetectron2Backbone(StagedBackbone, Backbone):
         return super().forward(x, image_sizes)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each returned feature, as Detectron2 wants them."""
+        """Return channels and stride of each output feature as Detectron2's ``ShapeSpec``."""
         return {
             name: feature_shape(channels=shape.channels, stride=shape.stride)
             for name, shape in super().output_shape().items()
@@ -87,16 +91,20 @@ ADAPTERS: dict[type[StagedBackbone], type[StagedDetectron2Backbone]] = {
 
 
 def focalnet_backbone(variant: str, **overrides: Any) -> StagedDetectron2Backbone:
-    """A variant by name for LazyConfig: ``L(focalnet_backbone)(variant="focalnet_tiny_lrf")``.
+    """Build a variant by name, for LazyConfig: ``L(focalnet_backbone)(variant="focalnet_nano")``.
 
-    Raises: KeyError for an unknown variant, TypeError for an unknown option.
+    Args:
+        variant: see :func:`focalnet_det.list_backbones`.
+        overrides: constructor arguments that replace those of the variant.
+    Raises: KeyError for an unknown variant, TypeError for an unknown option, ValueError for invalid
+        values.
     """
     arguments = backbone_arguments(variant, **overrides)
     return ADAPTERS[backbone_class(variant)](**arguments)
 
 
-# Node of a config: default variant, and the classes whose arguments are its keys.
-NODES: dict[str, tuple[str, tuple[type[StagedBackbone], ...]]] = {
+# Config node -> default variant, and the classes whose constructor arguments are its keys.
+CONFIG_NODES: dict[str, tuple[str, tuple[type[StagedBackbone], ...]]] = {
     "FOCALNET": ("focalnet_tiny_srf", (FocalNet,)),
     "FOCAL_TRANSFORMER": ("focal_tiny", (FocalTransformer, FocalTransformerV2)),
 }
@@ -105,12 +113,12 @@ NODES: dict[str, tuple[str, tuple[type[StagedBackbone], ...]]] = {
 def add_backbone_config(cfg: CfgNode) -> None:
     """Add ``MODEL.FOCALNET`` and ``MODEL.FOCAL_TRANSFORMER``: ``VARIANT`` and overrides.
 
-    There is one key per constructor argument; None keeps what the row of the variant says.
+    There is one key per constructor argument; None selects the value of the variant.
     """
-    for name, (variant, classes) in NODES.items():
+    for name, (variant, classes) in CONFIG_NODES.items():
         node = CfgNode({"VARIANT": variant})
-        for argument in dict.fromkeys(a for c in classes for a in arguments_of(c)):
-            # The image channels are those of MODEL.PIXEL_MEAN, as in every Detectron2 backbone.
+        for argument in dict.fromkeys(a for c in classes for a in constructor_arguments(c)):
+            # The number of image channels is that of MODEL.PIXEL_MEAN, as always in Detectron2.
             if argument != "in_channels":
                 node[argument.upper()] = None
         cfg.MODEL[name] = node
@@ -118,7 +126,7 @@ def add_backbone_config(cfg: CfgNode) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_focalnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedDetectron2Backbone:
-    """FocalNet from ``MODEL.FOCALNET``; ``MODEL.BACKBONE.FREEZE_AT`` is not read."""
+    """Build a FocalNet from ``MODEL.FOCALNET``; ``MODEL.BACKBONE.FREEZE_AT`` is not read."""
     return _backbone_from_config(cfg, input_shape, "FOCALNET")
 
 
@@ -126,7 +134,7 @@ def build_focalnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedDetec
 def build_focal_transformer_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> StagedDetectron2Backbone:
-    """Build a Focal Transformer from ``MODEL.FOCAL_TRANSFORMER``, as the FocalNet above."""
+    """Build a Focal Transformer; ``MODEL.BACKBONE.FREEZE_AT`` is not read."""
     return _backbone_from_config(cfg, input_shape, "FOCAL_TRANSFORMER")
 
 
@@ -140,9 +148,9 @@ def _backbone_from_config(
 
 
 def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> StagedDetectron2Backbone:
-    # DistributedDataParallel refuses parameters without gradient: no norms of unread outputs.
-    wanted = cfg.MODEL.FPN.IN_FEATURES or None
-    return _backbone_from_config(cfg, input_shape, name, out_features=wanted)
+    # Only the outputs that the FPN uses: DistributedDataParallel refuses norms without gradients.
+    out_features = cfg.MODEL.FPN.IN_FEATURES or None
+    return _backbone_from_config(cfg, input_shape, name, out_features=out_features)
 
 
 def _fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> Backbone:
@@ -168,19 +176,22 @@ def _retinanet_fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> Backbone:
 
 @BACKBONE_REGISTRY.register()
 def build_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """FocalNet with FPN, p2..p6, for R-CNN, semantic and panoptic FPN."""
+    """Build a FocalNet with FPN, p2..p6, for R-CNN, semantic and panoptic FPN."""
     return _fpn(cfg, input_shape, "FOCALNET")
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """FocalNet with FPN, p3..p7, for RetinaNet; ``MODEL.CONVENTIONS`` decides on P7's ReLU."""
+    """Build a FocalNet with FPN, p3..p7, for RetinaNet.
+
+    ``MODEL.CONVENTIONS`` decides whether there is a ReLU before p7.
+    """
     return _retinanet_fpn(cfg, input_shape, "FOCALNET")
 
 
 @BACKBONE_REGISTRY.register()
 def build_focal_transformer_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Build a Focal Transformer with FPN, p2..p6."""
+    """Build a Focal Transformer with FPN, p2..p6, for R-CNN, semantic and panoptic FPN."""
     return _fpn(cfg, input_shape, "FOCAL_TRANSFORMER")
 
 
@@ -188,5 +199,5 @@ def build_focal_transformer_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 def build_retinanet_focal_transformer_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> Backbone:
-    """Build a Focal Transformer with FPN, p3..p7."""
+    """Build a Focal Transformer with FPN, p3..p7, for RetinaNet; see the FocalNet's."""
     return _retinanet_fpn(cfg, input_shape, "FOCAL_TRANSFORMER")

@@ -17,7 +17,7 @@ from ..atomic import replacing, write_text
 from ..checkpoint.global_level import (
     advance_global_level,
     global_levels,
-    modulations_in_transition,
+    growing_modulations,
     set_global_levels,
 )
 
@@ -118,7 +118,7 @@ class GlobalLevelHook(HookBase):
     def after_step(self) -> None:
         """Moves on."""
         inner, ema = self.trainer.inner, self.trainer.ema
-        if next(modulations_in_transition(inner), None) is None:
+        if next(growing_modulations(inner), None) is None:
             return
         advance_global_level(inner, 1 / self.iterations)
         levels = global_levels(inner)

@@ -65,6 +65,7 @@ class EndOfIteration(HookBase):
         checkpoints: of the run.
         evaluate: evaluate the model after an iteration; returns the numbers for the metrics.
         save_period, eval_period, log_period: iterations; 0 for the last iteration only.
+
     Attributes:
         progress, writers: of the line on the screen, and of metrics; in the first process.
     """

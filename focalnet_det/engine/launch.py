@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ..compat import create_local_process_group
-from ..supervise import run_processes, stopping_early
+from ..supervise import exit_on_early_signal, run_processes
 from .main import RunArguments, run
 
 # How long a collective waits for a process that is alive, as Detectron2 does.
@@ -39,7 +39,7 @@ def launch_run(args: RunArguments) -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.num_cpus))
     per_machine = max(args.num_gpus, args.num_cpus)
     if per_machine * args.num_machines == 1:
-        with stopping_early():
+        with exit_on_early_signal():
             run(args)
         return
     # What libraries say while a child process imports them, which the parent has heard already; and
@@ -208,7 +208,7 @@ def run_under_torchrun(args: RunArguments) -> None:
         rank=rank,
         world_size=world_size,
     )
-    with leaving_group(), stopping_early():
+    with leaving_group(), exit_on_early_signal():
         create_local_process_group(on_this_machine)
         run(after_restart(args) if restarts else args)
 

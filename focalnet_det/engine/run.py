@@ -12,7 +12,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
 from ..atomic import write_text
-from ..errors import quiet_libraries
+from ..errors import silence_libraries
 from ..experiment import Experiment
 from .agreement import check_agreement, library_versions
 from .logs import start_logs
@@ -33,7 +33,7 @@ def start_run(
     Raises: OSError if the folder cannot be written, ValueError if the processes of this job
         disagree on config or versions.
     """
-    quiet_libraries()
+    silence_libraries()
     options = experiment.options
     folder = Path(options.output_dir)
     check_agreement(

@@ -50,6 +50,7 @@ class StopSignals:
 
     Args:
         quiet: say nothing on standard error, as all processes but the first.
+
     Attributes:
         received: number of the signal that came, 0 for none.
     """

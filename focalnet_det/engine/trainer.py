@@ -56,6 +56,7 @@ class Trainer(SimpleTrainer):
         folder: gets a file that replays an iteration with numerical trouble; None for no file.
         config_text: of the whole config, for that file.
         stop: signals that ask to stop.
+
     Attributes:
         stop_signal: number of the signal that a process received, the same in all processes, as of
             the last iteration; 0 for none.

@@ -21,7 +21,7 @@ from ..data.panoptic.panoptic_sets import (
 )
 from ..data.registry import register_coco, register_shapes
 from ..data.semantic.label_folders import register_ade20k_sem_seg, register_shapes_sem_seg
-from ..heads.prepare import prepare
+from ..heads.prepare import prepare_model
 from . import lazy, lazy_check, yacs, yacs_check, yaml_files
 from .arguments import RunArguments, own_data_of
 from .data_settings import raise_detections, scale_learning_rate, with_own_data
@@ -147,7 +147,7 @@ def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
     reader = language(cfg)
     settings: Settings = reader.read_settings(cfg)
     return Experiment(
-        model=lambda: prepare(reader.build_model(cfg)),
+        model=lambda: prepare_model(reader.build_model(cfg)),
         optimizer=partial(reader.build_optimizer, cfg),
         schedule=settings.schedule,
         # Checks and training share what was read.

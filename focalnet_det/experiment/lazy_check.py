@@ -65,10 +65,10 @@ def hints(node: DictConfig) -> dict[str, Any]:
         # Elsewhere, Tuple[float] may mean three numbers.
         found = {name: kind for name, kind in found.items() if kind in SCALARS}
     if takes_anything(node) and "variant" in found:
-        from ..backbones.build import CLASSES
+        from ..backbones.build import BACKBONE_CLASSES
 
         # Arguments of one name have one type in all families.
-        for network in CLASSES.values():
+        for network in BACKBONE_CLASSES.values():
             found = {**get_type_hints(network.__init__), **found}
     return found
 

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..detectron2.backbone import NODES
+from ..detectron2.backbone import CONFIG_NODES
 from . import yacs
 from .rules import YACS_RULES, range_problem
 from .values import fits, type_name
@@ -26,14 +26,14 @@ def problems(cfg: CfgNode) -> list[str]:
     names = cfg.SOLVER.NO_DECAY_NAMES
     if not all(isinstance(name, str) for name in names):
         found.append(f"SOLVER.NO_DECAY_NAMES must be a list of texts, got {list(names)}.")
-    return found + [problem for name in NODES for problem in backbone_problems(cfg, name)]
+    return found + [problem for name in CONFIG_NODES for problem in backbone_problems(cfg, name)]
 
 
 def backbone_problems(cfg: CfgNode, node: str) -> list[str]:
     """Return what is wrong with values of a backbone's keys, ``MODEL.FOCALNET`` or another."""
     # These keys have no default value, whose type Detectron2 would compare.
     kinds: dict[str, Any] = {}
-    for network in NODES[node][1]:
+    for network in CONFIG_NODES[node][1]:
         kinds |= get_type_hints(network.__init__)
     found = []
     for key, value in cfg.MODEL[node].items():

@@ -1,1 +1,1 @@
-"""Heads: what Detectron2 lacks."""
+"""Provide the heads, poolers and inference steps that Detectron2 lacks."""

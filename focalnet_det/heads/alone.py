@@ -1,4 +1,4 @@
-"""The earlier name of `focalnet_det.heads.batch_padding`."""
+"""Keep the former name of `focalnet_det.heads.batch_padding.ignore_batch_padding` importable."""
 
 from torch import nn
 

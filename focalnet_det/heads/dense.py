@@ -1,4 +1,4 @@
-"""Detectron2's heads of dense detectors, with norms that they can be built with."""
+"""Build Detectron2's heads of dense detectors, with norms that work in every version of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,12 @@ from ..compat import dense_head_norm
 
 
 def retinanet_head(*, norm: str = "", **arguments: Any) -> RetinaNetHead:
-    """Build RetinaNet's head; arguments as in Detectron2."""
+    """Build Detectron2's ``RetinaNetHead`` with a norm, "" for none, and its other arguments."""
     return RetinaNetHead(norm=_norm(norm), **arguments)
 
 
 def fcos_head(*, norm: str = "", **arguments: Any) -> FCOSHead:
-    """Build FCOS's head; arguments as in Detectron2."""
+    """Build Detectron2's ``FCOSHead`` with a norm, "" for none, and its other arguments."""
     return FCOSHead(norm=_norm(norm), **arguments)
 
 

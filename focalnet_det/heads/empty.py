@@ -1,4 +1,4 @@
-"""Detectron2's parts made safe for images, batches and label maps in which nothing counts."""
+"""Make Detectron2's models train on images without objects and label maps without labels."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ from ..layers.recast import replace_modules
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class FiniteSemSegFPNHead(SemSegFPNHead):
-    """Semantic FPN's head with a loss of zero, not NaN, where all pixels are ignored."""
+    """Semantic FPN head with a loss of zero instead of NaN if all pixels are ignored."""
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the losses of logits (N, K, h, w) with labels (N, H, W)."""
+        """Compute the losses of logits (N, K, h, w) for labels (N, H, W)."""
         losses: dict[str, Tensor] = super().losses(predictions, targets)
-        counted = (targets != self.ignore_value).any()
-        # Without a branch, which would wait for the GPU. The graph goes on to all parameters.
-        return {name: torch.where(counted, loss, 0.0) for name, loss in losses.items()}
+        has_labels = (targets != self.ignore_value).any()
+        # A branch would synchronize with the GPU, and leave parameters without a gradient.
+        return {name: torch.where(has_labels, loss, 0.0) for name, loss in losses.items()}
 
 
 class EmptyImageFCOS(FCOS):
-    """FCOS that also trains on images without objects; that of v0.6 stops with an IndexError."""
+    """FCOS that trains on images without objects, where v0.6 raises an IndexError."""
 
     @torch.no_grad()
     def label_anchors(
@@ -34,21 +34,21 @@ class EmptyImageFCOS(FCOS):
     ) -> tuple[list[Tensor], list[Any]]:
         """Return the class and the box of each anchor's object, for each image.
 
-        Where there is no object, the class is background, and the box is not read.
+        Without an object, the class is background and the box is not used.
         """
-        truths = [truth if len(truth) else _unmatched_box(truth) for truth in gt_instances]
+        truths = [truth if len(truth) else _with_empty_box(truth) for truth in gt_instances]
         labels, boxes = super().label_anchors(anchors, truths)
         return labels, boxes
 
 
-def _unmatched_box(truth: Instances) -> Instances:
-    """Return an image with one box without area, which has no anchor inside."""
+def _with_empty_box(truth: Instances) -> Instances:
+    """Add a box without area to an image without objects: no anchor lies inside it."""
     boxes, classes = truth.gt_boxes.tensor.new_zeros(1, 4), truth.gt_classes.new_zeros(1)
     return Instances(truth.image_size, gt_boxes=Boxes(boxes), gt_classes=classes)
 
 
 class EmptyImageROIHeads(StandardROIHeads):
-    """R-CNN's heads whose keypoint branch logs no mean of no numbers."""
+    """Detectron2's RoI heads, whose keypoint branch also trains on batches without objects."""
 
     def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         if not (self.training and self.keypoint_on and self.keypoint_pooler is not None):
@@ -56,12 +56,13 @@ class EmptyImageROIHeads(StandardROIHeads):
         foreground, _ = select_foreground_proposals(instances, self.num_classes)
         if any(len(proposals) for proposals in foreground):
             return super()._forward_keypoint(features, instances)
+        # Skips the selection of proposals with visible keypoints, which logs their mean number.
         maps = [features[name] for name in self.keypoint_in_features]
         pooled = self.keypoint_pooler(maps, [p.proposal_boxes for p in foreground])
         return self.keypoint_head(pooled, foreground)
 
 
-# A part of Detectron2, and what replaces it.
+# Class of Detectron2 -> its replacement.
 EMPTY_SAFE: dict[type[nn.Module], type[nn.Module]] = {
     SemSegFPNHead: FiniteSemSegFPNHead,
     FCOS: EmptyImageFCOS,
@@ -70,10 +71,10 @@ EMPTY_SAFE: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def accept_empty_images(model: nn.Module) -> nn.Module:
-    """Replace the parts of a Detectron2 model that cannot train where there is nothing to find.
+    """Replace the modules of a Detectron2 model that cannot train on images without objects.
 
-    Parameters and their names stay, and so do the losses of all other images.
+    Parameters, their names, and the losses of all other images do not change.
 
-    Returns: the model, or what replaces it if it is an FCOS.
+    Returns: the model, or its replacement if it is an FCOS.
     """
     return replace_modules(model, EMPTY_SAFE)

@@ -1,4 +1,4 @@
-"""Detectron2's RoI pooler, faster on CPUs."""
+"""Pool RoI features with a RoIAlign that is faster on CPUs than Detectron2's."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..ops.roi_align import roi_align
 
 
 def use_fast_roi_align(model: nn.Module) -> nn.Module:
-    """Replace each ``ROIPooler`` of a model by the class below; any subclass is left as it is.
+    """Replace each ``ROIPooler`` of a model by `FastROIPooler`; subclasses are left unchanged.
 
     Returns: the model.
     """
@@ -35,19 +35,25 @@ pool_fast = renamed(
 
 
 class FastROIPooler(ROIPooler):
-    """``ROIPooler`` whose RoIAlign of float32 maps on CPUs takes all levels at once, in C++.
+    """``ROIPooler`` that pools float32 maps on CPUs from all levels in one C++ call.
 
-    Anything else goes to the class above it, with the same results. It also takes batches without
-    boxes in graphs of ``torch.compile``, which fail in the class above it.
+    Other inputs are passed to the base class, with equal results. Batches without boxes work in
+    graphs of ``torch.compile``, in which the base class fails.
     """
 
     def forward(self, x: list[Tensor], box_lists: list[Any]) -> Tensor:
-        """Return the features of all boxes, (R, C, S, S); arguments as in ``ROIPooler``."""
+        """Pool the features of R boxes.
+
+        Args:
+            x: (N, C, H, W) of each level.
+            box_lists: boxes of each image, xyxy, absolute pixels.
+        Returns: (R, C, S, S).
+        """
         pooler = self.level_poolers[0]
         if torch.compiler.is_compiling() and not sum(len(boxes) for boxes in box_lists):
-            # Not a constant, so that the gradient of every map is zero rather than missing.
-            nothing = sum(level[:0, :, :1, :1] for level in x)
-            return nothing + x[0].new_zeros(0, x[0].shape[1], *self.output_size)
+            # Depends on the maps, so that their gradients are zero rather than None.
+            empty = sum(level[:0, :, :1, :1] for level in x)
+            return empty + x[0].new_zeros(0, x[0].shape[1], *self.output_size)
         if not (
             x
             and box_lists
@@ -72,5 +78,5 @@ class FastROIPooler(ROIPooler):
         scales = [level.spatial_scale for level in self.level_poolers]
         size = self.output_size[0]
         pooling = Pooling(boxes, levels, size, scales, pooler.sampling_ratio, pooler.aligned)
-        # Heads of Detectron2 take views that only this order allows.
+        # Heads of Detectron2 create views that need contiguous memory.
         return roi_align(x, pooling).contiguous()

@@ -1,4 +1,4 @@
-"""What every model of a run gets, whichever config built it."""
+"""Prepare a Detectron2 model for a run, whichever kind of config built it."""
 
 from torch import nn
 
@@ -7,13 +7,14 @@ from .empty import accept_empty_images
 from .poolers import use_fast_roi_align
 
 
-def prepare(model: nn.Module) -> nn.Module:
-    """Replace parts of a Detectron2 model by ours; parameters and their names stay.
+def prepare_model(model: nn.Module) -> nn.Module:
+    """Replace modules of a Detectron2 model by ours; parameters and their names do not change.
 
-    RoIAlign is the fast one, training goes on where images have no objects, and if the config asks
-    for ``valid_context``, what follows the backbone ignores batch padding too.
+    RoIAlign is the fast one, images without objects do not stop the training, and if the config
+    sets ``valid_context``, necks and heads ignore batch padding too.
 
-    Returns: the model, or what replaces it.
+    Returns: the model, or its replacement.
+    Raises: ValueError as :func:`ignore_batch_padding`, if the config sets ``valid_context``.
     """
     model = use_fast_roi_align(accept_empty_images(model))
     return ignore_batch_padding(model) if has_valid_context(model) else model

@@ -1,4 +1,4 @@
-"""Whole segmentors from a backbone: channel counts are read from its output shape."""
+"""Build segmentors on any backbone, with channels from its ``output_shape()``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from .mmdet.segmentor import MmsegSegmentor
 from .pixel_loss import IGNORED_LABEL, PixelCrossEntropy
 from .upernet import UPerNetHead
 
-# RGB, 0..255.
+# ImageNet statistics, RGB, 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -31,9 +31,12 @@ def upernet(
     """Build UPerNet on all features of a backbone.
 
     Args:
-        channels, auxiliary_channels, norm, dropout, loss: of :class:`UPerNetHead`.
+        backbone: backbone with at least two features.
+        num_classes, channels, auxiliary_channels, norm, dropout, loss: see :class:`UPerNetHead`.
         pixel_mean, pixel_std: RGB, 0..255.
         inference: ``train_size``, ``window`` and ``window_stride`` of :class:`MmsegSegmentor`.
+    Raises: ValueError as :class:`UPerNetHead` and :class:`MmsegSegmentor`.
+    Source: arXiv:1807.10221, section 3.
     """
     head = UPerNetHead(
         input_shape=backbone.output_shape(),
@@ -64,8 +67,16 @@ def semantic_fpn(
     pixel_std: Sequence[float] = PIXEL_STD,
     **inference: Any,
 ) -> MmsegSegmentor:
-    """Build semantic FPN, Detectron2's head on an FPN; arguments as in :func:`upernet`.
+    """Build semantic FPN: Detectron2's head on an FPN.
 
+    Args:
+        backbone: FPN.
+        num_classes: number of classes.
+        in_features: names of the FPN's features that the head uses.
+        channels: channels of the head's convolutions.
+        norm: norm of the head's convolutions, as in Detectron2's ``get_norm``.
+        pixel_mean, pixel_std, inference: see :func:`upernet`.
+    Raises: ValueError as :class:`MmsegSegmentor`.
     Source: arXiv:1901.02446, section 3 (semantic segmentation branch).
     """
     shapes = backbone.output_shape()

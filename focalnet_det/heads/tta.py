@@ -1,7 +1,7 @@
-"""Test-time augmentation: an image at several sizes and mirrored, and one answer.
+"""Apply test-time augmentation: predict on resized and flipped views, and merge the predictions.
 
-One mechanism for every task: the model answers for each view, and a merger of each task makes one
-answer of them.
+The mechanism is the same for every task: the model predicts on each view, and a merger per task
+combines the predictions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,35 +24,35 @@ Record = Mapping[str, Any]
 
 
 class TestTimeAugmentation(nn.Module):
-    """Runs a model on each view of an image and merges the answers, task by task.
+    """Wrapper that runs a model on each view of an image and merges the predictions per task.
 
-    A view is a record of its own under "views": what the model takes, and "transforms", how its
-    image came from the original one. Records without views go to the model as they are.
+    A record lists its views under "views". A view is an input of the model with "transforms", which
+    map the original image to the view. Records without views are passed to the model unchanged.
 
     Args:
-        model: put into eval mode before it is called.
-    Raises: KeyError, at the first image, for a kind of answer that has no rule in ``MERGERS``.
+        model: must be in eval mode when it is called.
+    Raises: KeyError, at the first image, for a task that is not in ``MERGERS``.
     """
 
-    __test__ = False  # pytest takes it for a test otherwise
+    __test__ = False  # keeps pytest from collecting the class
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # Detectron2 puts back the mode that it finds here.
+        # Detectron2's evaluation restores the mode that it reads here.
         self.training = model.training
 
     def forward(self, batched_inputs: Sequence[Record]) -> list[dict[str, Any]]:
-        """Return {task: answer} for each record, as the model does."""
-        return [self.answer(record) for record in batched_inputs]
+        """Return {task: prediction} for each record, as the model does."""
+        return [self.predict(record) for record in batched_inputs]
 
-    def answer(self, record: Record) -> dict[str, Any]:
-        """Return {task: answer} of one record."""
+    def predict(self, record: Record) -> dict[str, Any]:
+        """Return {task: prediction} for one record."""
         if VIEWS not in record:
-            answers: dict[str, Any] = self.model([record])[0]
-            return answers
+            predictions: dict[str, Any] = self.model([record])[0]
+            return predictions
         mergers: dict[str, Merger] = {}
-        # One view at a time: the answers to one are held, not to all.
+        # One view at a time, to hold the predictions of one view in memory rather than of all.
         for view in record[VIEWS]:
             for task, value in self.model([view])[0].items():
                 if task not in MERGERS:
@@ -69,13 +69,13 @@ class TestTimeAugmentation(nn.Module):
 
 
 class Merger(Protocol):
-    """Makes one answer of those to the views of an image."""
+    """Combines the predictions of one task on the views of an image."""
 
     def add(self, value: Any, view: Record) -> None:
-        """Add the answer to one view, of the original image's size, mirrored if the view is."""
+        """Add the prediction on one view: in the original size, flipped if the view is."""
 
     def result(self, merged: Mapping[str, Any], /) -> Any:
-        """Return the answer, given those of the tasks before it in ``MERGERS``."""
+        """Return the merged prediction, given those of the earlier tasks in ``MERGERS``."""
 
 
 class SemanticMerger:
@@ -91,69 +91,69 @@ class SemanticMerger:
     def add(self, value: Tensor, view: Record) -> None:
         """Add one view: logits (K, H, W)."""
         probabilities = value.softmax(dim=0)
-        if is_mirrored(view[TRANSFORMS]):
+        if is_flipped(view[TRANSFORMS]):
             probabilities = probabilities.flip(-1)
         self.total = probabilities if self.total is None else self.total + probabilities
         self.count += 1
 
     def result(self, _merged: Mapping[str, Any], /) -> Tensor:
-        """Return probabilities (K, H, W)."""
+        """Return the mean probabilities (K, H, W)."""
         assert self.total is not None
         return self.total / self.count
 
 
 class InstanceMerger:
-    """Non-maximum suppression over the boxes of all views; masks are the mean over the views.
+    """Non-maximum suppression over the boxes of all views; masks are averaged over the views.
 
-    Threshold and number of detections are the model's own. For the masks, models with a box head
-    are asked again, about the merged boxes on each view; of others, a box keeps its own mask.
+    Threshold and number of detections are those of the model. Models with a mask branch predict the
+    masks of the merged boxes on each view; otherwise each box has the mask of its view.
 
     Source: facebookresearch/detectron2:detectron2/modeling/test_time_augmentation.py.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Any: the parts of Detectron2's detectors are not known to be there.
+        # Any, because not every model has the modules of Detectron2's detectors.
         self.model: Any = model
         self.views: list[Record] = []
         self.predictions: list[Instances] = []
 
     def add(self, value: Instances, view: Record) -> None:
-        """Add one view.
+        """Add the instances of one view.
 
-        Raises: ValueError for keypoints, which have no rule.
+        Raises: ValueError for keypoints, which cannot be merged.
         """
         if value.has("pred_keypoints"):
             raise ValueError(
-                "Test-time augmentation has no rule for keypoints: leave out the views."
+                "Test-time augmentation cannot merge keypoints: evaluate without views."
             )
         self.views.append(view)
         if self.has_mask_branch:
-            # They are made anew: those of all views would fill the memory.
+            # `mean_masks` predicts them again; the masks of all views would exhaust the memory.
             fields = {k: v for k, v in value.get_fields().items() if k != "pred_masks"}
             value = Instances(value.image_size, **fields)
-        self.predictions.append(unmirror(value) if is_mirrored(view[TRANSFORMS]) else value)
+        self.predictions.append(flip_instances(value) if is_flipped(view[TRANSFORMS]) else value)
 
     @property
     def has_mask_branch(self) -> bool:
-        """Whether the model predicts the masks of given boxes."""
+        """Tell whether the model can predict the masks of given boxes."""
         return bool(getattr(getattr(self.model, "roi_heads", None), "mask_on", False))
 
     def result(self, _merged: Mapping[str, Any], /) -> Instances:
-        """Return the instances, best first."""
+        """Return the merged instances, sorted by score."""
         everything = Instances.cat(self.predictions)
-        threshold, limit = suppression(self.model)
+        threshold, limit = nms_settings(self.model)
         kept = batched_nms(
             everything.pred_boxes.tensor, everything.scores, everything.pred_classes, threshold
         )
         result = everything[kept[:limit]]
         if self.has_mask_branch:
             result.pred_masks = self.mean_masks(result)
-            # Pastes the masks into the image.
+            # Pastes the masks into the image, at an unchanged size.
             result = detector_postprocess(result, *result.image_size)
         return result
 
     def mean_masks(self, merged: Instances) -> Tensor:
-        """Return the mask probabilities of merged boxes, (N, 1, S, S), the mean over the views."""
+        """Average the mask probabilities of merged boxes over the views, (N, 1, S, S)."""
         total: Tensor | None = None
         for view in self.views:
             boxes = view[TRANSFORMS].apply_box(merged.pred_boxes.tensor.cpu().numpy())
@@ -164,9 +164,9 @@ class InstanceMerger:
             images = self.model.preprocess_image([view])
             with padded_batch(images.image_sizes):
                 features = self.model.backbone(images.tensor)
-                (found,) = self.model.roi_heads.forward_with_given_boxes(features, [given])
-            masks = found.pred_masks
-            if is_mirrored(view[TRANSFORMS]):
+                (predicted,) = self.model.roi_heads.forward_with_given_boxes(features, [given])
+            masks = predicted.pred_masks
+            if is_flipped(view[TRANSFORMS]):
                 masks = masks.flip(-1)
             total = masks if total is None else total + masks
         assert total is not None
@@ -174,7 +174,10 @@ class InstanceMerger:
 
 
 class PanopticMerger:
-    """Panoptic FPN's own combination of merged instances and merged semantic probabilities."""
+    """Panoptic FPN's combination of merged instances and merged semantic probabilities.
+
+    Raises: ValueError if the model has no thresholds for the combination.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         names = ("overlap_thresh", "stuff_area_thresh", "instances_score_thresh")
@@ -182,12 +185,12 @@ class PanopticMerger:
             self.thresholds = [getattr(model, f"combine_{name}") for name in names]
         except AttributeError as error:
             raise ValueError(
-                "Test-time augmentation of panoptic answers is for panoptic FPN: "
-                f"{type(model).__name__} has no rule to combine things and stuff."
+                "Test-time augmentation of panoptic segmentation supports panoptic FPN only: "
+                f"{type(model).__name__} has no thresholds to combine things and stuff."
             ) from error
 
     def add(self, value: Any, view: Record) -> None:
-        """Ignore the answer, which is made anew from those of the other tasks."""
+        """Ignore the prediction: `result` combines those of the other tasks."""
 
     def result(self, merged: Mapping[str, Any], /) -> tuple[Tensor, list[dict[str, Any]]]:
         """Return the map of segment ids (H, W), and the segments."""
@@ -198,7 +201,7 @@ class PanopticMerger:
         return ids, segments
 
 
-# In order: an answer may be made from those before it.
+# In this order: a merger may use the results of earlier tasks.
 MERGERS: dict[str, Callable[[nn.Module], Merger]] = {
     "sem_seg": SemanticMerger,
     "instances": InstanceMerger,
@@ -206,13 +209,13 @@ MERGERS: dict[str, Callable[[nn.Module], Merger]] = {
 }
 
 
-def is_mirrored(transforms: T.TransformList) -> bool:
-    """Return whether an odd number of horizontal flips is among the transforms."""
+def is_flipped(transforms: T.TransformList) -> bool:
+    """Tell whether the transforms include an odd number of horizontal flips."""
     return sum(isinstance(t, T.HFlipTransform) for t in transforms.transforms) % 2 == 1
 
 
-def unmirror(instances: Instances) -> Instances:
-    """Return the instances of a mirrored image as they are in the image itself."""
+def flip_instances(instances: Instances) -> Instances:
+    """Flip instances horizontally: boxes (N, 4), xyxy, absolute pixels, and masks (N, H, W)."""
     width = instances.image_size[1]
     fields = dict(instances.get_fields())
     x0, y0, x1, y1 = fields["pred_boxes"].tensor.unbind(dim=1)
@@ -222,10 +225,10 @@ def unmirror(instances: Instances) -> Instances:
     return Instances(instances.image_size, **fields)
 
 
-def suppression(model: nn.Module) -> tuple[float, int]:
-    """Return the IoU threshold of a detector's suppression, and its detections per image.
+def nms_settings(model: nn.Module) -> tuple[float, int]:
+    """Return the IoU threshold of a detector's NMS, and its maximum of detections per image.
 
-    0.5 and 100, Detectron2's own, for models that do not say.
+    The default, for models without these attributes, is Detectron2's: 0.5 and 100.
     """
     threshold, limit = 0.5, 100
     module: Any

@@ -1,4 +1,4 @@
-"""Layer norms outside blocks in training, with the kernels in C++ where they run."""
+"""Apply layer norms outside the fused branches, in training with C++ kernels on CPUs."""
 
 from typing import Any, cast
 
@@ -13,9 +13,14 @@ from .module_hooks import has_hooks
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """Return ``norm(x)``, (..., C), by the C++ kernels if it is a plain ``nn.LayerNorm`` on a CPU.
+    """Return ``norm(x)``, with a C++ kernel for a stock ``nn.LayerNorm`` on a CPU.
 
-    Only where a gradient may be asked for: the backward pass is what gains.
+    The kernel runs only if gradients are enabled, because it speeds up the backward pass.
+
+    Args:
+        x: (..., C).
+        norm: any module, usually ``nn.LayerNorm(C)``.
+    Returns: (..., C).
     """
     if torch.is_grad_enabled() and _is_plain(norm, x):
         plain = cast(nn.LayerNorm, norm)
@@ -25,7 +30,7 @@ def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
 
 def _is_plain(norm: nn.Module, x: Tensor) -> bool:
     return (
-        # First, for a tracer records what the rest reads.
+        # First: a tracer would record the operators that the other conditions call.
         dispatch.supports_native([x], DTYPES)
         and type(norm) is nn.LayerNorm
         and len(norm.normalized_shape) == 1

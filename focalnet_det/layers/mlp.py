@@ -1,4 +1,4 @@
-"""Two-layer perceptron of a transformer-style block."""
+"""Define the MLP of a transformer-style block."""
 
 from torch import Tensor, nn
 
@@ -6,13 +6,13 @@ from .checks import check_integer
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear, with dropout after each activation.
+    """Linear, exact (erf) GELU, linear, with dropout after each of the two layers.
 
     Args:
-        dim: channels in and out.
-        hidden_dim: channels in between.
+        dim: input and output channels.
+        hidden_dim: hidden channels.
         drop_rate: dropout probability.
-    Raises: ValueError if there is no hidden channel.
+    Raises: ValueError if ``hidden_dim`` is less than 1.
     """
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
@@ -24,5 +24,5 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform each position on its own, (..., dim) -> (..., dim)."""
+        """Transform each position independently, (..., dim) -> (..., dim)."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

@@ -1,10 +1,10 @@
-"""Hooks of modules."""
+"""Inspect the hooks of modules."""
 
 from torch import nn
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether calling a module does more than its ``forward``."""
+    """Tell whether a module has hooks, so that calling it does more than its ``forward``."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -1,7 +1,7 @@
-"""The sizes of the images in a padded batch, for as long as a forward pass runs.
+"""Provide the image sizes of a padded batch for the duration of a forward pass.
 
-Meta-architectures of Detectron2 hand their backbone one padded tensor and nothing else. What has
-to tell images from padding, in the backbone and behind it, asks for the batch here.
+Meta-architectures of Detectron2 pass a single padded tensor to their backbone. Modules that must
+tell images from padding, in the backbone and after it, get the image sizes here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,20 +10,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-# Rows and columns of a feature map that each image of a batch covers.
+# (rows, columns) of a feature map that each image of a batch covers.
 Extents = Sequence[tuple[int, int]]
 
 
 @dataclass(eq=False)
 class PaddedBatch:
-    """The images of a batch that is padded at the right and the bottom.
+    """A batch of images that is padded at the right and the bottom.
 
     Attributes:
-        image_sizes: (height, width) of each image without its padding, pixels; tensors in a graph
-            that ``torch.jit.trace`` records.
-        extents: what each image covers of the feature maps of a (height, width), written by the
-            neck that made them. Maps of one size have one stride, or are single cells.
-        outer: the batch that is current again afterwards.
+        image_sizes: (height, width) of each image without its padding, pixels; tensors while
+            ``torch.jit.trace`` records a graph.
+        extents: for feature maps of a given (height, width), the area of each image. The neck that
+            computes the maps writes it. Maps of equal size have equal strides, or a single cell.
+        outer: the batch that becomes current again when this one ends.
     """
 
     image_sizes: Sequence[Any]
@@ -35,26 +35,30 @@ _current: ContextVar[PaddedBatch | None] = ContextVar("padded_batch", default=No
 
 
 def current_batch() -> PaddedBatch | None:
-    """Return the batch of the running forward pass; None if nobody has given its sizes."""
+    """Return the batch of the running forward pass; None if its sizes are unknown."""
     return _current.get()
 
 
 def begin_batch(image_sizes: Sequence[Any]) -> PaddedBatch:
-    """Make a batch of images of these (height, width), pixels, current; `end_batch` ends it."""
+    """Make a batch current until `end_batch`.
+
+    Args:
+        image_sizes: (height, width) of each image without its padding, pixels.
+    """
     batch = PaddedBatch(image_sizes, outer=_current.get())
     _current.set(batch)
     return batch
 
 
 def end_batch() -> None:
-    """Make the batch current that was so before the last `begin_batch`."""
+    """Restore the batch that was current before the last `begin_batch`."""
     batch = _current.get()
     _current.set(None if batch is None else batch.outer)
 
 
 @contextmanager
 def padded_batch(image_sizes: Sequence[Any]) -> Iterator[PaddedBatch]:
-    """Give the image sizes of the batches that are computed within it.
+    """Provide the image sizes of the batch that is computed within the block.
 
     Args:
         image_sizes: (height, width) of each image without its padding, pixels.

@@ -1,4 +1,4 @@
-"""Patch embedding: the stem of a focal network and the downsampling between its stages."""
+"""Embed patches: the stem of a focal network, and the downsampling between its stages."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from torch.func import functional_call
 from ..ops import dispatch
 from ..ops.kernels.patches import patch_product
 from .layer_norm import layer_norm
+from .memory_format import channels_last
 from .module_hooks import has_hooks
-from .norm import channels_last
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pad (N, C, H, W) at the right and bottom to sides divisible by ``multiple``."""
+    """Zero-pad (N, C, H, W) at the right and bottom to a multiple of ``multiple`` pixels."""
     height, width = x.shape[2:]
     # Not `-height % multiple`: here the symbolic height of a dynamic graph cancels in the padded
     # size, which keeps the sizes of later stages short and compilation fast.
@@ -29,27 +29,27 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def valid_mask(image_sizes: Sequence[tuple[int, int]], stride: int, like: Tensor) -> Tensor:
-    """Return which cells of a batched feature map belong to the image rather than to padding.
+    """Compute a mask of the cells of a batched feature map that belong to an image.
 
     Args:
-        image_sizes: one (height, width) per image, pixels.
-        stride: of the feature map; an image covers ceil(height / stride) rows.
-        like: (N, C, H, W), gives device, dtype and size.
-    Returns: (N, 1, H, W), ones inside and zeros outside, dtype of ``like``.
+        image_sizes: (height, width) of each image, pixels.
+        stride: stride of the feature map; an image covers ceil(height / stride) rows.
+        like: (N, C, H, W), the feature map, or a tensor of its size, device and dtype.
+    Returns: (N, 1, H, W), one inside an image and zero in the padding, dtype of ``like``.
     Raises: ValueError if the number of sizes is not N or a size exceeds the map.
     """
     count, _, height, width = like.shape
     if len(image_sizes) != count:
         raise ValueError(f"image_sizes has {len(image_sizes)} entries for a batch of {count}.")
-    if isinstance(image_sizes[0], Tensor):  # in a traced graph, which must not fix them
+    if isinstance(image_sizes[0], Tensor):  # in a traced graph, where numbers would be constants
         sizes = torch.stack(list(image_sizes)).to(like.device)
         return _mask((sizes + stride - 1) // stride, like)
     cells = [(-(-int(h) // stride), -(-int(w) // stride)) for h, w in image_sizes]
     for (h, w), size in zip(cells, image_sizes, strict=True):
         if not (0 < h <= height and 0 < w <= width):
             raise ValueError(
-                f"image size {tuple(size)} does not fit the batch, whose feature map at stride "
-                f"{stride} is {height}x{width}: give (height, width) in pixels of the input."
+                f"Image size {tuple(size)} does not fit the batch, whose feature map at stride "
+                f"{stride} is {height}x{width}: pass (height, width) in pixels of the input."
             )
     return _mask(torch.tensor(cells, device=like.device), like)
 
@@ -62,16 +62,20 @@ def _mask(extent: Tensor, like: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Strided convolution and LayerNorm; any size, padded as the official detection code pads.
+    """Strided convolution and LayerNorm.
+
+    Inputs of any size are zero-padded to a multiple of the stride, as in the official detection
+    code.
 
     Args:
-        in_channels: channels of the input.
-        dim: channels of the output.
-        stride: also the kernel size of the non-overlapping form.
-        overlap_kernel: kernel size of the overlapping form (``conv_embed``), None for the other.
-        overlap_padding: padding of the overlapping form.
+        in_channels: input channels.
+        dim: output channels.
+        stride: stride, and kernel size of non-overlapping patches.
+        overlap_kernel: kernel size of overlapping patches (``conv_embed``); None for
+            non-overlapping ones.
+        overlap_padding: padding of overlapping patches, pixels.
     Source: arXiv:2203.11926, section 3.3; microsoft/FocalNet:classification/focalnet.py
-    (PatchEmbed); padding to a multiple: detection/mmdet/models/backbones/focalnet.py there.
+    (PatchEmbed), and detection/mmdet/models/backbones/focalnet.py for the padding.
     """
 
     def __init__(
@@ -94,23 +98,23 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Embed (N, in_channels, H, W) as (N, ceil(H / stride), ceil(W / stride), dim)."""
         x = pad_to_multiple(x, self.stride)
-        if self._is_product(x):
+        if self._use_patch_product(x):
             dtype, stored = dispatch.compute_dtype(x)
             with torch.autocast(x.device.type, enabled=False):
                 out = patch_product(x, self.proj.weight, self.proj.bias, dtype)
             return layer_norm(out.to(stored), self.norm)
         return layer_norm(channels_last(self._convolve(x)), self.norm)
 
-    def _is_product(self, x: Tensor) -> bool:
-        """Return whether the convolution is a plain one that is faster as a matrix product."""
+    def _use_patch_product(self, x: Tensor) -> bool:
+        """Tell whether to compute the convolution as a matrix product, which is faster."""
         proj = self.proj
         if proj.kernel_size != proj.stride or has_hooks(proj) or type(proj) is not nn.Conv2d:
             return False
         if x.shape[1] != proj.in_channels:
-            return False  # the convolution's error says what is wrong
-        # Without a backward pass only small patches gain; see patch_product.
+            return False  # the convolution raises the error
+        # Without a backward pass only small patches are faster; see patch_product.
         small = proj.weight[0].numel() <= len(proj.weight)
-        return (small or torch.is_grad_enabled()) and dispatch.takes_patch_products(x)
+        return (small or torch.is_grad_enabled()) and dispatch.supports_patch_products(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
         if not dispatch.is_dtype_emulated(x):

@@ -1,4 +1,4 @@
-"""Replace modules of a built model by subclasses that compute the same parameters differently."""
+"""Replace modules of a built model by subclasses that use the same parameters differently."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -11,8 +11,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def recast(module: nn.Module, kind: type[Module]) -> Module:
     """Return a module of another class with the parameters, submodules and hooks of this one.
 
-    The two share everything, so the first is to be dropped. The class needs no attribute that the
-    first has not; its constructor does not run.
+    Both modules share all their state, so the original should be dropped. The constructor of the
+    class does not run, so the class must not need attributes that the original does not have.
     """
     result = kind.__new__(kind)
     result.__dict__.update(module.__dict__)
@@ -22,12 +22,12 @@ def recast(module: nn.Module, kind: type[Module]) -> Module:
 def replace_modules(
     model: nn.Module, kinds: Mapping[type[nn.Module], type[nn.Module]]
 ) -> nn.Module:
-    """Replace every module of the classes on the left by one of the class on the right.
+    """Replace every module whose class is a key of ``kinds`` by one of the class it maps to.
 
-    Only the classes themselves count, not their subclasses, which may compute something else.
-    Names of parameters stay.
+    Subclasses of the keys are left alone, because they may compute something else. Parameter names
+    do not change.
 
-    Returns: the model, or what replaces it.
+    Returns: the model, or its replacement if its own class is a key.
     """
     replaced: dict[nn.Module, nn.Module] = {}  # a module may have several parents
     for module in model.modules():
@@ -41,6 +41,6 @@ def replace_modules(
 
 
 def set_submodule(net: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another, as ``nn.Module.set_submodule`` of PyTorch 2.5 does."""
+    """Replace a submodule, as ``nn.Module.set_submodule`` of PyTorch 2.5 does."""
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, module)

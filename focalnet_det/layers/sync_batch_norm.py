@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all processes, on any device."""
+"""Apply batch norm over the batches of all processes, on any device."""
 
 import torch
 from torch import Tensor, distributed, nn
@@ -6,18 +6,18 @@ from torch.distributed.nn.functional import all_reduce
 
 
 def sync_batch_norm(channels: int) -> nn.Module:
-    """Return ``nn.SyncBatchNorm`` where there is a GPU, else :class:`SharedBatchNorm`.
+    """Create ``nn.SyncBatchNorm`` if there is a GPU, else :class:`DistributedBatchNorm`.
 
-    In one process, both are ``BatchNorm2d``; the names of their parameters and buffers are its.
-    DistributedDataParallel refuses a model with ``nn.SyncBatchNorm`` on the CPU.
+    In a single process, both compute what ``BatchNorm2d`` does; their parameters and buffers have
+    the same names. DistributedDataParallel refuses models with ``nn.SyncBatchNorm`` on CPUs.
     """
-    return (nn.SyncBatchNorm if torch.cuda.is_available() else SharedBatchNorm)(channels)
+    return (nn.SyncBatchNorm if torch.cuda.is_available() else DistributedBatchNorm)(channels)
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
+class DistributedBatchNorm(nn.BatchNorm2d):
     """Batch norm over all processes, on any device.
 
-    Processes share sums over pixels, so that their batches and images may differ in size.
+    Processes reduce sums over pixels, so their batches and images may differ in size.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Necks: what stands between a backbone and the heads."""
+"""Build the necks between backbones and heads."""

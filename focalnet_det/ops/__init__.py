@@ -1,4 +1,4 @@
-"""Tensor functions of focal networks. Plain PyTorch, no modules and no configs."""
+"""Compute focal modulation and focal attention on tensors: plain PyTorch, no modules or configs."""
 
 from . import dispatch, fused
 from .focal_modulation import aggregate_contexts

@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import _triton_missing, exporting, forced_path, traced, without_autocast
+from .dispatch import (
+    _triton_unavailable,
+    forced_backend,
+    is_exporting,
+    is_tracing,
+    without_autocast,
+)
 
 # (height, width) of each level.
 Shapes = Sequence[tuple[int, int]]
@@ -72,15 +78,15 @@ def choose_backend(value: Tensor) -> str:
 
     Raises: ValueError for an unknown order in the environment.
     """
-    forced = forced_path()
-    if forced == "reference" or traced() or exporting():
+    forced = forced_backend()
+    if forced == "reference" or is_tracing() or is_exporting():
         return "reference"
     if torch._C._are_functorch_transforms_active():
         return "reference"
     wanted = forced == "triton" or (forced is None and value.device.type == "cuda")
     # The kernels add in no fixed order, and in float32.
     fits = value.dtype != torch.float64 and not torch.are_deterministic_algorithms_enabled()
-    if wanted and fits and not _triton_missing(value.device):
+    if wanted and fits and not _triton_unavailable(value.device):
         return "triton"
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         return "bags"

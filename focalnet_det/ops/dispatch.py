@@ -1,8 +1,8 @@
-"""Which implementation of a block runs: by device, type and availability, or by order.
+"""Choose the backend of a block by device, dtype and availability.
 
-``FOCALNET_DET_OPS`` forces a path: ``reference`` (the readable one), ``torch`` (fused, plain
-PyTorch), ``native`` (the same with kernels in C++ on CPUs) or ``triton``. Unset, the fastest one
-runs that can.
+``FOCALNET_DET_OPS`` forces a backend: ``reference`` (the readable one), ``torch`` (fused, plain
+PyTorch), ``native`` (the same with C++ kernels on CPUs) or ``triton``. Unset, the fastest available
+backend runs.
 """
 
 import functools
@@ -21,164 +21,179 @@ from .kernels import capabilities, native
 
 VARIABLE = "FOCALNET_DET_OPS"
 # Fastest first.
-PATHS = ("triton", "native", "torch", "reference")
+BACKENDS = ("triton", "native", "torch", "reference")
 
-# What the Triton kernels take.
-WIDEST, MOST_CHANNELS, OLDEST_GPU = 15, 4096, (8, 0)
-# Tuples in kernels.
-OLDEST_TRITON = "3.3"
+# Limits of the Triton kernels: kernel size of a focal level, channels, compute capability.
+MAX_WINDOW, MAX_CHANNELS, MIN_COMPUTE_CAPABILITY = 15, 4096, (8, 0)
+# The kernels use tuples, which earlier versions do not compile.
+MIN_TRITON_VERSION = "3.3"
 
 logger = logging.getLogger(__name__)
 
 
-def forced_path() -> str | None:
-    """The path that the environment asks for, None without one.
+def forced_backend() -> str | None:
+    """Return the backend that the environment forces, None without one.
 
-    Raises: ValueError for an unknown one.
+    Raises: ValueError for an unknown backend.
     """
-    path = os.environ.get(VARIABLE) or None
-    if path is not None and path not in PATHS:
-        raise ValueError(f"{VARIABLE}={path}: must be one of {', '.join(sorted(PATHS))}.")
-    return path
+    backend = os.environ.get(VARIABLE) or None
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"{VARIABLE}={backend}: must be one of {', '.join(sorted(BACKENDS))}.")
+    return backend
 
 
-def constant(function: Callable) -> Callable:
-    """``torch.compiler.assume_constant_result``, whose import takes as long as that of torch."""
+def assume_constant(function: Callable) -> Callable:
+    """Mark a function as constant for ``torch.compile``.
+
+    Does what ``torch.compiler.assume_constant_result`` does, without its import, which takes as
+    long as that of torch.
+    """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 @contextmanager
-def using(path: str | None) -> Iterator[None]:
-    """Forces a path for a while; None leaves the choice as it is."""
+def force_backend(backend: str | None) -> Iterator[None]:
+    """Force a backend within a block; None leaves the choice unchanged."""
     before = os.environ.get(VARIABLE)
-    if path is not None:
-        os.environ[VARIABLE] = path
+    if backend is not None:
+        os.environ[VARIABLE] = backend
     try:
         yield
     finally:
-        if path is not None:
+        if backend is not None:
             del os.environ[VARIABLE]
             if before is not None:
                 os.environ[VARIABLE] = before
 
 
-def choose_path(
+def choose_backend(
     x: Tensor, *, exact: Callable[[], bool] = lambda: True, windows: Sequence[int] = ()
 ) -> str:
-    """The path for a block that gets ``x``; says so in the log once for each reason.
+    """Choose the backend of a block, and log the choice once per reason.
 
     Args:
         x: (N, H, W, C), input of the block.
-        exact: whether the block's layers are the plain ones that the fused functions stand for.
+        exact: tells whether the block consists of the stock layers that the fused functions
+            implement; called last, because it is slow.
         windows: kernel sizes of its focal levels.
-    Raises: ValueError for an unknown path in the environment.
+    Returns: a name from ``BACKENDS``.
+    Raises: ValueError for an unknown backend in the environment.
     """
-    forced = forced_path()
+    forced = forced_backend()
     if forced == "reference":
         return forced
-    if traced() or (exporting() and forced is None):
-        # Such graphs are for other programs, which know stock operators alone.
+    if is_tracing() or (is_exporting() and forced is None):
+        # Other programs run such graphs, and they have stock operators only.
         return "reference"
-    obstacle = _obstacle(x, exact)
-    if obstacle:
-        return _report("reference", obstacle)
+    unsupported = _unsupported_reason(x, exact)
+    if unsupported:
+        return _report("reference", unsupported)
     reason = f"{VARIABLE} is {forced or 'unset'}"
     if forced == "triton" or (forced is None and x.device.type != "cpu"):
-        missing = _triton_obstacle(x, windows)
-        if not missing:
+        unsupported = _triton_unsupported(x, windows)
+        if not unsupported:
             return _report("triton", reason)
-        # The plain PyTorch path cuts maps into tiles for the caches of CPUs.
-        return _report("torch" if x.device.type == "cpu" else "reference", missing)
+        # On a GPU the torch backend is no faster: its tiles are sized for the caches of CPUs.
+        return _report("torch" if x.device.type == "cpu" else "reference", unsupported)
     if forced != "torch":
-        missing = _native_obstacle(x.device.type, compute_dtype(x)[0])
-        if not missing:
+        unsupported = _native_unsupported(x.device.type, compute_dtype(x)[0])
+        if not unsupported:
             return _report("native", reason)
-        reason = missing
+        reason = unsupported
     return _report("torch", reason)
 
 
-def traced() -> bool:
-    """Whether ``torch.jit`` records a graph."""
+def is_tracing() -> bool:
+    """Tell whether ``torch.jit`` is tracing."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
-def exporting() -> bool:
-    """Whether ``torch.export`` records a graph. False before PyTorch 2.7, which cannot tell."""
-    is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return is_exporting is not None and bool(is_exporting())
+def is_exporting() -> bool:
+    """Tell whether ``torch.export`` is recording; always False before PyTorch 2.7."""
+    query = getattr(torch.compiler, "is_exporting", None)
+    return query is not None and bool(query())
 
 
 def compute_dtype(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """Types in which to compute, and in which to return results and keep activations.
+    """Return the dtype to compute in, and the dtype of results and saved activations.
 
     The latter follows autocast and ``x``. The former is float32 on CPUs without bfloat16
-    arithmetic, where oneDNN is_dtype_emulated it at a tenth of the speed.
+    arithmetic, where oneDNN emulates it at a tenth of the speed.
     """
     device, stored = x.device.type, x.dtype
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         stored = torch.get_autocast_dtype(device)
-    if device == "cpu" and stored in (torch.bfloat16, torch.float16) and not _fast(stored):
+    if (
+        device == "cpu"
+        and stored in (torch.bfloat16, torch.float16)
+        and not _has_native_arithmetic(stored)
+    ):
         return torch.float32, stored
     return stored, stored
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which operators of ``x`` keep the types that they are given."""
+    """Return a context that disables autocast on the device of ``x``."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
-def takes_patch_products(x: Tensor) -> bool:
-    """Whether convolutions of ``x`` without overlap run as :mod:`.kernels.patches` says.
+def supports_patch_products(x: Tensor) -> bool:
+    """Tell whether non-overlapping convolutions of ``x`` may use :mod:`.kernels.patches`.
 
-    On CPUs, unless the reference would run too, or a graph is recorded.
+    They may on CPUs, unless the reference backend would run or a graph is being recorded.
     """
-    if x.device.type != "cpu" or forced_path() == "reference":
+    if x.device.type != "cpu" or forced_backend() == "reference":
         return False
-    if torch.compiler.is_compiling() or traced() or exporting():
+    if torch.compiler.is_compiling() or is_tracing() or is_exporting():
         return False
-    return not _obstacle(x, exact=lambda: True)
+    return not _unsupported_reason(x, exact=lambda: True)
 
 
 def supports_native(
     maps: Sequence[Tensor], dtypes: Sequence[torch.dtype] = (torch.float32,)
 ) -> bool:
-    """Whether a stock operator of maps of these types may run as a kernel in C++.
+    """Tell whether an operator on these feature maps may run as a C++ kernel.
 
-    On CPUs, unless another path is forced, a graph is recorded, or there are no such kernels.
+    It may on CPUs, unless another backend is forced, a graph is being recorded, or the kernels are
+    unavailable.
+
+    Args:
+        maps: inputs of the operator, any shape.
+        dtypes: dtypes that the kernel supports.
     """
-    if forced_path() not in (None, "native") or any(x.dtype not in dtypes for x in maps):
+    if forced_backend() not in (None, "native") or any(x.dtype not in dtypes for x in maps):
         return False
-    if torch.compiler.is_compiling() or traced() or exporting():
+    if torch.compiler.is_compiling() or is_tracing() or is_exporting():
         return False
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return False
-    return not any(_native_obstacle(x.device.type, x.dtype) for x in maps)
+    return not any(_native_unsupported(x.device.type, x.dtype) for x in maps)
 
 
 def is_dtype_emulated(x: Tensor) -> bool:
-    """Whether a stock layer would emulate the type in which it is to compute, slowly.
+    """Tell whether a stock layer would emulate its dtype on this CPU, which is slow.
 
-    Never with the reference forced or while a graph is recorded.
+    False with the reference backend forced, and while a graph is being recorded.
     """
-    if x.device.type != "cpu" or forced_path() == "reference":
+    if x.device.type != "cpu" or forced_backend() == "reference":
         return False
-    if torch.compiler.is_compiling() or traced():
+    if torch.compiler.is_compiling() or is_tracing():
         return False
     dtype, stored = compute_dtype(x)
     return dtype != stored
 
 
-@constant
-def _fast(dtype: torch.dtype) -> bool:
+@assume_constant
+def _has_native_arithmetic(dtype: torch.dtype) -> bool:
     return capabilities.cpu().computes(dtype)
 
 
-@constant
-def _native_obstacle(device: str, dtype: torch.dtype) -> str:
+@assume_constant
+def _native_unsupported(device: str, dtype: torch.dtype) -> str:
     if device != "cpu":
         return f"the native kernels run on CPUs, not on {device}"
     if dtype not in native.DTYPES:
@@ -187,78 +202,81 @@ def _native_obstacle(device: str, dtype: torch.dtype) -> str:
     if isinstance(found, native.BuildError):
         return str(found)
     if torch.get_num_threads() > 1 and not found.parallel:
-        return "the native kernels have found no OpenMP library for several threads"
+        return "the native kernels found no OpenMP library to run several threads"
     return ""
 
 
-def _obstacle(x: Tensor, exact: Callable[[], bool]) -> str:
+def _unsupported_reason(x: Tensor, exact: Callable[[], bool]) -> str:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{x.dtype} is computed by the reference alone"
+        return f"only the reference backend supports {x.dtype}"
     if x.numel() == 0:
         return "the batch is empty"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is active"
     if not exact():
-        return "a block has hooks or layers of another class"
+        return "a block has hooks, or layers of a custom class"
     return ""
 
 
-def _triton_obstacle(x: Tensor, windows: Sequence[int]) -> str:
+def _triton_unsupported(x: Tensor, windows: Sequence[int]) -> str:
     if x.device.type not in ("cuda", "cpu"):
         return f"there are no kernels for {x.device.type}"
-    missing = _triton_missing(x.device)
-    if missing:
-        return missing
-    if not windows or max(windows) > WIDEST or x.shape[-1] > MOST_CHANNELS:
+    unavailable = _triton_unavailable(x.device)
+    if unavailable:
+        return unavailable
+    if not windows or max(windows) > MAX_WINDOW or x.shape[-1] > MAX_CHANNELS:
         return (
-            f"the Triton kernels need 1 focal level or more, windows up to {WIDEST} and up to "
-            f"{MOST_CHANNELS} channels"
+            f"the Triton kernels need at least 1 focal level, windows of at most {MAX_WINDOW} and "
+            f"at most {MAX_CHANNELS} channels"
         )
     return ""
 
 
-@constant
-def _triton_missing(device: torch.device) -> str:
-    """Why Triton does not run on a device, or nothing."""
+@assume_constant
+def _triton_unavailable(device: torch.device) -> str:
+    """Return why Triton does not run on a device, "" if it does."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton has no CPU kernels"
-    return _triton_lacks(device)
+    return _triton_environment(device)
 
 
 @functools.cache
-def _triton_lacks(device: torch.device) -> str:
+def _triton_environment(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     import triton
 
-    if TorchVersion(triton.__version__) < OLDEST_TRITON:
+    if TorchVersion(triton.__version__) < MIN_TRITON_VERSION:
         return f"Triton {triton.__version__} is older than 3.3, which PyTorch 2.7 brings"
     if device.type == "cpu":
         return ""
-    if missing := _missing_triton_cache():
-        logger.warning("GPU kernels are not used: %s.", missing)
-        return missing
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_GPU:
+    if problem := _triton_cache_problem():
+        logger.warning("GPU kernels are not used: %s.", problem)
+        return problem
+    if (
+        torch.version.hip is None
+        and torch.cuda.get_device_capability(device) < MIN_COMPUTE_CAPABILITY
+    ):
         return "the GPU is older than compute capability 8.0"
     return ""
 
 
-def _missing_triton_cache() -> str:
-    """Return why there is no folder for compiled kernels, which Triton needs, or nothing."""
+def _triton_cache_problem() -> str:
+    """Return why Triton has no folder for compiled kernels, "" if it has one."""
     try:
         home = Path(os.environ.get("TRITON_HOME") or "~").expanduser()
         folder = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        return f"Triton has no cache, let TRITON_CACHE_DIR name a folder of yours ({error})"
+        return f"Triton has no cache folder, set TRITON_CACHE_DIR to a writable one ({error})"
     return ""
 
 
-@constant
-def _report(path: str, reason: str) -> str:
-    """Also runs, once, where a graph is recorded."""
-    _log("Focal modulation runs on the %s path: %s.", path, reason)
-    return path
+@assume_constant
+def _report(backend: str, reason: str) -> str:
+    """Log the choice; also runs, once, while a graph is being recorded."""
+    _log("Focal modulation runs on the %s backend: %s.", backend, reason)
+    return backend
 
 
 @functools.cache

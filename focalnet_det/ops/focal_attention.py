@@ -1,8 +1,8 @@
-"""Readable references of focal attention, versions 1 and 2.
+"""Compute focal attention, versions 1 and 2: the readable references.
 
 They read neighbors as the published code does: by cyclic shifts and sliding windows (version 1),
-or from a list of the tokens closest to a window (version 2). The faster forms of the same
-computations are in :mod:`.cyclic` and :mod:`.nearest`.
+or from a list of the tokens closest to a window (version 2). :mod:`.cyclic` and :mod:`.nearest`
+compute the same faster.
 """
 
 from collections.abc import Callable
@@ -16,30 +16,33 @@ from .window_layout import neighbor_cells, offset_index
 
 
 class AttentionTables(NamedTuple):
-    """Position biases of version 1, named as in the official files.
+    """Relative position biases of version 1.
 
     Attributes:
-        own: (``(2w-1)^2``, heads), by offset between two cells of a window of side w.
-        neighbors: (1, heads, ``w^2``, columns), query cell by column of
-            :func:`.window_layout.neighbor_cells`; None where there are no neighbors.
-        windows: (heads, ``(w-1+f)^2``), by offset between a cell and a pooled token of the
-            f x f around the window.
+        local: (``(2w-1)^2``, heads), indexed by the offset between two cells of a window of side w.
+        neighbors: (1, heads, ``w^2``, columns), indexed by query cell and column of
+            :func:`.window_layout.neighbor_cells`; None without neighbors.
+        windows: (heads, ``(w-1+f)^2``), indexed by the offset between a cell and one of the f x f
+            pooled tokens around the window.
     """
 
-    own: Tensor
+    local: Tensor
     neighbors: Tensor | None
     windows: Tensor
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
-    """(N, H, W, C) -> (N, windows, window^2, C), row by row; sides are multiples of ``window``."""
+    """Partition (N, H, W, C) into (N, windows, window^2, C), row by row.
+
+    H and W must be multiples of ``window``.
+    """
     n, height, width, channels = x.shape
     x = x.reshape(n, height // window, window, width // window, window, channels)
     return x.transpose(2, 3).reshape(n, -1, window * window, channels)
 
 
 def from_windows(x: Tensor, height: int, width: int, window: int) -> Tensor:
-    """Inverse of :func:`to_windows`."""
+    """Merge (N, windows, window^2, C) into (N, H, W, C), the inverse of :func:`to_windows`."""
     n, _, _, channels = x.shape
     x = x.reshape(n, height // window, width // window, window, window, channels)
     return x.transpose(2, 3).reshape(n, height, width, channels)
@@ -55,25 +58,25 @@ def focal_attention(
     expand: int,
     focal_window: int,
 ) -> Tensor:
-    """Attention of each window to itself, its cyclic neighbors and the pooled tokens around.
+    """Attend from each window to itself, its cyclic neighbors and the pooled tokens around it.
 
     Args:
         qkv: (N, H, W, 3C), queries, keys and values of the padded map; sides are multiples of
             ``window``.
         pooled: (N, H / window, W / window, 2C), keys and values of the pooled tokens.
-        tables: position biases.
+        tables: relative position biases.
         heads: number of heads.
         window: side of a window, tokens.
-        expand: cells of neighbors on each side; 0 leaves them out.
+        expand: width of the ring of neighbors, tokens; 0 for none.
         focal_window: side of the square of pooled tokens, odd.
-    Returns: (N, H, W, C), heads joined.
+    Returns: (N, H, W, C), heads concatenated.
     Source: arXiv:2107.00641, section 3.2; microsoft/Focal-Transformer:classification/
-    focal_transformer.py (WindowAttention). Shifts wrap round the map, with no mask, as there.
+    focal_transformer.py (WindowAttention). As there, shifts wrap around the map without a mask.
     """
-    n, height, width, channels = qkv.shape[0], *qkv.shape[1:3], qkv.shape[3] // 3
+    height, width, channels = *qkv.shape[1:3], qkv.shape[3] // 3
     query = _heads(to_windows(qkv[..., :channels], window), heads)
     maps = qkv[..., channels:]
-    columns, biases = [to_windows(maps, window)], [_own_bias(tables.own, window)]
+    columns, biases = [to_windows(maps, window)], [_local_bias(tables.local, window)]
     if expand and tables.neighbors is not None:
         for shift, cells in neighbor_cells(window, expand):
             rolled = torch.roll(maps, shifts=(-shift[0], -shift[1]), dims=(1, 2))
@@ -85,33 +88,36 @@ def focal_attention(
     key, value = (_heads(x, heads) for x in torch.cat(columns, dim=2).chunk(2, dim=-1))
     # (N, windows, heads, cells, columns)
     logits = (query * (channels // heads) ** -0.5) @ key.mT + torch.cat(biases, dim=-1)
+    out = _mask_outside(logits, pooled, focal_window).softmax(-1) @ value
+    return from_windows(out.transpose(2, 3).flatten(3), height, width, window)
+
+
+def _mask_outside(logits: Tensor, pooled: Tensor, focal_window: int) -> Tensor:
+    """Add -100, the published value, to the logits of pooled tokens outside the map.
+
+    Args:
+        logits: (N, windows, heads, cells, columns); pooled tokens are the last columns.
+        pooled: (N, h, w, 2C).
+        focal_window: side of the square of pooled tokens.
+    """
     outside = _unfold(torch.ones_like(pooled[:1, ..., :1]), focal_window)[..., 0] == 0
     penalty = outside[:, :, None, None].to(logits.dtype) * -100.0
-    logits = torch.cat(
-        [
-            logits[..., : -(focal_window**2)],
-            logits[..., -(focal_window**2) :] + penalty,
-        ],
-        dim=-1,
-    )
-    out = logits.softmax(-1) @ value
-    return from_windows(out.transpose(2, 3).flatten(3), height, width, window).reshape(
-        n, height, width, channels
-    )
+    count = focal_window**2
+    return torch.cat([logits[..., :-count], logits[..., -count:] + penalty], dim=-1)
 
 
-def _own_bias(table: Tensor, window: int) -> Tensor:
+def _local_bias(table: Tensor, window: int) -> Tensor:
     index = offset_index(window, window, window - 1, table.device)
     return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    """(..., tokens, C) -> (..., heads, tokens, C / heads)."""
+    """Split heads: (..., tokens, C) -> (..., heads, tokens, C / heads)."""
     return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
 
 
 def _unfold(pooled: Tensor, size: int) -> Tensor:
-    """(N, h, w, C) -> (N, h * w, size^2, C): the square around each token, zero outside."""
+    """Gather the square around each token, (N, h, w, C) -> (N, h * w, size^2, C), zero outside."""
     n, height, width, channels = pooled.shape
     squares = F.unfold(pooled.permute(0, 3, 1, 2), size, padding=size // 2)
     return squares.reshape(n, channels, size * size, height * width).permute(0, 3, 2, 1)
@@ -127,39 +133,51 @@ def nearest_attention(
     window: int,
     width: int,
 ) -> Tensor:
-    """Attention of each window to its closest tokens and its closest pooled tokens.
+    """Attend from each window to its closest tokens and its closest pooled tokens.
 
     Args:
         qkv: (N, H, W, 3C), queries, keys and values of the padded map.
-        pooled: (N, H / window, W / window, 2C).
-        sets: (windows, K) each: row-major numbers of tokens in the map without padding, and of
+        pooled: (N, H / window, W / window, 2C), keys and values of the pooled tokens.
+        sets: (windows, K) each: row-major indices of tokens in the map without padding, and of
             pooled tokens.
-        bias: of each level, offsets (..., 2: rows, columns) from key to query, in tokens, to
-            (..., heads).
+        bias: for each level, a function from offsets (..., 2: rows, columns) between key and query,
+            in tokens, to biases (..., heads).
         heads, window: as in :func:`focal_attention`.
-        width: of the map without padding, tokens.
+        width: width of the map without padding, tokens.
     Returns: (N, H, W, C).
     Source: arXiv:2107.00641; microsoft/Focal-Transformer:classification/focal_transformer_v2.py.
     """
     height, padded_width, channels = *qkv.shape[1:3], qkv.shape[3] // 3
-    rows, across = height // window, padded_width // window
     query = _heads(to_windows(qkv[..., :channels], window), heads)
-    grid = torch.cartesian_prod(torch.arange(height), torch.arange(padded_width))
-    cells = to_windows(grid.reshape(1, height, padded_width, 2), window)[0].to(qkv.device)
-    centers = torch.cartesian_prod(torch.arange(rows), torch.arange(across)) * window + window // 2
     tokens, windows = sets
-    places = (
-        torch.stack((tokens // width, tokens % width), dim=-1),
-        centers.to(qkv.device)[windows],
-    )
     fine = qkv[..., channels:].flatten(1, 2)
-    number = tokens // width * padded_width + tokens % width
-    columns = torch.cat((fine[:, number], pooled.flatten(1, 2)[:, windows]), dim=2)
+    index = tokens // width * padded_width + tokens % width
+    columns = torch.cat((fine[:, index], pooled.flatten(1, 2)[:, windows]), dim=2)
     key, value = (_heads(x, heads) for x in columns.chunk(2, dim=-1))
-    biases = [
-        level(cells[:, :, None] - place[:, None]) for level, place in zip(bias, places, strict=True)
-    ]
+    offsets = _offsets_to_query(sets, (height, padded_width), window, width)
+    biases = [level(offset) for level, offset in zip(bias, offsets, strict=True)]
     logits = (query * (channels // heads) ** -0.5) @ key.mT
     logits = logits + torch.cat(biases, dim=2).permute(0, 3, 1, 2)
     out = logits.softmax(-1) @ value
     return from_windows(out.transpose(2, 3).flatten(3), height, padded_width, window)
+
+
+def _offsets_to_query(
+    sets: tuple[Tensor, Tensor], padded_size: tuple[int, int], window: int, width: int
+) -> list[Tensor]:
+    """Return the offsets between keys and queries of both levels, in tokens.
+
+    Args:
+        sets, window, width: as in :func:`nearest_attention`.
+        padded_size: (height, width) of the padded map, tokens.
+    Returns: (windows, window^2, K, 2: rows, columns) each.
+    """
+    (height, padded_width), (tokens, windows) = padded_size, sets
+    grid = torch.cartesian_prod(torch.arange(height), torch.arange(padded_width))
+    cells = to_windows(grid.reshape(1, height, padded_width, 2), window)[0].to(tokens.device)
+    grid = torch.cartesian_prod(
+        torch.arange(height // window), torch.arange(padded_width // window)
+    )
+    centers = (grid * window + window // 2).to(tokens.device)
+    positions = torch.stack((tokens // width, tokens % width), dim=-1), centers[windows]
+    return [cells[:, :, None] - position[:, None] for position in positions]

@@ -1,4 +1,4 @@
-"""Readable reference of focal context aggregation."""
+"""Aggregate focal contexts: the readable reference, in the order of the paper."""
 
 import operator
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ def aggregate_contexts(
     normalize: bool = False,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Hierarchical contextualisation followed by gated aggregation.
+    """Apply hierarchical contextualization followed by gated aggregation.
 
-    Level ``l`` is ``GELU(depthwise_conv(level l-1))``; the last context is the GELU of the last
+    Level ``l`` is ``GELU(depthwise_conv(level l-1))``; the global context is the GELU of the last
     level's spatial mean. The result is the gate-weighted sum of all contexts.
 
     Args:
         context: (N, C, H, W), the projected context, level 0.
-        gates: (N, L+1, H, W), unnormalised, any sign; the last one belongs to the global context.
+        gates: (N, L+1, H, W), unnormalized, any sign; the last one belongs to the global context.
         kernels: L depthwise kernels, each (C, 1, k, k) with odd k, finest level first.
         normalize: divide the sum by L+1 (``normalize_modulator`` of the official yaml files).
         valid: (N, 1, H, W), one inside the image and zero in the batch padding, in the dtype of
-            ``context``. Contexts outside are zero and the global mean is taken over the inside,
-            so that an image does not depend on the padding of its batch.
+            ``context``. Contexts in the padding are zero and the global mean is taken over the
+            image, which makes the result independent of batch padding.
     Returns: (N, C, H, W), the aggregated context, from which the modulator is projected.
     Raises: ValueError if there is not one gate more than there are kernels.
     Source: arXiv:2203.11926, section 3.2, equations 4-6.
     """
     if gates.shape[1] != len(kernels) + 1:
         raise ValueError(
-            f"{len(kernels)} focal levels need one gate each and one for the global "
-            f"context, got {gates.shape[1]} gates."
+            f"{len(kernels)} focal levels need {len(kernels) + 1} gates, one per level and one for "
+            f"the global context, got {gates.shape[1]}."
         )
     if valid is not None:
         context = context * valid
@@ -47,10 +47,13 @@ def aggregate_contexts(
         if valid is not None:
             context = context * valid
         terms.append(context * gate)
-    if valid is None:
-        mean = context.mean((2, 3), keepdim=True)
-    else:
-        mean = context.sum((2, 3), keepdim=True) / valid.sum((2, 3), keepdim=True)
-    terms.append(F.gelu(mean) * gates[:, -1:])
+    terms.append(F.gelu(_spatial_mean(context, valid)) * gates[:, -1:])
     aggregated = reduce(operator.add, terms)
     return aggregated / len(terms) if normalize else aggregated
+
+
+def _spatial_mean(context: Tensor, valid: Tensor | None) -> Tensor:
+    """Average (N, C, H, W) over the image to (N, C, 1, 1); ``context`` is zero in the padding."""
+    if valid is None:
+        return context.mean((2, 3), keepdim=True)
+    return context.sum((2, 3), keepdim=True) / valid.sum((2, 3), keepdim=True)

@@ -1,10 +1,10 @@
-"""Fused branches of a block as operators that PyTorch knows.
+"""Register the fused branches of a block as PyTorch custom operators.
 
-As registered operators they can be compiled, exported, checkpointed and differentiated like stock
-ones: a graph holds one node for a branch and one for its backward pass. Each takes its parameters
-as one list, and the path that :func:`focalnet_det.ops.dispatch.choose_path` chose, which is a
-constant of a recorded graph. Where nothing records or intercepts operators, the same functions run
-without them: an operator in Python costs some tenths of a millisecond.
+Custom operators can be compiled, exported, checkpointed and differentiated like stock ones: a graph
+holds one node for a branch and one for its backward pass. Each takes its parameters as one list,
+and the backend from :func:`focalnet_det.ops.dispatch.choose_backend`, which is a constant of a
+recorded graph. Where nothing records or intercepts operators, the same functions are called
+directly: an operator in Python costs some tenths of a millisecond.
 """
 
 import functools
@@ -31,24 +31,24 @@ from .kernels.parameters import (
 from .kernels.training import Options, Residual
 
 # Modules with `block`, `modulation_forward`, `mlp_forward`, their `_backward` and their `_kept`.
-PATHS = {
+BACKEND_MODULES = {
     "torch": ("inference", "training"),
     "native": ("native_inference", "native_training"),
     "triton": ("triton_block", "triton_block"),
 }
 
 
-class Plan(NamedTuple):
-    """How a block runs.
+class ComputePolicy(NamedTuple):
+    """How to compute a block.
 
     Attributes:
-        path: of :mod:`focalnet_det.ops.dispatch`, not the reference.
-        dtype: in which to compute.
-        stored: in which to return the result and to keep what the backward pass needs.
-        recompute: keep the inputs of branches alone for the backward pass.
+        backend: a backend of :mod:`focalnet_det.ops.dispatch` other than the reference.
+        dtype: dtype to compute in.
+        stored: dtype of the result and of the activations saved for the backward pass.
+        recompute: save only the inputs of branches for the backward pass.
     """
 
-    path: str
+    backend: str
     dtype: torch.dtype
     stored: torch.dtype
     recompute: bool = False
@@ -59,25 +59,25 @@ def modulation(
     norm: Affine | None,
     weights: ModulationWeights,
     valid: Tensor | None,
-    plan: Plan,
+    policy: ComputePolicy,
     residual: Residual | None = None,
 ) -> Tensor:
-    """Focal modulation of a map, with the norm before it if there is one.
+    """Apply an optional norm and focal modulation to a feature map.
 
     Args:
         x: (N, H, W, C).
-        norm: applied to ``x``, or None.
-        weights: of the modulation.
+        norm: LayerNorm that is applied to ``x`` first, or None.
+        weights: parameters of the modulation.
         valid: (N, H, W, 1), see :func:`focalnet_det.ops.aggregate_contexts`.
-        plan: see the class.
-        residual: see the class.
-    Returns: (N, H, W, C), in the type that is stored, or that of the sum with ``residual``. It can
-        be differentiated once.
+        policy: backend and dtypes.
+        residual: adds ``x`` to the result if given.
+    Returns: (N, H, W, C), in the dtype ``policy.stored``, or that of the sum with ``x``.
+        Differentiable once.
     """
     if residual is not None and not _eager(x):
-        return residual.add(x, modulation(x, norm, weights, valid, plan))
+        return residual.add(x, modulation(x, norm, weights, valid, policy))
     parameters, layout = flatten_modulation(norm, weights)
-    options = *layout, *plan
+    options = *layout, *policy
     if _eager(x):
         functions = _modulation, _modulation_backward
         out = _Branch.apply(functions, options, 2, residual, x, valid, *parameters)
@@ -90,14 +90,17 @@ def mlp(
     x: Tensor,
     norm: Affine | None,
     weights: MlpWeights,
-    plan: Plan,
+    policy: ComputePolicy,
     residual: Residual | None = None,
 ) -> Tensor:
-    """Linear, GELU, linear, with the norm before them if there is one; see :func:`modulation`."""
+    """Apply an optional norm, then linear, GELU, linear, to (N, H, W, C).
+
+    Args and result as in :func:`modulation`.
+    """
     if residual is not None and not _eager(x):
-        return residual.add(x, mlp(x, norm, weights, plan))
+        return residual.add(x, mlp(x, norm, weights, policy))
     parameters, eps = flatten_mlp(norm, weights)
-    options = eps, *plan
+    options = eps, *policy
     if _eager(x):
         out = _Branch.apply((_mlp, _mlp_backward), options, 1, residual, x, *parameters)
     else:
@@ -105,36 +108,45 @@ def mlp(
     return cast(Tensor, out)
 
 
-def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, plan: Plan) -> Tensor:
-    """A whole block without autograd: both branches with their norms and residuals.
+def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, policy: ComputePolicy) -> Tensor:
+    """Apply a whole block without autograd: both branches with their norms and residuals.
 
     Args:
         x: (N, H, W, C).
-        weights: of the block.
+        weights: parameters of the block.
         valid: (N, H, W, 1), see :func:`focalnet_det.ops.aggregate_contexts`.
-        plan: see the class; only ``path`` and ``dtype`` are read.
-    Returns: (N, H, W, C), in the type of ``x``.
+        policy: only ``backend`` and ``dtype`` are read.
+    Returns: (N, H, W, C), in the dtype of ``x``.
     """
     if _eager(x):
-        return cast(Tensor, _whole_block(x, weights, valid, plan.path, plan.dtype))
+        return cast(Tensor, _whole_block(x, weights, valid, policy.backend, policy.dtype))
     modulation, layout = flatten_modulation(weights.norm1, weights.modulation)
     mlp, eps = flatten_mlp(weights.norm2, weights.mlp)
     gammas = [gamma for gamma in (weights.gamma_1, weights.gamma_2) if gamma is not None]
     result = torch.ops.focalnet_det.block(
-        x, valid, modulation, mlp, gammas, *layout, eps, weights.post_norm, plan.path, plan.dtype
+        x,
+        valid,
+        modulation,
+        mlp,
+        gammas,
+        *layout,
+        eps,
+        weights.post_norm,
+        policy.backend,
+        policy.dtype,
     )
     return cast(Tensor, result)
 
 
 def _eager(x: Tensor) -> bool:
-    """Whether operators run as they are called, seen by nobody."""
+    """Tell whether operators run as they are called, with nothing that records them."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     return type(x) in (Tensor, torch.nn.Parameter)
 
 
 class _Branch(torch.autograd.Function):
-    """What the operators of a branch and of its backward pass do, and a residual sum."""
+    """A branch and its backward pass without custom operators, and optionally a residual sum."""
 
     @staticmethod
     def forward(
@@ -145,11 +157,11 @@ class _Branch(torch.autograd.Function):
         residual: Residual | None,
         *tensors: Tensor | None,
     ) -> Tensor:
-        """``tensors``: as many as ``inputs`` says, then parameters."""
+        """Run a branch; ``tensors`` are ``inputs`` input tensors, then the parameters."""
         run, ctx.backward_function = functions
-        ctx.more = {} if residual is None else {"residual": residual}
-        out, kept = run(*tensors[:inputs], list(tensors[inputs:]), *options, **ctx.more)
-        ctx.save_for_backward(*tensors, *kept)
+        ctx.extra = {} if residual is None else {"residual": residual}
+        out, activations = run(*tensors[:inputs], list(tensors[inputs:]), *options, **ctx.extra)
+        ctx.save_for_backward(*tensors, *activations)
         ctx.arguments = options, inputs, len(tensors)
         return cast(Tensor, out)
 
@@ -158,54 +170,56 @@ class _Branch(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         options, inputs, count = ctx.arguments
         saved = ctx.saved_tensors
-        parameters, kept = list(saved[inputs:count]), list(saved[count:])
+        parameters, activations = list(saved[inputs:count]), list(saved[count:])
         grad_x, *grad_parameters = ctx.backward_function(
-            gradient, *saved[:inputs], parameters, kept, *options, **ctx.more
+            gradient, *saved[:inputs], parameters, activations, *options, **ctx.extra
         )
         return None, None, None, None, grad_x, *[None] * (inputs - 1), *grad_parameters
 
 
 @functools.cache
-def _module(path: str, training: bool) -> ModuleType:
-    return importlib.import_module(f".kernels.{PATHS[path][training]}", __package__)
+def _module(backend: str, training: bool) -> ModuleType:
+    return importlib.import_module(f".kernels.{BACKEND_MODULES[backend][training]}", __package__)
 
 
 def _without_autocast(function: Callable) -> Callable:
-    """Types are chosen by the caller; autocast would turn every linear into its own."""
+    """Disable autocast in a function: the caller chooses the dtypes."""
 
     @functools.wraps(function)
-    def run(x: Tensor, *arguments: Any, **more: Any) -> Any:
+    def run(x: Tensor, *arguments: Any, **extra: Any) -> Any:
         if not torch.is_autocast_enabled(x.device.type):
-            return function(x, *arguments, **more)
+            return function(x, *arguments, **extra)
         with torch.autocast(x.device.type, enabled=False):
-            return function(x, *arguments, **more)
+            return function(x, *arguments, **extra)
 
     return run
 
 
 # The modulation
 
-_PLAN = "str path, ScalarType dtype, ScalarType stored, bool recompute"
+_POLICY = "str backend, ScalarType dtype, ScalarType stored, bool recompute"
 _LAYOUT = "float? norm_eps, float? ln_eps, bool normalize"
 
 
 @_without_autocast
 def _modulation(
-    x: Tensor, valid: Tensor | None, parameters: list[Tensor], *options: Any, **more: Any
+    x: Tensor, valid: Tensor | None, parameters: list[Tensor], *options: Any, **extra: Any
 ) -> Any:
-    layout, plan = ModulationLayout(*options[:3]), Plan(*options[3:])
+    layout, policy = ModulationLayout(*options[:3]), ComputePolicy(*options[3:])
     norm, weights = unflatten_modulation(parameters, layout)
-    kernels = _module(plan.path, True)
-    return kernels.modulation_forward(x, norm, weights, valid, Options(*plan[1:]), **more)
+    kernels = _module(policy.backend, True)
+    return kernels.modulation_forward(x, norm, weights, valid, Options(*policy[1:]), **extra)
 
 
 def _modulation_shapes(
     x: Tensor, _valid: Tensor | None, parameters: list[Tensor], *options: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    layout, plan = ModulationLayout(*options[:3]), Plan(*options[3:])
+    layout, policy = ModulationLayout(*options[:3]), ComputePolicy(*options[3:])
     _, weights = unflatten_modulation(parameters, layout)
-    kept = _module(plan.path, True).modulation_kept(x, weights.kernels, Options(*plan[1:]))
-    return x.new_empty(x.shape, dtype=plan.stored), kept
+    activations = _module(policy.backend, True).modulation_kept(
+        x, weights.kernels, Options(*policy[1:])
+    )
+    return x.new_empty(x.shape, dtype=policy.stored), activations
 
 
 @_without_autocast
@@ -214,14 +228,14 @@ def _modulation_backward(
     x: Tensor,
     valid: Tensor | None,
     parameters: list[Tensor],
-    kept: list[Tensor],
+    activations: list[Tensor],
     *options: Any,
-    **more: Any,
+    **extra: Any,
 ) -> list[Tensor]:
-    layout, plan = ModulationLayout(*options[:3]), Plan(*options[3:])
+    layout, policy = ModulationLayout(*options[:3]), ComputePolicy(*options[3:])
     norm, weights = unflatten_modulation(parameters, layout)
-    gradients = _module(plan.path, True).modulation_backward(
-        gradient, x, norm, weights, valid, kept, Options(*plan[1:]), **more
+    gradients = _module(policy.backend, True).modulation_backward(
+        gradient, x, norm, weights, valid, activations, Options(*policy[1:]), **extra
     )
     return _as_parameters(gradients, parameters)
 
@@ -249,20 +263,24 @@ def _keep_modulation(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]
 
 @_without_autocast
 def _mlp(
-    x: Tensor, parameters: list[Tensor], norm_eps: float | None, *options: Any, **more: Any
+    x: Tensor, parameters: list[Tensor], norm_eps: float | None, *options: Any, **extra: Any
 ) -> Any:
-    plan = Plan(*options)
+    policy = ComputePolicy(*options)
     norm, weights = unflatten_mlp(parameters, norm_eps)
-    return _module(plan.path, True).mlp_forward(x, norm, weights, Options(*plan[1:]), **more)
+    return _module(policy.backend, True).mlp_forward(
+        x, norm, weights, Options(*policy[1:]), **extra
+    )
 
 
 def _mlp_shapes(
     x: Tensor, parameters: list[Tensor], norm_eps: float | None, *options: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    plan = Plan(*options)
+    policy = ComputePolicy(*options)
     _, weights = unflatten_mlp(parameters, norm_eps)
-    kept = _module(plan.path, True).mlp_kept(x, weights.fc1.weight.shape[0], Options(*plan[1:]))
-    return x.new_empty(x.shape, dtype=plan.stored), kept
+    activations = _module(policy.backend, True).mlp_kept(
+        x, weights.fc1.weight.shape[0], Options(*policy[1:])
+    )
+    return x.new_empty(x.shape, dtype=policy.stored), activations
 
 
 @_without_autocast
@@ -270,15 +288,15 @@ def _mlp_backward(
     gradient: Tensor,
     x: Tensor,
     parameters: list[Tensor],
-    kept: list[Tensor],
+    activations: list[Tensor],
     norm_eps: float | None,
     *options: Any,
-    **more: Any,
+    **extra: Any,
 ) -> list[Tensor]:
-    plan = Plan(*options)
+    policy = ComputePolicy(*options)
     norm, weights = unflatten_mlp(parameters, norm_eps)
-    gradients = _module(plan.path, True).mlp_backward(
-        gradient, x, norm, weights, kept, Options(*plan[1:]), **more
+    gradients = _module(policy.backend, True).mlp_backward(
+        gradient, x, norm, weights, activations, Options(*policy[1:]), **extra
     )
     return _as_parameters(gradients, parameters)
 
@@ -305,9 +323,9 @@ def _keep_mlp(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> N
 
 @_without_autocast
 def _whole_block(
-    x: Tensor, weights: BlockWeights, valid: Tensor | None, path: str, dtype: torch.dtype
+    x: Tensor, weights: BlockWeights, valid: Tensor | None, backend: str, dtype: torch.dtype
 ) -> Any:
-    return _module(path, False).block(x, weights, valid, dtype)
+    return _module(backend, False).block(x, weights, valid, dtype)
 
 
 def _block(
@@ -318,7 +336,7 @@ def _block(
     gammas: list[Tensor],
     *options: Any,
 ) -> Any:
-    *layout, eps, post_norm, path, dtype = options
+    *layout, eps, post_norm, backend, dtype = options
     norm1, modulation_weights = unflatten_modulation(modulation, ModulationLayout(*layout))
     norm2, mlp_weights = unflatten_mlp(mlp, eps)
     gamma_1, gamma_2 = gammas or (None, None)
@@ -326,16 +344,16 @@ def _block(
         cast(Affine, norm1), modulation_weights, gamma_1, cast(Affine, norm2), mlp_weights,
         gamma_2, post_norm,
     )  # fmt: skip
-    return _whole_block(x, weights, valid, path, dtype)
+    return _whole_block(x, weights, valid, backend, dtype)
 
 
 # Registration
 
 
-def _keep(ctx: Any, tensors: list[Tensor], kept: list[Tensor]) -> None:
+def _keep(ctx: Any, tensors: list[Tensor], activations: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(*tensors, *kept)
+    ctx.mark_non_differentiable(*activations)
+    ctx.save_for_backward(*tensors, *activations)
 
 
 def _as_parameters(gradients: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
@@ -371,7 +389,7 @@ _register(
     "modulation",
     _modulation,
     _modulation_shapes,
-    f"(Tensor x, Tensor? valid, Tensor[] parameters, {_LAYOUT}, {_PLAN}) -> (Tensor, Tensor[])",
+    f"(Tensor x, Tensor? valid, Tensor[] parameters, {_LAYOUT}, {_POLICY}) -> (Tensor, Tensor[])",
     _modulation_gradients,
     _keep_modulation,
 )
@@ -379,14 +397,14 @@ _register(
     "modulation_backward",
     _modulation_backward,
     _gradient_shapes,
-    "(Tensor gradient, Tensor x, Tensor? valid, Tensor[] parameters, Tensor[] kept, "
-    f"{_LAYOUT}, {_PLAN}) -> Tensor[]",
+    "(Tensor gradient, Tensor x, Tensor? valid, Tensor[] parameters, Tensor[] activations, "
+    f"{_LAYOUT}, {_POLICY}) -> Tensor[]",
 )
 _register(
     "mlp",
     _mlp,
     _mlp_shapes,
-    f"(Tensor x, Tensor[] parameters, float? norm_eps, {_PLAN}) -> (Tensor, Tensor[])",
+    f"(Tensor x, Tensor[] parameters, float? norm_eps, {_POLICY}) -> (Tensor, Tensor[])",
     _mlp_gradients,
     _keep_mlp,
 )
@@ -394,13 +412,13 @@ _register(
     "mlp_backward",
     _mlp_backward,
     _gradient_shapes,
-    "(Tensor gradient, Tensor x, Tensor[] parameters, Tensor[] kept, float? norm_eps, "
-    f"{_PLAN}) -> Tensor[]",
+    "(Tensor gradient, Tensor x, Tensor[] parameters, Tensor[] activations, float? norm_eps, "
+    f"{_POLICY}) -> Tensor[]",
 )
 _register(
     "block",
     _block,
     lambda x, *_: x.new_empty(x.shape),
     "(Tensor x, Tensor? valid, Tensor[] modulation, Tensor[] mlp, Tensor[] gammas, "
-    f"{_LAYOUT}, float? norm2_eps, bool post_norm, str path, ScalarType dtype) -> Tensor",
+    f"{_LAYOUT}, float? norm2_eps, bool post_norm, str backend, ScalarType dtype) -> Tensor",
 )

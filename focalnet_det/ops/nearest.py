@@ -1,4 +1,4 @@
-"""Keys of focal attention, version 2: the tokens closest to the center of each window."""
+"""Compute focal attention, version 2: windows read the tokens closest to their centers."""
 
 import functools
 import weakref
@@ -7,19 +7,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import constant, without_autocast
-from .window_attention import GridBias, Keys, Map, attend, recording, token_numbers
+from .dispatch import assume_constant, without_autocast
+from .window_attention import (
+    GridBias,
+    WindowGrid,
+    WindowKeys,
+    attend,
+    is_recording_graph,
+    token_index,
+)
 
-# More than any side and, as a number of tokens, than any map has.
-FAR = 2**20
+# Exceeds the sides of any map, and the number of its tokens.
+UNREACHABLE = 2**20
 
 
-@constant
+@assume_constant
 def _ranks(count: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of ranks (row, column) by distance, from 0, that can be among the nearest ``count``.
+    """Return the pairs of ranks (row, column) that can be among the nearest ``count`` tokens.
 
-    The tokens whose row and column are no further are at least (row + 1) * (column + 1), and none
-    of them comes later by distance and then number.
+    Rows and columns are ranked by distance, from 0. At least (row + 1) * (column + 1) tokens have a
+    row and a column that are no further, and none of these comes later in the order of distance,
+    then index.
     """
     return _pairs(count)
 
@@ -30,33 +38,35 @@ def _pairs(count: int) -> tuple[tuple[int, int], ...]:
 
 
 def _by_distance(centers: Tensor, limit: Tensor, count: int) -> Tensor:
-    """Positions on an axis by distance to each center, then position; (..., centers, count).
+    """Sort positions on an axis by distance to each center, then by position.
 
     Args:
-        centers: (centers,).
-        limit: (...), number of positions; those beyond come last.
+        centers: (centers,), int64.
+        limit: (...), length of the axis; positions beyond it come last.
+        count: number of positions to return.
+    Returns: (..., centers, count), int64.
     """
     closest = torch.minimum(centers, limit[..., None] - 1)[..., None]
     low = torch.zeros((), dtype=centers.dtype, device=centers.device)
-    # A run of 2 * count around the center, moved into the axis where it would leave it.
+    # A run of 2 * count positions around the center, shifted into the axis at its ends.
     start = torch.minimum(closest - count, limit[..., None, None] - 2 * count).maximum(low)
     run = start + torch.arange(2 * count, device=centers.device)
-    distance = (run - centers[:, None]).abs() + FAR * (run >= limit[..., None, None])
-    order = torch.topk(distance * (2 * FAR) + run, count, largest=False, sorted=True).values
-    return order % (2 * FAR)
+    distance = (run - centers[:, None]).abs() + UNREACHABLE * (run >= limit[..., None, None])
+    order = torch.topk(distance * (2 * UNREACHABLE) + run, count, largest=False, sorted=True).values
+    return order % (2 * UNREACHABLE)
 
 
 def nearest(
     centers: tuple[Tensor, Tensor], limits: tuple[Tensor, Tensor], width: int, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens closest to points of a map: by squared distance, then row-major number.
+    """Find the tokens closest to points of a map, by squared distance, then row-major index.
 
     Args:
-        centers: rows and columns of a grid of points, in tokens.
-        limits: rows and columns of the map, (...).
-        width: of the map that numbers count, tokens.
-        count: how many.
-    Returns: rows and columns of the tokens, and which there are, (..., points, count) each.
+        centers: rows (R,) and columns (C,) of a grid of points, tokens.
+        limits: height and width of the map, (...), tokens.
+        width: width of the map that indices refer to, tokens.
+        count: number of tokens to find.
+    Returns: rows, columns (int64) and existence (bool) of the tokens, (..., R * C, count) each.
     """
     ranks = torch.tensor(_ranks(count), device=centers[0].device)
     y = _by_distance(centers[0], limits[0], count)[..., ranks[:, 0]]  # (..., rows, pairs)
@@ -66,8 +76,10 @@ def nearest(
     outside = (y >= limits[0][..., None, None])[..., :, None, :] | (
         x >= limits[1][..., None, None]
     )[..., None, :, :]
-    number = y[..., :, None, :] * width + x[..., None, :, :]
-    order = torch.where(outside, FAR * FAR, distance) * FAR + torch.where(outside, 0, number)
+    index = y[..., :, None, :] * width + x[..., None, :, :]
+    order = torch.where(outside, UNREACHABLE * UNREACHABLE, distance) * UNREACHABLE + torch.where(
+        outside, 0, index
+    )
     order = order.flatten(-3, -2)
     chosen = torch.topk(order, count, dim=-1, largest=False, sorted=True).indices
     rows = y[..., :, None, :].expand(distance.shape).flatten(-3, -2).gather(-1, chosen)
@@ -76,63 +88,69 @@ def nearest(
     return rows, columns, inside
 
 
-class Nearest(NamedTuple):
-    """What the windows of a map read, and where the offsets to it stand in tables of biases.
+class NearestLayout(NamedTuple):
+    """The keys of the windows of a map, and the layout of their bias tables.
 
     Attributes:
-        keys: of both levels, tokens of the map first.
-        bias: places in the tables of both levels.
-        offsets: of each level, the offsets (offsets, 2: rows, columns) that its table holds.
+        keys: keys of both levels, tokens of the map first.
+        bias: indices into the bias tables of both levels.
+        offsets: for each level, the offsets (offsets, 2: rows, columns) of its table, tokens.
     """
 
-    keys: Keys
+    keys: WindowKeys
     bias: GridBias
     offsets: tuple[Tensor, Tensor]
 
 
 class StoredSets:
-    """Sets of keys that weights were trained with, for one size of map; compared by identity."""
+    """Sets of keys that weights were trained with, for one map size; compared by identity.
 
-    def __init__(self, size: Map, sets: tuple[Tensor, Tensor]) -> None:
+    Args:
+        size: map size that the sets are for.
+        sets: (windows, K) each, indices as :func:`nearest_sets` returns them.
+    """
+
+    def __init__(self, size: WindowGrid, sets: tuple[Tensor, Tensor]) -> None:
         self.size = size
         self.sets = sets
 
 
-# All blocks of a stage have the same sets, and so share a plan.
-_KNOWN: weakref.WeakValueDictionary[tuple[Map, bytes, bytes], StoredSets] = (
+# All blocks of a stage have equal sets: one object lets them share a cached layout.
+_SHARED_SETS: weakref.WeakValueDictionary[tuple[WindowGrid, bytes, bytes], StoredSets] = (
     weakref.WeakValueDictionary()
 )
 
 
-def recognize(sets: tuple[Tensor, Tensor], window: int, count: int) -> StoredSets | None:
-    """The size of map that sets of closest tokens are for; None if they are for none.
+def infer_map_size(sets: tuple[Tensor, Tensor], window: int, count: int) -> StoredSets | None:
+    """Infer the map size that stored sets of closest tokens are for; None if there is none.
 
-    Files do not name it: it is the one whose windows have the closest tokens as far away.
+    Files do not state it: it is the size at which the closest tokens have the same distances.
 
     Args:
-        sets: of tokens and of pooled tokens, (windows, K) each, as :func:`nearest_sets` gives them
-            but for the choice among tokens equally far away.
-        window, count: of the network.
+        sets: tokens and pooled tokens, (windows, K) each, as :func:`nearest_sets` returns them
+            except for the choice among tokens at equal distances.
+        window: side of a window, tokens.
+        count: ``top_k`` of the network.
     """
     if any(t.ndim != 2 or t.is_floating_point() or t.is_meta for t in sets):
         return None
     tokens, windows = (t.detach().to("cpu", torch.int64).sort(dim=1).values for t in sets)
     total = len(tokens)
     for rows in (n for n in range(1, total + 1) if total % n == 0):
-        size = Map(rows * window, total // rows * window, window)
+        size = WindowGrid(rows * window, total // rows * window, window)
         if all(
-            _as_far(given, level, expected, size)
+            _has_same_distances(given, level, expected, size)
             for level, (given, expected) in enumerate(
                 zip((tokens, windows), nearest_sets(size, count), strict=True)
             )
         ):
             key = size, tokens.numpy().tobytes(), windows.numpy().tobytes()
-            return _KNOWN.setdefault(key, StoredSets(size, (tokens, windows)))
+            return _SHARED_SETS.setdefault(key, StoredSets(size, (tokens, windows)))
     return None
 
 
-def _as_far(given: Tensor, level: int, expected: Tensor, size: Map) -> bool:
-    """Whether sets hold each number once and have the distances of others."""
+def _has_same_distances(given: Tensor, level: int, expected: Tensor, size: WindowGrid) -> bool:
+    """Tell whether sets hold each index once and have the same distances as the expected sets."""
     height, width = (size.height, size.width) if level == 0 else (size.rows, size.columns)
     if given.shape != expected.shape or given.min() < 0 or given.max() >= height * width:
         return False
@@ -142,31 +160,29 @@ def _as_far(given: Tensor, level: int, expected: Tensor, size: Map) -> bool:
     y, x = centers(size, cpu) if level == 0 else _grid(size, cpu)
     points = torch.cartesian_prod(y, x)
 
-    def distances(numbers: Tensor) -> Tensor:
-        far = (numbers // width - points[:, :1]).square() + (
-            numbers % width - points[:, 1:]
-        ).square()
-        return far.sort(dim=1).values
+    def distances(index: Tensor) -> Tensor:
+        y, x = index // width - points[:, :1], index % width - points[:, 1:]
+        return (y.square() + x.square()).sort(dim=1).values
 
     return torch.equal(distances(given), distances(expected))
 
 
-def centers(size: Map, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the centers of all windows, tokens."""
+def centers(size: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of the centers of all windows, tokens."""
     rows, columns = _grid(size, device)
     middle = size.window // 2
     return rows * size.window + middle, columns * size.window + middle
 
 
-def _grid(size: Map, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of windows."""
+def _grid(size: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of windows."""
     return torch.arange(size.rows, device=device), torch.arange(size.columns, device=device)
 
 
-def nearest_sets(size: Map, count: int) -> tuple[Tensor, Tensor]:
-    """Row-major numbers of the tokens and the pooled tokens closest to each window, (windows, K).
+def nearest_sets(size: WindowGrid, count: int) -> tuple[Tensor, Tensor]:
+    """Return row-major indices of the tokens and pooled tokens closest to each window.
 
-    K is ``count``, or as many as there are.
+    Returns: (windows, K) each, int64; K is ``count``, or less on a smaller map.
     """
     cpu = torch.device("cpu")
     levels = (
@@ -182,41 +198,51 @@ def nearest_sets(size: Map, count: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def _planned(size: Map, count: int, stored: StoredSets | None, device: torch.device) -> Nearest:
+def _cached_layout(
+    size: WindowGrid, count: int, stored: StoredSets | None, device: torch.device
+) -> NearestLayout:
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         sets = nearest_sets(size, count) if stored is None else stored.sets
         tokens, windows = sets
-        plan = _arranged(
+        layout = _build_layout(
             size,
             (tokens // size.width, tokens % size.width),
             (windows // size.columns, windows % size.columns),
             tight=True,
         )
-        keys = Keys(plan.keys.tokens.to(device))
-        bias = GridBias(*(tuple(t.to(device) for t in level) for level in plan.bias))
-        return Nearest(keys, bias, (plan.offsets[0].to(device), plan.offsets[1].to(device)))
+        keys = WindowKeys(layout.keys.tokens.to(device))
+        bias = GridBias(*(tuple(t.to(device) for t in level) for level in layout.bias))
+        offsets = layout.offsets[0].to(device), layout.offsets[1].to(device)
+        return NearestLayout(keys, bias, offsets)
 
 
-def _arranged(
-    size: Map, tokens: tuple[Tensor, Tensor], windows: tuple[Tensor, Tensor], *, tight: bool
-) -> Nearest:
-    """Numbers of tokens and places of offsets, from rows and columns of both levels' keys.
+def _build_layout(
+    size: WindowGrid, tokens: tuple[Tensor, Tensor], windows: tuple[Tensor, Tensor], *, tight: bool
+) -> NearestLayout:
+    """Build the layout from rows and columns of the keys of both levels.
 
-    ``tight`` bounds the offsets by those that occur instead of the sides of the map.
+    Args:
+        size: size of the map.
+        tokens, windows: rows and columns, (windows, K) or (N, windows, K) each, in tokens and in
+            windows.
+        tight: bound the offsets in the tables by those that occur, rather than the sides of the
+            map; a recorded graph cannot.
     """
     w, device = size.window, tokens[0].device
-    number = token_numbers(*tokens, size)
+    index = token_index(*tokens, size)
     pooled = windows[0] * size.columns + windows[1] + size.windows * size.cells
-    places = tokens, (windows[0] * w + w // 2, windows[1] * w + w // 2)
+    positions = tokens, (windows[0] * w + w // 2, windows[1] * w + w // 2)
     cells = _cells(size, device)
     sides = size.rows * w, size.columns * w
-    levels = [_offsets(*cells, y, x, sides, tight) for y, x in places]
+    levels = [_offsets(*cells, y, x, sides, tight) for y, x in positions]
     query, key, grids = zip(*levels, strict=True)
-    return Nearest(Keys(torch.cat((number, pooled), dim=-1)), GridBias(query, key), grids)
+    return NearestLayout(
+        WindowKeys(torch.cat((index, pooled), dim=-1)), GridBias(query, key), grids
+    )
 
 
-def _cells(size: Map, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the cells of each window, (windows, cells) each."""
+def _cells(size: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of the cells of each window, (windows, cells) each."""
     w = size.window
     y = torch.arange(size.rows * w, device=device).reshape(size.rows, 1, w, 1)
     x = torch.arange(size.columns * w, device=device).reshape(1, size.columns, 1, w)
@@ -227,7 +253,14 @@ def _cells(size: Map, device: torch.device) -> tuple[Tensor, Tensor]:
 def _offsets(
     query_y: Tensor, query_x: Tensor, y: Tensor, x: Tensor, sides: tuple[int, int], tight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Places of one level in its table (queries and keys), and the offsets that it holds."""
+    """Return the table indices of one level (queries and keys), and the offsets of its table.
+
+    Args:
+        query_y, query_x: rows and columns of query cells, (windows, cells).
+        y, x: rows and columns of keys, (windows, K) or (N, windows, K).
+        sides: height and width of the padded map, tokens.
+        tight: as in :func:`_build_layout`.
+    """
     if tight:
         ends = []
         for query, key in ((query_y, y), (query_x, x)):
@@ -243,8 +276,10 @@ def _offsets(
     return query_y * span + query_x, -((y + low_y) * span + x + low_x), grid
 
 
-def _found(size: Map, count: int, valid: Tensor | None, device: torch.device) -> Nearest:
-    """The plan in tensor operations alone, for recorded graphs and for images in a batch."""
+def _traceable_layout(
+    size: WindowGrid, count: int, valid: Tensor | None, device: torch.device
+) -> NearestLayout:
+    """Build the layout with tensor operations only, for recorded graphs and padded batches."""
     if valid is None:
         sides = tuple(torch.ones(n, device=device).sum() for n in (size.height, size.width))
     else:
@@ -258,46 +293,57 @@ def _found(size: Map, count: int, valid: Tensor | None, device: torch.device) ->
         nearest(centers(size, device), (height, width), size.width, count),
         nearest(_grid(size, device), (rows, columns), size.columns, count),
     )
-    # What is not there stands for the closest, so that its number exists.
-    places = [[torch.where(inside, t, t[..., :1]) for t in (y, x)] for y, x, inside in levels]
-    plan = _arranged(size, (places[0][0], places[0][1]), (places[1][0], places[1][1]), tight=False)
+    # A missing token gets the index of the closest one, which exists; the mask excludes it.
+    (y, x), (window_y, window_x) = (
+        [torch.where(inside, t, t[..., :1]) for t in (rows, columns)]
+        for rows, columns, inside in levels
+    )
+    layout = _build_layout(size, (y, x), (window_y, window_x), tight=False)
     inside = torch.cat([level[2] for level in levels], dim=-1)
-    return plan._replace(keys=plan.keys._replace(inside=inside))
+    return layout._replace(keys=layout.keys._replace(inside=inside))
 
 
 def nearest_attention(
     query: Tensor,
     maps: Tensor,
     levels: tuple["OffsetMlp", "OffsetMlp"],
-    size: Map,
+    size: WindowGrid,
     *,
     heads: int,
     count: int,
     stored: StoredSets | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Version 2, equal to :func:`focalnet_det.ops.focal_attention.nearest_attention`.
+    """Attend as :func:`focalnet_det.ops.focal_attention.nearest_attention` does, but faster.
 
     Args:
-        query, maps, size, heads: as in :func:`.cyclic.cyclic_attention`.
+        query: (N, windows, cells, C).
+        maps: (N * tokens + N * windows, 2C); this, ``size``, ``heads`` and ``valid`` are as in
+            :func:`.cyclic.cyclic_attention`; with ``valid``, keys are those of the same image.
         levels: biases by offset, for tokens and pooled tokens.
-        count: tokens read of each level, or as many as there are.
-        stored: sets to use on their size of map instead of the closest tokens.
-        valid: as in :func:`.cyclic.cyclic_attention`: keys are of the own image.
-    Returns: (N, windows, cells, C).
+        count: number of tokens that a window reads of each level, if the map has as many.
+        stored: sets to use instead of the closest tokens, on maps of their size.
+    Returns: (N, windows, cells, C), in the dtype of ``query``.
     """
-    if recording() or valid is not None:
-        plan = _found(size, count, valid, query.device)
+    if is_recording_graph() or valid is not None:
+        layout = _traceable_layout(size, count, valid, query.device)
     else:
         fits = stored is not None and stored.size == size
-        plan = _planned(size, count, stored if fits else None, query.device)
+        layout = _cached_layout(size, count, stored if fits else None, query.device)
     with without_autocast(query):
-        tables = tuple(bias(offsets) for bias, offsets in zip(levels, plan.offsets, strict=True))
-        return attend(query, maps, plan.keys, plan.bias, tables, heads)
+        tables = tuple(bias(offsets) for bias, offsets in zip(levels, layout.offsets, strict=True))
+        return attend(query, maps, layout.keys, layout.bias, tables, heads)
 
 
 class OffsetMlp(NamedTuple):
-    """Two linear layers with a ReLU, from an offset in tokens to the bias of each head."""
+    """Two linear layers with a ReLU, from an offset in tokens to the bias of each head.
+
+    Attributes:
+        weight1: (hidden, 2).
+        bias1: (hidden,).
+        weight2: (heads, hidden).
+        bias2: (heads,).
+    """
 
     weight1: Tensor
     bias1: Tensor
@@ -305,7 +351,7 @@ class OffsetMlp(NamedTuple):
     bias2: Tensor
 
     def __call__(self, offsets: Tensor) -> Tensor:
-        """(offsets, 2) -> (heads, offsets), at least float32: offsets reach hundreds."""
+        """Map (offsets, 2) to (heads, offsets), float32 or float64: offsets reach hundreds."""
         w1, b1, w2, b2 = (p if p.dtype == torch.float64 else p.float() for p in self)
         hidden = torch.nn.functional.linear(offsets.to(w1.dtype), w1, b1).relu()
         return w2 @ hidden.mT + b2[:, None]

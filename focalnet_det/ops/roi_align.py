@@ -1,8 +1,8 @@
-"""RoIAlign from the maps of a feature pyramid on CPUs.
+"""Apply RoIAlign to all levels of a feature pyramid on CPUs.
 
-torchvision goes through the channels of each box one by one, forward and backward; here a register
-holds several of them, boxes of all levels go in one call, and maps are read as they lie behind
-convolutions in channels-last order.
+torchvision loops over the channels of each box, forward and backward. Here a vector register holds
+several channels, one call handles the boxes of all levels, and maps are read in channels-last
+order, in which convolutions leave them.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from .kernels.native import Library, Pooling, library
 
 
 def roi_align(maps: Sequence[Tensor], pooling: Pooling) -> Tensor:
-    """RoIAlign of boxes, each from the map of its level, with the kernels of ``native.cpp``.
+    """Pool the features of boxes, each from the map of its level, with a C++ kernel.
 
     Args:
-        maps: (N, C, H, W) each, float32; read without a copy in channels-last order.
-        pooling: of R boxes; coordinates are finite, levels those of ``maps``.
-    Returns: (R, C, size, size) in channels-last order. It can be differentiated once, by the maps.
+        maps: (N, C, H, W) each, float32; channels-last maps are read without a copy.
+        pooling: R boxes with finite coordinates, and the index of each box's level in ``maps``.
+    Returns: (R, C, size, size), channels-last; differentiable once with respect to the maps.
     Source: arXiv:1703.06870, section 3; points and weights of torchvision's ``roi_align``.
     """
     return cast(Tensor, _ROIAlign.apply(pooling, *maps))

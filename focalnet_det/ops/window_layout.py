@@ -1,4 +1,4 @@
-"""Which tokens a window of focal attention reads: geometry alone, no features."""
+"""Compute which tokens a window of focal attention reads: geometry only, no features."""
 
 import functools
 from typing import NamedTuple
@@ -6,17 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import constant
+from .dispatch import assume_constant
 
 Shift = tuple[int, int]
 
 
 def offset_index(window: int, other: int, shift: int, device: torch.device) -> Tensor:
-    """Rows of a bias table by the offset between cells of two squares.
+    """Return the rows of a bias table that belong to the offsets between cells of two squares.
 
     Args:
-        window, other: sides of the squares of query and key cells.
-        shift: added to the offsets, so that the least one is 0.
+        window, other: sides of the squares of query and key cells, tokens.
+        shift: added to the offsets, so that the smallest is 0.
+        device: device of the result.
     Returns: (``window^2``, ``other^2``), int64.
     """
     query, key = (torch.arange(side, device=device) for side in (window, other))
@@ -28,12 +29,15 @@ def offset_index(window: int, other: int, shift: int, device: torch.device) -> T
 
 @functools.cache
 def neighbor_cells(window: int, expand: int) -> tuple[tuple[Shift, tuple[int, ...]], ...]:
-    """Columns of the table of neighbors: of each shifted copy of the map, the cells that are read.
+    """Return the columns of the neighbor bias table: the cells read from each shifted map.
 
-    A copy displaced by (dy, dx) has at cell (r, c) the token at (r + dy, c + dx); it is read where
-    that lies outside the window. Copies and cells are in the order of the table.
+    A map shifted by (dy, dx) has at cell (r, c) the token at (r + dy, c + dx); it is read where
+    that lies outside the window. Shifts and cells are in the order of the table.
 
-    Returns: ((dy, dx), numbers of cells) of each copy.
+    Args:
+        window: side of a window, tokens.
+        expand: width of the ring of neighbors, tokens.
+    Returns: ((dy, dx), row-major indices of cells) for each shifted map.
     """
     inside = range(window)
     return tuple(
@@ -52,17 +56,17 @@ def neighbor_cells(window: int, expand: int) -> tuple[tuple[Shift, tuple[int, ..
 
 
 def neighbor_columns(window: int, expand: int) -> int:
-    """Number of columns of the table of neighbors."""
+    """Return the number of columns of the neighbor bias table."""
     return sum(len(cells) for _, cells in neighbor_cells(window, expand)) if expand else 0
 
 
 class Ring(NamedTuple):
-    """Tokens around a window, each once. Those in two of the shifted copies come last.
+    """The tokens around a window, each once; those in two of the shifted maps come last.
 
     Attributes:
-        offsets: (row, column) of each from the window's first cell.
-        columns: of each in the table of neighbors.
-        second: the other column of those in two copies.
+        offsets: (row, column) of each token relative to the window's first cell.
+        columns: column of each token in the neighbor bias table.
+        second: second column of the tokens that are in two shifted maps.
     """
 
     offsets: tuple[Shift, ...]
@@ -70,24 +74,24 @@ class Ring(NamedTuple):
     second: tuple[int, ...]
 
 
-@constant
+@assume_constant
 def ring(window: int, expand: int) -> Ring:
-    """The tokens up to ``expand`` cells around a window."""
+    """Return the tokens up to ``expand`` cells around a window of side ``window``."""
     return _ring(window, expand)
 
 
 @functools.cache
 def _ring(window: int, expand: int) -> Ring:
-    places: dict[Shift, list[int]] = {}
+    columns_of: dict[Shift, list[int]] = {}
     column = 0
     for (dy, dx), cells in neighbor_cells(window, expand):
         for cell in cells:
-            place = (cell // window + dy, cell % window + dx)
-            places.setdefault(place, []).append(column)
+            offset = (cell // window + dy, cell % window + dx)
+            columns_of.setdefault(offset, []).append(column)
             column += 1
-    ordered = sorted(places.items(), key=lambda item: (len(item[1]), item[0]))
+    ordered = sorted(columns_of.items(), key=lambda item: (len(item[1]), item[0]))
     return Ring(
-        offsets=tuple(place for place, _ in ordered),
+        offsets=tuple(offset for offset, _ in ordered),
         columns=tuple(columns[0] for _, columns in ordered),
         second=tuple(columns[1] for _, columns in ordered if len(columns) == 2),
     )

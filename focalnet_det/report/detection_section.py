@@ -62,7 +62,7 @@ def add_detection(
 
 
 def matched(truth: Any, records: Sequence[Mapping[str, Any]], task: str, max_dets: int) -> Any:
-    """hotcoco's evaluator of one task, accumulated.
+    """Hotcoco's evaluator of one task, accumulated.
 
     Args:
         truth: hotcoco.COCO.
@@ -121,7 +121,8 @@ def _add_task(page: Page, scorer: Any, task: str, folder: Path) -> None:
 
 def ranked(summary: Mapping[int, Mapping[str, Any]]) -> list[int]:
     """Image ids, worst first: by F1, then by the number of errors; images without objects and
-    detections are left out."""
+    detections are left out.
+    """
 
     def key(image_id: int) -> tuple[float, float]:
         row = summary[image_id]

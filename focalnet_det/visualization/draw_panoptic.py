@@ -61,7 +61,7 @@ def draw_segments(
 
 
 def inside(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """x and y of the pixel of a mask (H, W) that is furthest from its outside."""
+    """X and y of the pixel of a mask (H, W) that is furthest from its outside."""
     distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
     return int(x), int(y)

@@ -8,13 +8,13 @@ import torch
 from ..atomic import replacing
 from ..ops.cyclic import cyclic_keys
 from ..ops.nearest import nearest_sets
-from ..ops.window_attention import Map
+from ..ops.window_attention import WindowGrid
 
 NOTHING, NEIGHBOR, OWN = 0, 1, 2
 
 
 def cyclic_view(
-    size: Map, window: int, expand: int = 3, focal_window: int = 7
+    size: WindowGrid, window: int, expand: int = 3, focal_window: int = 7
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a window of Focal Transformer, version 1, reads.
 
@@ -32,7 +32,7 @@ def cyclic_view(
     return _view(size, keys.tokens[row][keys.inside[row]], window)
 
 
-def nearest_view(size: Map, window: int, top_k: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def nearest_view(size: WindowGrid, window: int, top_k: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """What a window of version 2 reads; as :func:`cyclic_view`."""
     tokens, windows = (numbers[window] for numbers in nearest_sets(size, top_k))
     y, x = tokens // size.width, tokens % size.width
@@ -45,7 +45,7 @@ def nearest_view(size: Map, window: int, top_k: int = 128) -> tuple[np.ndarray, 
     return fine, pooled > 0
 
 
-def _view(size: Map, tokens: torch.Tensor, window: int) -> tuple[np.ndarray, np.ndarray]:
+def _view(size: WindowGrid, tokens: torch.Tensor, window: int) -> tuple[np.ndarray, np.ndarray]:
     cells = size.windows * size.cells
     number = tokens[tokens < cells].numpy()
     holder, cell = number // size.cells, number % size.cells
@@ -57,7 +57,7 @@ def _view(size: Map, tokens: torch.Tensor, window: int) -> tuple[np.ndarray, np.
     return fine, pooled > 0
 
 
-def modulation_view(size: Map, kernels: tuple[int, ...]) -> np.ndarray:
+def modulation_view(size: WindowGrid, kernels: tuple[int, ...]) -> np.ndarray:
     """How many levels of a FocalNet with these kernels reach each token from the middle, (H, W).
 
     A level reads the one before it, so that their reaches add up.
@@ -82,7 +82,7 @@ def draw_families(path: str | Path, side: int = 56) -> None:
     from matplotlib import pyplot
     from matplotlib.colors import ListedColormap
 
-    size = Map(side, side, 7)
+    size = WindowGrid(side, side, 7)
     middle = size.columns * (size.rows // 2) + size.columns // 2
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 4.4), layout="constrained")
     colors = ListedColormap(["white", "#9ecae1", "#3182bd"])

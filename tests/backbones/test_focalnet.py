@@ -158,7 +158,7 @@ def test_valid_context_is_needed_for_that_and_changes_nothing_without_padding(na
 @every_variant
 def test_wrong_image_sizes_are_errors(name: str) -> None:
     x = torch.zeros(2, 3, 32, 48)
-    with pytest.raises(ValueError, match="build the backbone with valid_context=True"):
+    with pytest.raises(ValueError, match="build it with valid_context=True"):
         shrunk(name)(x, [(32, 48), (32, 48)])
     net = shrunk(name, valid_context=True)
     with pytest.raises(ValueError, match="call it with image_sizes"):

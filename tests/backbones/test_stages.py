@@ -66,7 +66,10 @@ def frozen_by_name(net: StagedBackbone) -> set[str]:
 @pytest.mark.parametrize("frozen", [None, 0, 1, 2, 3, 4])
 def test_frozen_stages(name: str, frozen: int | None) -> None:
     if frozen is not None and frozen > len(stages(name)):
-        with pytest.raises(ValueError, match="frozen_stages must be None or lie in 0..1 "):
+        with pytest.raises(
+            ValueError,
+            match=r"frozen_stages must be None or an integer between 0 \(the stem\) and 1,",
+        ):
             shrunk(name, frozen_stages=frozen)
         return
     net = shrunk(name, frozen_stages=frozen, drop_rate=0.5, drop_path_rate=0.9)

@@ -93,7 +93,7 @@ def test_the_path_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(dispatch.VARIABLE, raising=False)
         else:
             monkeypatch.setenv(dispatch.VARIABLE, before)
-        with dispatch.using("reference"):
+        with dispatch.force_backend("reference"):
             assert os.environ[dispatch.VARIABLE] == "reference"
         assert os.environ.get(dispatch.VARIABLE) == before
 

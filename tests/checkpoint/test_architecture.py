@@ -301,7 +301,7 @@ def test_a_file_of_another_method_is_named(number: int, tmp_path: Path) -> None:
     title = METHODS[method].title
     counted = "" if classes is None else f"{classes} classes, "
     recipes = METHODS[method].recipes
-    remedy = f"use {recipes}" if recipes else "no recipe here builds it"
+    remedy = f"use {recipes}" if recipes else "no recipe of this package builds it"
     for new_classes in (True, False):
         with pytest.raises(ValueError, match="nothing was loaded") as caught:
             load_initial_weights(model, tmp_path / "epoch_12.pth", new_classes=new_classes)

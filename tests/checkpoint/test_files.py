@@ -1,4 +1,4 @@
-"""What is said of files that are no whole checkpoints, by every kind of damage and of stranger."""
+"""What is said of files that are not intact checkpoints, by every kind of damage and of stranger."""
 
 import bz2
 import gzip
@@ -62,10 +62,10 @@ def png() -> bytes:
 
 STRANGERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "^it is empty$"),
-    "zeros": (lambda: bytes(3000), "all zeros"),
+    "zeros": (lambda: bytes(3000), "only zeros"),
     "html": (lambda: b"\n<!DOCTYPE html>\n<html><body>Sign in", "an HTML page: download the file"),
     "html2": (lambda: b"\xef\xbb\xbf<HTML>", "an HTML page"),
-    "xml": (lambda: b'<?xml version="1.0"?><Error><Code>AccessDenied', "XML answer of a server"),
+    "xml": (lambda: b'<?xml version="1.0"?><Error><Code>AccessDenied', "XML response of a server"),
     "lfs": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
         "a Git LFS pointer: run `git lfs pull`",
@@ -81,7 +81,7 @@ STRANGERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "png": (png, "a PNG image"),
     "json": (lambda: json.dumps({"a": [1]}).encode(), "a JSON file"),
     "text": (lambda: "weights: später\n".encode(), "a text file"),
-    "noise": (lambda: bytes(range(130, 256)), "in no known format"),
+    "noise": (lambda: bytes(range(130, 256)), "format is unknown"),
 }
 
 

@@ -85,7 +85,7 @@ def test_cropped_kernels_are_a_warning(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.WARNING, logger="focalnet_det"):
         report = load_pretrained(net, with_kernels(5, 0.1))
     expected = (
-        "6 kernels are larger in the file and lost their borders, which changes the features: "
+        "6 kernels are larger in the file and were cropped, which changes the features: "
         "first layers.0.blocks.0.modulation.focal_layers.0.0.weight, (8, 1, 5, 5) -> (8, 1, 3, 3). "
         "Set focal_windows to the file's, which tools/inspect_checkpoint.py shows, to keep them."
     )

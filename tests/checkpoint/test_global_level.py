@@ -11,7 +11,7 @@ from focalnet_det import create_backbone
 from focalnet_det.backbones import FocalNet
 from focalnet_det.backbones.focalnet import FocalModulation
 from focalnet_det.checkpoint import advance_global_level, load_pretrained
-from focalnet_det.checkpoint.global_level import modulations_in_transition
+from focalnet_det.checkpoint.global_level import growing_modulations
 from tests.helpers.compare import largest_error
 
 # Grown from 2 to 3 and from 3 to 4 levels, with and without what distinguishes the families.
@@ -93,7 +93,7 @@ def test_official_growth_changes_the_outputs() -> None:
     """What preserving growth is for: the new level feeds the global context (FACTS: 26-112 %)."""
     _, net, x, expected = grown("focalnet_tiny_srf", 2, 3, "official")
     assert largest_error(net(x), expected) > 0.02
-    assert list(modulations_in_transition(net)) == []
+    assert list(growing_modulations(net)) == []
 
 
 @pytest.mark.parametrize(("name", "old", "new"), ROWS[:5])
@@ -131,12 +131,12 @@ def test_the_global_context_moves_on_and_the_network_becomes_ordinary() -> None:
         advance_global_level(net, 0.25)
         errors.append(largest_error(net(x), expected))
     assert 0 < errors[0] < errors[1] < errors[2] < errors[3]
-    assert list(modulations_in_transition(net)) == []
+    assert list(growing_modulations(net)) == []
     assert net.state_dict().keys() == plain_names.keys()
     plain = create_backbone("focalnet_tiny_srf", **SMALL, focal_levels=(3,) * 4).eval()
     load_pretrained(plain, net.state_dict())
     assert largest_error(plain(x), net(x)) == 0
-    with pytest.raises(ValueError, match="forward only"):
+    with pytest.raises(ValueError, match="must not be negative"):
         advance_global_level(net, -1)
 
 
@@ -199,7 +199,7 @@ def test_levels_are_refused_unless_asked_for() -> None:
     fewer = create_backbone("focalnet_tiny_srf", **SMALL, focal_levels=(1,) * 4)
     with pytest.raises(ValueError, match=r"levels=\"shrink\" drops"):
         load_pretrained(fewer, state)
-    with pytest.raises(ValueError, match="is not for"):
+    with pytest.raises(ValueError, match="does not support"):
         load_pretrained(fewer, state, levels="preserving")
     with pytest.raises(ValueError, match="levels must be None or one of"):
         load_pretrained(fewer, state, levels="bigger")
@@ -208,7 +208,7 @@ def test_levels_are_refused_unless_asked_for() -> None:
     )
     with pytest.raises(ValueError, match="cannot crop"):
         load_pretrained(small, state, levels="preserving")
-    assert list(modulations_in_transition(small)) == []
+    assert list(growing_modulations(small)) == []
 
 
 def test_official_growth_by_index_and_by_kernel() -> None:

@@ -163,7 +163,7 @@ def drop(state: State, name: str) -> State:
             lambda s: (
                 s | {"layers.0.blocks.0.modulation.focal_layers.0.0.weight": torch.ones(8, 1, 4, 4)}
             ),
-            "square and odd",
+            "Only square kernels of odd size",
         ),
         (lambda _: {"conv1.weight": torch.ones(64, 3, 7, 7)}, "conv1.weight is not in the network"),
     ],
@@ -194,9 +194,9 @@ def test_no_state_dict(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "empty.pth"
     torch.save(content, path)
     net = backbone()
-    assert_refused(net, lambda: load_pretrained(net, path), "holds no state dict")
+    assert_refused(net, lambda: load_pretrained(net, path), "contains no state dict")
     if isinstance(content, dict):
-        assert_refused(net, lambda: load_pretrained(net, content), "holds no state dict")
+        assert_refused(net, lambda: load_pretrained(net, content), "contains no state dict")
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     marker.unlink()
 
     net = backbone()
-    message = r"malicious\.pth: it asks for \S*open, which no weights need: do not trust it"
+    message = r"malicious\.pth: it asks for \S*open, which no weights need: do not trust this file"
     assert_refused(net, lambda: load_pretrained(net, path), message)
     assert not marker.exists()
     with pytest.raises(ValueError, match=r"malicious\.pth"):
@@ -312,7 +312,7 @@ def test_evaluation_refuses_new_classes(six_classes: tuple[nn.Module, Path]) -> 
     assert_refused(
         model,
         lambda: load_initial_weights(model, six_classes[1], new_classes=False),
-        r"\(7, 256\) in the file, \(4, 256\) here .* The file is a Mask R-CNN "
+        r"\(7, 256\) in the file, \(4, 256\) in the model .* The file is a Mask R-CNN "
         r"\(6 classes, FocalNet\); "
         r"the config builds a Mask R-CNN \(3 classes, FocalNet\)\.$",
     )

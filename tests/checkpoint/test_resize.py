@@ -53,5 +53,5 @@ def test_growing_leaves_the_convolution_unchanged() -> None:
     ("shape", "size"), [((4, 4), 5), ((3, 3), 4), ((3, 5), 5), ((5, 3), 5), ((5, 4), 5)]
 )
 def test_what_has_no_centre_is_refused(shape: tuple[int, int], size: int) -> None:
-    with pytest.raises(ValueError, match="square and odd"):
+    with pytest.raises(ValueError, match="Only square kernels of odd size"):
         resize_kernel(torch.zeros(2, 1, *shape), size)

@@ -44,7 +44,7 @@ def test_the_table() -> None:
         assert row.file.endswith(".pth")
         assert all(url.startswith("https://") and url.endswith(row.file) for url in row.urls)
         assert row.urls
-        assert row.licence == "MIT"
+        assert row.license == "MIT"
         assert re.fullmatch(r"([0-9a-f]{64})?", row.sha256)
     assert "82.3" in WEIGHTS[NAME].score
     assert len({row.file for row in WEIGHTS.values()}) == len(WEIGHTS)
@@ -86,7 +86,7 @@ def test_dead_links_say_what_to_do(folders: dict[str, Path]) -> None:
     assert str(folders["ours"] / "focalnet_tiny_lrf.pth") in text
     with pytest.raises(ValueError, match="No mirror is known"):
         zoo.resolve_weights("focalnet_base_iso.in1k")
-    with pytest.raises(ValueError, match="Fetch it by another way"):
+    with pytest.raises(ValueError, match="Download it another way"):
         zoo.resolve_weights("https://example.com/a.pth")
 
 
@@ -119,7 +119,7 @@ def test_links_are_tried_in_their_order(
 def test_another_family_is_named_as_such() -> None:
     resnet = {f"layer{i}.conv.weight": torch.ones(8, 3, 7, 7) for i in range(4)}
     net = create_backbone("focalnet_nano", embed_dim=8)
-    with pytest.raises(ValueError, match=r"no known layout; nearest: .*: 4 of 4 names differ"):
+    with pytest.raises(ValueError, match=r"layout is unknown; closest: .*: 4 of 4 names differ"):
         load_pretrained(net, resnet)
 
 

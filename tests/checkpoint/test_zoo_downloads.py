@@ -95,7 +95,7 @@ def test_partial_downloads_leave_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        (b"<!DOCTYPE html><html>Please sign in", "no whole checkpoint: it is an HTML page"),
+        (b"<!DOCTYPE html><html>Please sign in", "not an intact checkpoint: it is an HTML page"),
         (b"", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (None, "HTTP Error 404"),
@@ -104,7 +104,7 @@ def test_partial_downloads_leave_nothing(folder: Path) -> None:
 def test_answers_that_are_no_checkpoints(page: bytes | None, message: str, folder: Path) -> None:
     with (
         site({} if page is None else {"/a.pth": page}) as (address, _),
-        pytest.raises(ValueError, match=f"{message}.*Fetch it by another way"),
+        pytest.raises(ValueError, match=f"{message}.*Download it another way"),
     ):
         resolve_weights(f"{address}/a.pth")
     assert files_in(folder) == []

@@ -75,7 +75,7 @@ def test_full_at_every_write(disk: Disk, tmp_path: Path, caplog: pytest.LogCaptu
         try:
             toy.run(folder, **OPTIONS)
         except OSError as error:
-            message = read_failure(error).sentence()
+            message = read_failure(error).summary()
         if message:
             assert "No space left" in message, disk.hit
             assert Path(disk.hit).name in message

@@ -186,8 +186,8 @@ def test_killed_process_ends_the_job(shapes: Path, tmp_path: Path) -> None:
     assert time.monotonic() - before < 60
     assert job.returncode == 137
     assert errors == (
-        "error: process 1 of 2 was killed by SIGKILL: out of memory? The job has ended; a training "
-        "continues with --resume.\n"
+        "error: process 1 of 2 was killed by SIGKILL: out of memory? The job has ended; continue a "
+        "training with --resume.\n"
     )
 
 

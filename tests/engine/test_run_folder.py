@@ -267,7 +267,7 @@ def test_errors_are_sent_with_where_they_come_from() -> None:
     with pytest.raises(KeyError) as caught:
         _in_second_process(KeyError("image"))
     failure = read_failure(caught.value)
-    assert not failure.is_deliberate
+    assert not failure.is_expected
     assert "in fail" in failure.trace
 
 

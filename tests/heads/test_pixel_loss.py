@@ -81,10 +81,13 @@ def test_unknown_average_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_weights": (1.0, -1.0)}, "class_weights must be 0 or more .* got -1.0"),
+        (
+            {"class_weights": (1.0, -1.0)},
+            "class_weights must be a number between 0 and .* got -1.0",
+        ),
         ({"class_weights": (1.0, float("inf"))}, "class_weights .* got inf"),
-        ({"ohem_threshold": 1.5}, "ohem_threshold must be 0 or more and at most 1, got 1.5"),
-        ({"ohem_min_kept": -1}, "ohem_min_kept must be 0 or more .* got -1"),
+        ({"ohem_threshold": 1.5}, "ohem_threshold must be a number between 0 and 1, got 1.5"),
+        ({"ohem_min_kept": -1}, "ohem_min_kept must be an integer between 0 and .* got -1"),
     ],
 )
 def test_bad_values_are_named(options: dict, message: str) -> None:

@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from focalnet_det.data.augmentation import evaluation_resize
 from focalnet_det.data.loader import build_test_loader
 from focalnet_det.experiment import load_config
-from focalnet_det.heads.tta import InstanceMerger, TestTimeAugmentation, suppression
+from focalnet_det.heads.tta import InstanceMerger, TestTimeAugmentation, nms_settings
 from tests.helpers.paths import CONFIGS
 
 NAME = "test_tta_instances"
@@ -110,7 +110,7 @@ def test_boxes_and_masks_are_those_of_detectron2(panoptic: nn.Module, folder: Pa
     cfg = get_cfg()
     cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON, cfg.MODEL.LOAD_PROPOSALS = True, False, False
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 6
-    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = suppression(panoptic)
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = nms_settings(panoptic)
     inputs = records(scales=(1.0, 1.5), flip=True)
 
     def views(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -177,10 +177,10 @@ def test_detections_of_a_mirrored_view_come_back_and_duplicates_go() -> None:
 def test_the_model_says_how_many_detections_and_what_a_duplicate_is() -> None:
     boxes = [[[10.0 * k, 0, 10 * k + 8, 8] for k in range(4)], [[0.0, 10, 8, 18]]]
     model = Given(boxes, [[0.5, 0.6, 0.7, 0.8], [0.9]])
-    assert suppression(model) == (0.6, 3)
+    assert nms_settings(model) == (0.6, 3)
     found = TestTimeAugmentation(model)([two_views()])[0]["instances"]
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
-    assert suppression(nn.Linear(1, 1)) == (0.5, 100)
+    assert nms_settings(nn.Linear(1, 1)) == (0.5, 100)
 
 
 def test_a_view_may_find_nothing() -> None:
@@ -191,12 +191,12 @@ def test_a_view_may_find_nothing() -> None:
 
 def test_what_has_no_rule() -> None:
     found = Instances((4, 4), pred_keypoints=torch.zeros(0, 17, 3))
-    with pytest.raises(ValueError, match="no rule for keypoints"):
+    with pytest.raises(ValueError, match="cannot merge keypoints"):
         InstanceMerger(nn.Linear(1, 1)).add(found, two_views()["views"][0])
 
     class Panoptic(nn.Module):
         def forward(self, x: list[dict]) -> list[dict]:
             return [{"panoptic_seg": None}]
 
-    with pytest.raises(ValueError, match="Panoptic has no rule to combine things and stuff"):
+    with pytest.raises(ValueError, match="Panoptic has no thresholds to combine things and stuff"):
         TestTimeAugmentation(Panoptic())([two_views()])

@@ -125,12 +125,12 @@ def test_without_auxiliary_head_and_with_group_norm_on_one_image() -> None:
     head = small_head(auxiliary_weight=0.0, norm="GN", channels=64, auxiliary_channels=32)
     _, losses = head(features(batch=1), torch.zeros(1, 40, 40, dtype=torch.long))
     assert list(losses) == ["loss_sem_seg"]
-    with pytest.raises(ValueError, match=r'batch of 2 or more.*norm="GN"'):
+    with pytest.raises(ValueError, match=r'batch size of at least 2.*norm="GN"'):
         small_head()(features(batch=1), torch.zeros(1, 40, 40, dtype=torch.long))
 
 
 def test_one_feature_is_an_error() -> None:
-    with pytest.raises(ValueError, match="two features or more"):
+    with pytest.raises(ValueError, match="needs at least two features"):
         small_head(input_shape={"stage4": SHAPES["stage4"]})
 
 
@@ -194,13 +194,16 @@ def test_one_image_where_batch_norms_are_frozen(norm: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be 1 or more .* got 0"),
-        ({"channels": -8}, "channels must be 1 or more .* got -8"),
-        ({"pool_scales": (1, 0)}, r"pool_scales must be 1 or more .* got \(1, 0\)"),
-        ({"dropout": 1.0}, r"dropout must be 0 or more and below 1, got 1\.0"),
-        ({"auxiliary_channels": 0}, "auxiliary_channels must be 1 or more"),
-        ({"auxiliary_weight": -0.4}, r"auxiliary_weight must be 0 or more .* got -0\.4"),
-        ({"loss_weight": float("nan")}, "loss_weight must be 0 or more .* got nan"),
+        ({"num_classes": 0}, "num_classes must be an integer between 1 and .* got 0"),
+        ({"channels": -8}, "channels must be an integer between 1 and .* got -8"),
+        ({"pool_scales": (1, 0)}, r"pool_scales must be integers between 1 and .* got \(1, 0\)"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
+        ({"auxiliary_channels": 0}, "auxiliary_channels must be an integer between 1 and"),
+        (
+            {"auxiliary_weight": -0.4},
+            r"auxiliary_weight must be a number between 0 and .* got -0\.4",
+        ),
+        ({"loss_weight": float("nan")}, "loss_weight must be a number between 0 and .* got nan"),
     ],
 )
 def test_bad_values_are_named(changes: dict[str, object], message: str) -> None:

@@ -8,7 +8,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from torch import nn
 
-from focalnet_det.heads.prepare import prepare
+from focalnet_det.heads.prepare import prepare_model
 from tests.helpers.paths import ROOT
 
 MODELS = ROOT / "configs/common/models"
@@ -47,7 +47,7 @@ def build(method: str) -> nn.Module:
     """Return a model of ``METHODS`` with random weights, prepared as for a run."""
     file, function, arguments = METHODS[method]
     recipe: Callable[..., Any] = LazyConfig.load(str(MODELS / f"{file}.py"), function)
-    return prepare(instantiate(recipe("focalnet_nano", **arguments)))
+    return prepare_model(instantiate(recipe("focalnet_nano", **arguments)))
 
 
 def record(

@@ -22,7 +22,7 @@ def run(module: FocalNetBlock, x: Tensor, valid: Tensor | None, path: str) -> di
     """Output without and with autograd, and all gradients."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(dispatch.VARIABLE, path)
-        assert dispatch.choose_path(x, exact=module._is_plain) == path
+        assert dispatch.choose_backend(x, exact=module._is_plain) == path
         x = x.detach().requires_grad_()
         module.zero_grad()
         with torch.no_grad():

@@ -46,7 +46,7 @@ def assert_blocks_run_without(reason: str, warnings: Warnings) -> None:
     module, x = block(2, 3, 8), torch.randn(1, 4, 5, 8)
     with torch.no_grad():
         results = [module(x), module(x)]
-        with dispatch.using("torch"):
+        with dispatch.force_backend("torch"):
             expected = module(x)
     assert isinstance(native.library(), native.BuildError)
     assert all(torch.equal(result, expected) for result in results)

@@ -42,7 +42,7 @@ def assert_equal_to_reference(
     inference: bool = True,
 ) -> None:
     module, x = module.to(dtype), x.to(DEVICE, dtype)
-    path = dispatch.choose_path(x, windows=module.modulation.focal_windows)
+    path = dispatch.choose_backend(x, windows=module.modulation.focal_windows)
     assert path == "triton"
     actual = results(module, x, valid, inference)
     # In double precision the reference runs whatever is forced.

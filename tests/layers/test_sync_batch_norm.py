@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from focalnet_det.layers.sync_batch_norm import SharedBatchNorm, sync_batch_norm
+from focalnet_det.layers.sync_batch_norm import DistributedBatchNorm, sync_batch_norm
 
 # What two processes hold: different numbers of images, of different sizes.
 SIZES = ((3, 4, 5, 6), (1, 4, 3, 7))
@@ -20,9 +20,9 @@ def inputs() -> list[Tensor]:
     return [torch.randn(size) * 2 + 3 for size in SIZES]
 
 
-def layer() -> SharedBatchNorm:
+def layer() -> DistributedBatchNorm:
     torch.manual_seed(1)
-    norm = SharedBatchNorm(4)
+    norm = DistributedBatchNorm(4)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.normal_(norm.bias)
     return norm
@@ -83,7 +83,7 @@ def test_two_processes_are_one_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(total, parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("gpu", "kind"), [(True, nn.SyncBatchNorm), (False, SharedBatchNorm)])
+@pytest.mark.parametrize(("gpu", "kind"), [(True, nn.SyncBatchNorm), (False, DistributedBatchNorm)])
 def test_kind_is_that_of_the_machine(
     gpu: bool, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:

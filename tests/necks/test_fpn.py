@@ -11,14 +11,14 @@ from focalnet_det.detectron2.backbone import focalnet_backbone
 from focalnet_det.necks.fpn import build_fpn, build_retinanet_fpn
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"out_channels": 0}, "out_channels must be 1 or more .* got 0"),
-    ({"out_channels": -256}, "out_channels must be 1 or more .* got -256"),
+    ({"out_channels": 0}, "out_channels must be an integer between 1 and .* got 0"),
+    ({"out_channels": -256}, "out_channels must be an integer between 1 and .* got -256"),
     ({"out_channels": 256.0}, r"out_channels .* got 256\.0"),
-    ({"out_channels": 10**9}, "out_channels .* at most 8192 .* got 1000000000"),
-    ({"out_channels": 40, "norm": "GN"}, "norm 'GN' does not fit out_channels 40: .*divisible"),
+    ({"out_channels": 10**9}, "out_channels .* between 1 and 8192, got 1000000000"),
+    ({"out_channels": 40, "norm": "GN"}, "norm 'GN' does not fit out_channels=40: .*divisible"),
     ({"norm": "BatchNorm"}, "Unknown norm 'BatchNorm'. Known: BN, SyncBN"),
     ({"fuse_type": "mean"}, "Unknown fuse_type 'mean'. Known: avg, sum"),
-    ({"in_features": ("stage2", "stage4")}, "contiguous, .* stage2, stage4 with strides 8, 32"),
+    ({"in_features": ("stage2", "stage4")}, "contiguous .* got stage2, stage4 with strides 8, 32"),
     (
         {"in_features": ("stage3", "stage2")},
         "fine to coarse, got stage3, stage2 with strides 16, 8",

@@ -14,7 +14,7 @@ from focalnet_det.backbones.attention import (
     WindowAttention,
 )
 from focalnet_det.ops import dispatch, nearest, window_attention
-from focalnet_det.ops.window_attention import Map
+from focalnet_det.ops.window_attention import WindowGrid
 from focalnet_det.ops.window_layout import neighbor_cells, ring
 from tests.helpers.focal_loops import closest, loop_v1, loop_v2, neighbor_list
 
@@ -85,7 +85,7 @@ def test_equals_a_slow_loop(
     version: int, focal_window: int, size: tuple[int, int], path: str | None
 ) -> None:
     def run(m: nn.Module, x: Tensor, pool: nn.Linear) -> Tensor:
-        with dispatch.using(path):
+        with dispatch.force_backend(path):
             return m(x, pool)
 
     actual = results(run, attention(version, focal_window), tokens_of(size))
@@ -132,7 +132,7 @@ def test_twelve_tokens_of_the_ring_are_read_twice() -> None:
 @pytest.mark.parametrize("count", [1, 10, 128])
 def test_nearest_sets_are_the_closest_tokens(size: tuple[int, int], count: int) -> None:
     height, width = size
-    layout = Map(height, width, 7)
+    layout = WindowGrid(height, width, 7)
     tokens, windows = nearest.nearest_sets(layout, count)
     assert tokens.shape == (layout.windows, min(count, height * width))
     for number in range(layout.windows):
@@ -144,7 +144,7 @@ def test_nearest_sets_are_the_closest_tokens(size: tuple[int, int], count: int) 
 
 
 def test_stored_sets_are_used_on_their_size_alone() -> None:
-    size = Map(14, 28, 7)
+    size = WindowGrid(14, 28, 7)
     tokens, windows = nearest.nearest_sets(size, 40)
     # Another choice among tokens equally far away: the last of the set for one that is left out.
     far = [((y - 3) ** 2 + (x - 3) ** 2, y * 28 + x) for y in range(14) for x in range(28)]
@@ -157,7 +157,7 @@ def test_stored_sets_are_used_on_their_size_alone() -> None:
     assert module.store_sets((changed, windows))
     x = torch.randn(1, 14, 28, 6, dtype=torch.float64)
     for path in (None, "reference"):
-        with dispatch.using(path), torch.no_grad():
+        with dispatch.force_backend(path), torch.no_grad():
             difference = (module(x, pool_layer()) - plain(x, pool_layer())).abs().amax((0, 3))
             # The first window reads another token, and no other window does.
             assert difference[:7, :7].min() > 1e-6
@@ -167,7 +167,7 @@ def test_stored_sets_are_used_on_their_size_alone() -> None:
 
 
 def test_sets_of_no_map_are_refused() -> None:
-    tokens, windows = nearest.nearest_sets(Map(14, 14, 7), 40)
+    tokens, windows = nearest.nearest_sets(WindowGrid(14, 14, 7), 40)
     module = attention(2)
     wrong = tokens.clone()
     wrong[0, 0] = 14 * 14 - 1
@@ -185,7 +185,7 @@ def test_sets_of_no_map_are_refused() -> None:
 
 def test_sets_stay_with_the_weights() -> None:
     module, other = attention(2), attention(2)
-    sets = nearest.nearest_sets(Map(14, 14, 7), 40)
+    sets = nearest.nearest_sets(WindowGrid(14, 14, 7), 40)
     assert module.store_sets(sets)
     state = module.state_dict()
     assert set(state) - set(other.state_dict()) == {f"topk_cloest_indice_{k}" for k in (0, 1)}

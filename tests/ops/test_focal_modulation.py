@@ -107,7 +107,7 @@ def test_gradients(levels: int, masked: bool) -> None:
 @pytest.mark.parametrize("gate_count", [1, 2, 4])
 def test_wrong_number_of_gates_is_an_error(gate_count: int) -> None:
     context, _, kernels = random_inputs(2, 3)
-    with pytest.raises(ValueError, match=f"2 focal levels .* got {gate_count} gates"):
+    with pytest.raises(ValueError, match=f"2 focal levels need 3 gates.* got {gate_count}\\."):
         aggregate_contexts(context, torch.ones(2, gate_count, 5, 6).double(), kernels)
 
 

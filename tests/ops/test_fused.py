@@ -201,7 +201,7 @@ def test_a_frozen_input_needs_no_gradient() -> None:
     parameters, layout = flatten_modulation(every.norm1, every.modulation)
     modulation = every.modulation._replace(f=Affine(*learned(list(every.modulation.f[:2]))))
     x = torch.randn(1, 3, 4, DIM)
-    plan = fused.Plan("torch", torch.float32, torch.float32)
+    plan = fused.ComputePolicy("torch", torch.float32, torch.float32)
     fused.modulation(x, every.norm1, modulation, None, plan).sum().backward()
     assert modulation.f.weight.grad is not None
     assert all(tensor.grad is None for tensor in (x, parameters[0], modulation.h.weight))

@@ -1,1 +1,1 @@
-"""Parameter names of the public copies: one table of rows per layout, and the translation."""
+"""Translate the parameter names of public checkpoints, with one table of rows per layout."""

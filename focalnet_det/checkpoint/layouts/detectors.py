@@ -1,13 +1,13 @@
-"""Rename whole models of mmdet's and mmseg's layouts to Detectron2's names and back.
+"""Rename whole models of mmdet and mmseg to Detectron2's names and back.
 
-One table of rows per method; which one a file belongs to is told by ``architecture.py``.
+There is one table of rows per method; ``architecture.py`` finds the method of a file.
 
-For R-CNNs every tensor keeps its shape and order: both sides flatten RoI features as
-(C, 7, 7), order anchors by ratio, deltas as dx dy dw dh per class, and put the background last
-(mmdet since 2.0). UPerNet's modules are mmseg's own. What weights cannot carry over is listed in
-docs/checkpoints.md.
-Source: mmdet 2.11 as laid under microsoft/FocalNet:detection, mmseg 0.11 under
-microsoft/FocalNet:segmentation; facebookresearch/detectron2.
+The tensors of R-CNNs have the same shape and order on both sides: RoI features are flattened as
+(C, 7, 7), anchors are ordered by ratio, deltas are dx dy dw dh per class, and background is the
+last class (mmdet since 2.0). UPerNet's modules have mmseg's names. docs/checkpoints.md lists the
+differences that weights cannot express.
+Source: mmdet 2.11 in microsoft/FocalNet:detection, mmseg 0.11 in microsoft/FocalNet:segmentation;
+facebookresearch/detectron2.
 """
 
 import re
@@ -30,16 +30,16 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRules:
-    """How a method's parts outside the backbone are named on both sides.
+    """Names of the modules of a method outside the backbone, on both sides.
 
     Attributes:
-        layout: of the public files, "mmdet" or "mmseg".
-        companion: pattern of a name that tells them from Detectron2's.
-        backbone: prefix of the backbone in Detectron2's names.
         modules: public module -> Detectron2 module, with weight and bias each.
-        norms: the same for batch norms.
-        to_detectron2, to_public: pattern of a Detectron2 name -> change of its tensor, for what
-            is ordered differently under the same shape; one undoes the other.
+        layout: layout of the public files, "mmdet" or "mmseg".
+        companion: pattern of a name that only the public files have.
+        backbone: prefix of the backbone in Detectron2's names.
+        norms: public batch norm -> Detectron2 batch norm.
+        to_detectron2, to_public: pattern of a Detectron2 name -> reordering of its tensor, where
+            both sides have the same shape in another order; one is the inverse of the other.
     """
 
     modules: Mapping[str, str]
@@ -52,7 +52,7 @@ class DetectorRules:
 
 
 def _fpn(levels: int, first: int) -> dict[str, str]:
-    """Name an FPN over stages: mmdet counts from the finest, Detectron2 names levels by stride."""
+    """Return the rows of an FPN: mmdet counts from the finest level, Detectron2 by stride."""
     rows = {}
     for i in range(levels):
         rows[f"neck.lateral_convs.{i}.conv"] = f"backbone.fpn_lateral{i + first}"
@@ -80,29 +80,29 @@ _RPN = {
 
 
 def _cascade_stage(k: int) -> dict[str, str]:
-    """Name the box and mask head of a stage of the published form."""
+    """Return the rows of the box and mask heads of a stage of the published cascade."""
     theirs, ours = f"roi_head.bbox_head.{k}", f"roi_heads.box_head.{k}"
-    masks, own_masks = f"roi_head.mask_head.{k}", f"roi_heads.mask_head.{k}"
+    masks, our_masks = f"roi_head.mask_head.{k}", f"roi_heads.mask_head.{k}"
     return {
         **{f"{theirs}.shared_convs.{i}.conv": f"{ours}.conv{i + 1}" for i in range(4)},
         f"{theirs}.shared_fcs.0": f"{ours}.fc1",
         f"{theirs}.fc_cls": f"roi_heads.box_predictor.{k}.cls_score",
         f"{theirs}.fc_reg": f"roi_heads.box_predictor.{k}.bbox_pred",
-        **{f"{masks}.convs.{i}.conv": f"{own_masks}.mask_fcn{i + 1}" for i in range(4)},
-        f"{masks}.upsample": f"{own_masks}.deconv",
-        f"{masks}.conv_logits": f"{own_masks}.predictor",
+        **{f"{masks}.convs.{i}.conv": f"{our_masks}.mask_fcn{i + 1}" for i in range(4)},
+        f"{masks}.upsample": f"{our_masks}.deconv",
+        f"{masks}.conv_logits": f"{our_masks}.predictor",
     }
 
 
-def _other_anchor_order(tensor: Tensor) -> Tensor:
-    """Swap ratios and sizes, three of each, in the order of anchors; its own inverse.
+def _swap_anchor_order(tensor: Tensor) -> Tensor:
+    """Swap ratios and sizes, three of each, in the order of anchors, (9 K, ...); an involution.
 
-    mmdet has the sizes of one ratio next to each other, Detectron2 the ratios of one size.
+    mmdet groups the sizes of one ratio, Detectron2 the ratios of one size.
     """
     return tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2).contiguous()
 
 
-_RETINANET_ORDER = {r"^head\.(cls_score|bbox_pred)\.": _other_anchor_order}
+_RETINANET_ORDER = {r"^head\.(cls_score|bbox_pred)\.": _swap_anchor_order}
 
 METHODS: dict[str, DetectorRules] = {
     "mask_rcnn": DetectorRules(
@@ -175,7 +175,7 @@ def _rows(method: str, reading: bool) -> tuple[Names, list[str]]:
 
 
 def find_public_method(names: Iterable[str]) -> str | None:
-    """Return the method of a model in a public layout, None if no table fits it."""
+    """Return the method of a model in a public layout, None if it has no table."""
     names = list(names)
     method = find_method(names)
     if method not in METHODS:
@@ -183,8 +183,8 @@ def find_public_method(names: Iterable[str]) -> str | None:
     return method if any(re.match(METHODS[method].companion, name) for name in names) else None
 
 
-def find_own_method(names: Iterable[str]) -> str | None:
-    """Return the method of a model in Detectron2's names: the one whose table has all of them."""
+def find_detectron2_method(names: Iterable[str]) -> str | None:
+    """Return the method whose table has all names of a model in Detectron2's names, or None."""
     names = list(names)
     for method in METHODS:
         others = _outside(names, METHODS[method].backbone)
@@ -195,33 +195,33 @@ def find_own_method(names: Iterable[str]) -> str | None:
 
 
 def _outside(names: Iterable[str], backbone: str) -> list[str]:
-    """Return names outside the backbone; Detectron2's necks are modules beside ``bottom_up``."""
+    """Return the names outside the backbone; necks are modules next to ``bottom_up``."""
     return [n for n in names if not n.startswith((backbone, "pixel_"))]
 
 
 def to_detectron2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return a model of a public layout in Detectron2's names; anything else as it is.
+    """Rename a model of a public layout to Detectron2's names; leave other models unchanged.
 
-    Returns: the tensors, and the layout they were in ("mmdet", "mmseg" or "detectron2").
-    Raises: ValueError if a name of the model is in no row.
+    Returns: the tensors, and their former layout ("mmdet", "mmseg" or "detectron2").
+    Raises: ValueError if a name of the model is not in the table of its method.
     """
     method = find_public_method(tensors)
     if method is None:
         return dict(tensors), "detectron2"
     rules = METHODS[method]
     translation = translate_peer(tensors) or translate(tensors, rules.layout)
-    _no_unknown(translation.unknown)
+    _refuse_unknown(translation.unknown)
     result = {rules.backbone + name: tensor for name, tensor in translation.backbone.items()}
     return result | _renamed(translation.others, method, True, rules.to_detectron2), rules.layout
 
 
 def to_public(tensors: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
-    """Undo :func:`to_detectron2`, to the layout of the method's public files.
+    """Rename a model in Detectron2's names to the layout of the method's public files.
 
-    Raises: ValueError if a name is in no row of the method's table, KeyError if it has no table.
+    Raises: ValueError if a name is not in the table of the method, KeyError if it has no table.
     """
     if method not in METHODS:
-        raise KeyError(f"No table for {method!r}. Known: {', '.join(METHODS)}.")
+        raise KeyError(f"There is no table for {method!r}. Known: {', '.join(METHODS)}.")
     rules = METHODS[method]
     outside = _outside(tensors, rules.backbone)
     others = {name: tensors[name] for name in outside}
@@ -249,14 +249,14 @@ def _renamed(
             if re.search(pattern, detectron2):
                 tensor = change(tensor)
         result[renamed] = tensor
-    _no_unknown(unknown)
+    _refuse_unknown(unknown)
     return result
 
 
-def _no_unknown(names: list[str]) -> None:
+def _refuse_unknown(names: list[str]) -> None:
     if names:
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         raise ValueError(
-            f"{names[0]}{more} is in no row of the tables for detectors; known methods: "
-            f"{', '.join(METHODS)}."
+            f"{names[0]}{more} is unknown in models of {', '.join(METHODS)}: other models cannot "
+            "be converted."
         )

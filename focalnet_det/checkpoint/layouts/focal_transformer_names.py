@@ -1,4 +1,4 @@
-"""Focal Transformers in checkpoints: names, what shapes reveal, sets of closest tokens.
+"""Handle Focal Transformers in checkpoints: names, shapes, sets of closest tokens.
 
 Source: microsoft/Focal-Transformer:classification/focal_transformer.py, focal_transformer_v2.py.
 """
@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...backbones.attention import SETS, NearestAttention
+from ...backbones.attention import TOPK_BUFFER, NearestAttention
 from ...backbones.variants import FOCAL_TRANSFORMERS, FocalTransformerSpec, FocalTransformerV2Spec
 from ...ops.window_layout import neighbor_columns
 
-# In the names of both versions, and in no other network's: Swin Transformers have `attn.qkv` too.
-SIGN = "pool_layers.0."
+# Part of a name that only Focal Transformers have; `attn.qkv` also occurs in Swin Transformers.
+MARKER = "pool_layers.0."
 _PAIR = ("weight", "bias")
 _ATTENTION = "layers.{i}.blocks.{j}.attn"
-# Modules of the official code that FocalNet does not have, and their parameters.
+# Modules of the official code that FocalNet does not have -> their parameters.
 MODULES: Mapping[str, tuple[str, ...]] = {
     "layers.{i}.blocks.{j}.pool_layers.0": _PAIR,
     f"{_ATTENTION}.qkv": _PAIR,
@@ -28,36 +28,36 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     f"{_ATTENTION}.relative_position_bias_table_to_windows.0": ("",),
     f"{_ATTENTION}.coord2rpb_all.{{k}}.0": _PAIR,
     f"{_ATTENTION}.coord2rpb_all.{{k}}.2": _PAIR,
-    f"{_ATTENTION}.{SETS}0": ("",),
-    f"{_ATTENTION}.{SETS}1": ("",),
+    f"{_ATTENTION}.{TOPK_BUFFER}0": ("",),
+    f"{_ATTENTION}.{TOPK_BUFFER}1": ("",),
 }
-# Buffers of files that belong to one size of image and hold nothing that was learned.
+# Buffers that depend on the image size and are not learned.
 DROPS = (
     (
         r"\.attn\.(relative_position_index(_\d+)?|valid_ind_rolled|window_coords"
         r"|topk_cloest_coords_\d+)$",
-        "index that is made for each size",
+        "index that is computed for each size",
     ),
 )
 NEIGHBORS = re.compile(r"^layers\.(\d+)\.blocks\.\d+\.attn\..*_to_neighbors$")
 # Also with the prefix that a backbone has in a detector.
-SET = re.compile(rf"^((?:.+\.)?layers\.\d+\.blocks\.\d+\.attn)\.{SETS}[01]$")
-UNUSED_SET = "closest tokens of no size of map that these windows have; found anew"
+SET_NAME = re.compile(rf"^((?:.+\.)?layers\.\d+\.blocks\.\d+\.attn)\.{TOPK_BUFFER}[01]$")
+UNUSED_SET = "closest tokens that fit no map size with these windows; computed instead"
 FIELDS = ("embed_dim", "depths", "num_heads", "window_size", "conv_embed", "mlp_ratio")
 FIELDS_V1 = (*FIELDS, "expand_size", "focal_windows")
 
 
 def is_focal_transformer(names: Iterable[str]) -> bool:
     """Tell whether official names are those of a Focal Transformer."""
-    return f"layers.0.blocks.0.{SIGN}weight" in names
+    return f"layers.0.blocks.0.{MARKER}weight" in names
 
 
 def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the constructor arguments of the Focal Transformer that names and shapes belong to.
+    """Infer the constructor arguments of the Focal Transformer that names and shapes belong to.
 
-    ``top_k`` of version 2 is in no shape.
+    No shape reveals ``top_k`` of version 2.
 
-    Raises: ValueError or KeyError if they are those of no Focal Transformer.
+    Raises: ValueError or KeyError if they do not belong to a Focal Transformer.
     """
     stem = backbone["patch_embed.proj.weight"]
     matches = (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.weight$", n) for n in backbone)
@@ -65,7 +65,7 @@ def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     stages = range(1 + max((i for i, _ in blocks), default=-1))
     depths = tuple(1 + max((j for i, j in blocks if i == s), default=-1) for s in stages)
     if stem.ndim != 4 or not depths or 0 in depths:
-        raise ValueError("no Focal Transformer: blocks are missing")
+        raise ValueError("not a Focal Transformer: blocks are missing")
     first = [f"layers.{stage}.blocks.0" for stage in stages]
     side = math.isqrt(backbone[f"{first[0]}.pool_layers.0.weight"].shape[1])
     hidden, dim = backbone[f"{first[0]}.mlp.fc1.weight"].shape
@@ -94,7 +94,7 @@ def visible_shapes(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
 def rows_of(
     shapes: Mapping[str, Any],
 ) -> tuple[dict[str, FocalTransformerSpec | FocalTransformerV2Spec], tuple[str, ...]]:
-    """Return the rows of the version that shapes belong to, and the fields that shapes reveal."""
+    """Return the variants of the version that shapes belong to, and the fields they reveal."""
     first = "expand_size" in shapes
     version = FocalTransformerSpec if first else FocalTransformerV2Spec
     rows = {n: row for n, row in FOCAL_TRANSFORMERS.items() if isinstance(row, version)}
@@ -102,11 +102,11 @@ def rows_of(
 
 
 def absent_neighbors(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
-    """Return tables of neighbors of the last stages that a file lacks, as for small images.
+    """Return the neighbor bias tables of the last stages that a file does not have.
 
-    Where one window covers a map the official network has no neighbors: at 224 in stage 4.
+    The official network has none where one window covers the map, as in stage 4 at 224 pixels.
 
-    Returns: names in the network; none if a stage has some of its tables, or a later stage has.
+    Returns: names in the network, of whole stages and only at the end of the network.
     """
     stages: dict[int, list[str]] = {}
     for name in target:
@@ -121,9 +121,9 @@ def absent_neighbors(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]
     return absent
 
 
-def takes_set(name: str, target: Mapping[str, Tensor]) -> bool:
-    """Tell whether a name is that of a set of closest tokens that the network's block reads."""
-    match = SET.match(name)
+def reads_set(name: str, target: Mapping[str, Tensor]) -> bool:
+    """Tell whether a name is a set of closest tokens that a block of the network can read."""
+    match = SET_NAME.match(name)
     return match is not None and f"{match[1]}.coord2rpb_all.0.0.weight" in target
 
 
@@ -131,22 +131,27 @@ def unused_sets(net: nn.Module, names: Iterable[str]) -> list[str]:
     """Return the loaded sets of closest tokens that a network does not use."""
     unused = []
     for name in names:
-        match = SET.match(name)
+        match = SET_NAME.match(name)
         if match:
             module = net.get_submodule(match[1])
-            if isinstance(module, NearestAttention) and getattr(module, f"{SETS}0") is None:
+            if isinstance(module, NearestAttention) and getattr(module, f"{TOPK_BUFFER}0") is None:
                 unused.append(name)
     return unused
 
 
 def notes(net: nn.Module, absent: Iterable[str]) -> list[str]:
-    """Return what a loader should say about a network that has just got its weights."""
+    """Return notes for the load report of a network that has just been loaded.
+
+    Args:
+        net: network.
+        absent: neighbor bias tables that the file does not have.
+    """
     found = []
     stages = sorted({f"stage {int(name.split('.')[1]) + 1}" for name in absent})
     if stages:
         found.append(
             f"The file has no neighbor tables in {', '.join(stages)}, where one window covered the "
-            "map it was trained on; they start at random and are read on larger maps alone."
+            "maps in its training: they have random values and are used on larger maps only."
         )
     sizes = {
         f"{module._stored.size.height}x{module._stored.size.width}"
@@ -155,6 +160,6 @@ def notes(net: nn.Module, absent: Iterable[str]) -> list[str]:
     }
     if sizes:
         found.append(
-            f"Sets of closest tokens of the file are used on maps of {', '.join(sorted(sizes))}."
+            f"The file's sets of closest tokens are used on maps of {', '.join(sorted(sizes))}."
         )
     return found

@@ -1,7 +1,7 @@
-"""Names of Swin Transformers and ResNets in public files, and here: torchvision's and Detectron2's.
+"""Translate names of Swin Transformers and ResNets to those of torchvision and Detectron2.
 
-Torchvision's Swin is used here as it is. The official code, Detectron2's main branch and timm have
-one set of names for it, mmdet's family another; timm counts a downsampling with the stage after it.
+This package uses torchvision's Swin. The official code, Detectron2's main branch and timm have one
+set of names for it, mmdet's family another; timm counts a downsampling as part of the next stage.
 Sources: pytorch/vision:torchvision/models/swin_transformer.py, microsoft/Swin-Transformer:models,
 huggingface/pytorch-image-models:timm/models/swin_transformer.py,
 open-mmlab/mmdetection:mmdet/models/backbones/swin.py, facebookresearch/detectron2:tools.
@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .focal_transformer_names import SIGN as FOCAL_SIGN
+from .focal_transformer_names import MARKER as FOCAL_MARKER
 from .translate import Translation
 
-# What may stand before the names of a backbone; the longest that fits is taken off.
+# Prefixes of the backbone; the first match is removed, so longer ones come first.
 PREFIXES = (
     *("backbone.bottom_up.", "backbone.0.body.", "backbone.0.", "backbone.body.", "backbone."),
     *("encoder.", ""),
 )
-SWIN_SIGN = "relative_position_bias_table"
-RESNET_SIGN = re.compile(r"(^|\.)(layer|res)[2-4]\.\d+\.conv1\.weight$|^res[2-5]_\d+_branch2a_w$")
+SWIN_MARKER = "relative_position_bias_table"
+RESNET_MARKER = re.compile(r"(^|\.)(layer|res)[2-4]\.\d+\.conv1\.weight$|^res[2-5]_\d+_branch2a_w$")
 SWIN_INNER = {
     "attn.w_msa.": "attn.",
     "ffn.layers.0.0.": "mlp.0.",
@@ -38,41 +38,42 @@ RESNET_INNER = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
 CLASSIFIERS = re.compile(r"^(head|fc|head\.fc|linear|pred)[._](weight|bias|w|b)$")
-# Present in some files, and the same in every network of these sizes.
+# Buffers that only some files have, and that are equal in every network of these sizes.
 CONSTANT = re.compile(r"\.relative_position_index$")
 DROPS = (
     (CLASSIFIERS, "classifier"),
-    (re.compile(r"\.num_batches_tracked$"), "counter of batch norms, which are constant here"),
-    (re.compile(r"\.attn_mask$"), "mask of shifted windows, which is computed here"),
+    (re.compile(r"\.num_batches_tracked$"), "counter of batch norms, which are frozen"),
+    (re.compile(r"\.attn_mask$"), "mask of shifted windows, which is computed"),
 )
-# Of ImageNet's red, green and blue, 0..255: the files of MSRA and Detectron have none.
+# Standard deviation of ImageNet, RGB, 0..255; the files of MSRA and Detectron do not divide by it.
 STD = (58.395, 57.12, 57.375)
 EPS = 1e-5
-# Norm and linear layer of Swin's merging of patches.
+# Norm and linear layer of Swin's patch merging.
 MERGING = re.compile(r"features\.\d+\.(reduction|norm)\.")
 
 
-def find_family(names: Iterable[str]) -> str | None:
-    """Return "swin" or "resnet" if names of a model are of one, with any prefix; else None."""
+def find_peer_family(names: Iterable[str]) -> str | None:
+    """Return "swin" or "resnet" if a model has such a backbone, with any prefix; else None."""
     names = list(names)
-    # Focal Transformers name their tables as Swin does.
-    focal = any(FOCAL_SIGN in name for name in names)
-    if not focal and any(name.endswith(SWIN_SIGN) for name in names):
+    # Focal Transformers have bias tables of the same name as Swin.
+    focal = any(FOCAL_MARKER in name for name in names)
+    if not focal and any(name.endswith(SWIN_MARKER) for name in names):
         return "swin"
-    return "resnet" if any(RESNET_SIGN.search(name) for name in names) else None
+    return "resnet" if any(RESNET_MARKER.search(name) for name in names) else None
 
 
 def translate_peer(tensors: Mapping[str, Tensor]) -> Translation | None:
-    """Bring the backbone of a file to the names of ``focalnet_det.backbones.peers``.
+    """Translate the backbone of a file to the names of ``focalnet_det.backbones.peers``.
 
     Args:
-        tensors: a classifier, a backbone or a whole detector, without containers.
-    Returns: as :func:`~focalnet_det.checkpoint.layouts.translate.translate`; None for others.
+        tensors: state dict of a classifier, a backbone or a whole detector, without containers.
+    Returns: as :func:`~focalnet_det.checkpoint.layouts.translate.translate`; None if the backbone
+        is neither Swin nor ResNet.
     """
-    family = find_family(tensors)
+    family = find_peer_family(tensors)
     if family is None:
         return None
-    sign = SWIN_SIGN if family == "swin" else RESNET_SIGN
+    sign = SWIN_MARKER if family == "swin" else RESNET_MARKER
     first = next(n for n in tensors if re.search(sign, n))
     prefix = next(p for p in PREFIXES if first.startswith(p))
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -136,47 +137,50 @@ def _resnet_names(names: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def _converted(ours: str, tensor: Tensor, layout: str) -> Tensor:
-    """Bring a tensor to the order that it has here; shapes of other networks stay as they are."""
+    """Reorder a tensor as torchvision or Detectron2 stores it; leave other shapes unchanged."""
     if CONSTANT.search(ours):
         return tensor.reshape(-1)
     if layout == "mmdet" and MERGING.match(ours) and tensor.shape[-1] % 4 == 0:
-        # mmdet gathers the four pixels of a patch by nn.Unfold: row by row within each channel.
+        # mmdet gathers the four pixels of a patch with nn.Unfold: row by row within each channel.
         pixels = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :]
         return pixels.flatten(-2).contiguous()
     if layout == "caffe2" and ours == "stem.conv1.weight" and tensor.shape[1:2] == (3,):
-        # Blue, green and red of deviation 1, against red, green and blue of ImageNet's.
+        # BGR images with a standard deviation of 1 to RGB images with that of ImageNet.
         return tensor.flip(1) * tensor.new_tensor(STD)[:, None, None]
     return tensor
 
 
 def _fill_folded_norms(backbone: dict[str, Tensor]) -> None:
-    """Give norms without statistics those that change nothing: theirs are in scale and shift."""
+    """Add neutral statistics to norms without any: theirs are folded into scale and shift."""
     for name in [n for n in backbone if n.endswith(".norm.weight")]:
         module, scale = name.removesuffix("weight"), backbone[name]
         backbone.setdefault(f"{module}running_mean", torch.zeros_like(scale))
         backbone.setdefault(f"{module}running_var", torch.full_like(scale, 1 - EPS))
 
 
-def other_constants(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
-    """Return a problem for each tensor of a file that a network has fixed to other values."""
+def constant_problems(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """Return a problem for each constant buffer that differs between a file and a network."""
     names = [name for name in tensors if CONSTANT.search(name) and name in target]
     return [
-        f"{name} is of windows in another order"
+        f"{name} is for another order of the tokens in a window"
         for name in names
         if tensors[name].shape == target[name].shape and not tensors[name].equal(target[name])
     ]
 
 
 def peer_notes(layout: str, net: nn.Module) -> list[str]:
-    """Return what loading such a file into a network means beyond its names."""
+    """Return notes for the load report of a Swin or ResNet that has just been loaded."""
     if layout != "caffe2":
         return []
-    notes = ["The first convolution was changed from BGR with deviation 1 to RGB with ImageNet's."]
+    notes = [
+        "The first convolution was converted from BGR images with a standard deviation of 1 to RGB "
+        "images with that of ImageNet."
+    ]
     strides = [m.stride for n, m in net.named_modules() if n == "res3.0.conv1"]
     if strides and strides[0] in ((1, 1), 1):
         notes.append(
-            "These weights were trained with the stride in the 1x1 convolutions, the network has "
-            "it in the 3x3: features differ. Prefer torchvision's weights, or build the ResNet "
-            "with stride_in_1x1=True."
+            "These weights were trained with strides in the 1x1 convolutions, but the network has "
+            "them in the 3x3 convolutions: features differ. Use torchvision's weights, or build "
+            "the ResNet with stride_in_1x1=True."
         )
     return notes

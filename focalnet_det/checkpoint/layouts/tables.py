@@ -1,7 +1,7 @@
-"""How the public copies of FocalNet name its parameters: one table of rows per layout.
+"""List the parameter names of the public copies of FocalNet, with one table of rows per layout.
 
-The names that everything is translated to and from are those of the official classification code,
-which are also :class:`FocalNet`'s own.
+All names are translated to and from those of the official classification code, which
+:class:`FocalNet` also has.
 """
 
 import re
@@ -14,7 +14,7 @@ from . import focal_transformer_names as focal_transformer
 BLOCK = "layers.{i}.blocks.{j}"
 PAIR = ("weight", "bias")
 
-# Every module of the official code and which parameters it has; "" is a parameter by itself.
+# Module of the official code -> its parameters; "" for a bare parameter.
 MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "patch_embed.proj": PAIR,
@@ -26,7 +26,7 @@ MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         f"{BLOCK}.modulation.proj": PAIR,
         f"{BLOCK}.modulation.ln": PAIR,
         f"{BLOCK}.modulation.focal_layers.{{k}}.0": ("weight",),
-        # Ours, while a grown network still learns to use its new levels; see global_level.py.
+        # Added by this package while a network with added levels trains; see global_level.py.
         f"{BLOCK}.modulation.global_level": ("",),
         f"{BLOCK}.mlp.fc1": PAIR,
         f"{BLOCK}.mlp.fc2": PAIR,
@@ -39,9 +39,9 @@ MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **{f"norm{i}": PAIR for i in range(4)},
     }
 )
-# Of both families; other libraries have FocalNet alone.
+# Modules of both families; other libraries have FocalNet only.
 PARTS = {**MODULES, **focal_transformer.MODULES}
-# Linear layers, which timm stores as 1x1 convolutions: (out, in) against (out, in, 1, 1).
+# Linear layers, (out, in), which timm stores as 1x1 convolutions, (out, in, 1, 1).
 LINEARS = ("modulation.f", "modulation.proj", "mlp.fc1", "mlp.fc2")
 OUTPUT_NORMS = tuple(f"norm{i}" for i in range(4))
 
@@ -50,9 +50,9 @@ Tokens = tuple[str, ...]
 
 
 class Names:
-    """Templates such as ``layers.{i}.blocks.{j}.norm1.weight``, found by a name that fits one.
+    """Name templates such as ``layers.{i}.blocks.{j}.norm1.weight``, searched by name.
 
-    ``{i+1}`` stands for an index that is larger by one than on the other side of the row.
+    ``{i+1}`` is an index that is larger by one than ``{i}`` on the other side of the row.
     """
 
     def __init__(self, templates: Iterable[str]) -> None:
@@ -63,7 +63,7 @@ class Names:
             self._rows.setdefault(shape, []).append((number, tokens))
 
     def find(self, name: str) -> tuple[int, dict[str, int]] | None:
-        """Return which template a name fits, and its indices; None if it fits none."""
+        """Return the number of the template that matches a name, and its indices, or None."""
         tokens = tuple(name.split("."))
         shape = tuple("#" if t.isdecimal() and t.isascii() else t for t in tokens)
         for number, template in self._rows.get(shape, ()):
@@ -82,7 +82,7 @@ def _bind(template: Tokens, tokens: Tokens) -> dict[str, int] | None:
                 return None
             continue
         index = int(token) - int(placeholder[2] or 0)
-        # Also refuses "01", which would not be written back as it was read.
+        # Also refuses "01", which would be written back as "1".
         if index < 0 or str(int(token)) != token:
             return None
         indices[placeholder[1]] = index
@@ -90,7 +90,7 @@ def _bind(template: Tokens, tokens: Tokens) -> dict[str, int] | None:
 
 
 def fill(template: str, indices: Mapping[str, int]) -> str:
-    """Return the name that a template and indices make."""
+    """Fill the placeholders of a template with indices."""
     return _PLACEHOLDER.sub(lambda m: str(indices[m[1]] + int(m[2] or 0)), template)
 
 
@@ -99,18 +99,20 @@ class Layout:
     """One row of the table of layouts.
 
     Attributes:
-        title: for people.
-        modules: official module -> this layout's module; what is missing has no place in it.
-        prefixes: what may stand before every name but the classifier's; the first is written.
-        companion: pattern of a name beside the backbone that tells this layout from others of the
-            same backbone names.
-        post_norm_modules: overrides of ``modules`` for post-normalized networks.
-        outside: modules that stand without the prefix.
-        aliases: (pattern, replacement) applied to names before they are looked up.
-        drops: (pattern, rule) of names that are left out, with the rule's name.
+        title: name for messages.
+        modules: official module -> module of this layout; others do not exist in it.
+        prefixes: possible prefixes of all names except those in ``outside``; the first is used for
+            writing.
+        companion: pattern of a name outside the backbone that distinguishes this layout from others
+            with equal backbone names.
+        post_norm_modules: overrides of ``modules`` for post-norm networks.
+        outside: modules without the prefix.
+        aliases: (pattern, replacement), applied to names before the lookup.
+        drops: (pattern, rule) of names that are dropped.
         linear_as_conv: linear layers are stored as 1x1 convolutions.
-        container: key under which a file of torch.save keeps the tensors.
-        writable: whether files can be written in it.
+        container: key under which files of torch.save store the state dict.
+        writable: files can be written in this layout.
+        source: public file that defines the names.
     """
 
     title: str
@@ -127,7 +129,7 @@ class Layout:
     source: str
 
     def rows(self) -> list[tuple[str, str, bool]]:
-        """List (official parameter, this layout's, whether it stands without the prefix)."""
+        """List (official parameter, parameter of this layout, True if it has no prefix)."""
         pairs = [*self.modules.items(), *self.post_norm_modules.items()]
         return [
             (_join(ours, part), _join(theirs, part), ours in self.outside)
@@ -185,7 +187,7 @@ _MMPRETRAIN = {
     f"{BLOCK}.gamma_1": f"{BLOCK}.gamma1.weight",
     f"{BLOCK}.gamma_2": f"{BLOCK}.gamma2.weight",
     "layers.{i}.downsample.proj": "layers.{i}.downsample.projection",
-    # Its classifier reads the output norm of the last stage, which is the official final norm.
+    # The output norm of the last stage, which its classifier reads, is the official final norm.
     "norm": "norm3",
     "head": "head.fc",
 }
@@ -220,11 +222,11 @@ LAYOUTS: dict[str, Layout] = {
         modules=_HF,
         prefixes=("focalnet.", ""),
         outside=("head",),
-        # Its own converter left the official name on the huge models.
+        # The converter of transformers left the official name on the huge models.
         aliases=((r"\.modulation\.ln\.", ".modulation.layernorm."),),
         drops=(
-            (r"embeddings\.mask_token$", "token of masked image modelling"),
-            (r"^decoder\.", "decoder of masked image modelling"),
+            (r"embeddings\.mask_token$", "token of masked image modeling"),
+            (r"^decoder\.", "decoder of masked image modeling"),
         ),
         writable=True,
         source="huggingface/transformers:src/transformers/models/focalnet/modeling_focalnet.py",

@@ -1,4 +1,4 @@
-"""Translate whole state dicts between layouts, by the rows of ``layouts.py``."""
+"""Translate whole state dicts between layouts, with the rows of ``tables.py``."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,12 @@ class Translation:
     """A state dict in official names.
 
     Attributes:
-        layout: key of the layout it was in.
-        prefix: of the backbone's names there.
+        layout: key of its former layout.
+        prefix: prefix of the backbone in that layout.
         backbone: tensors in official names and shapes.
-        others: tensors outside the backbone, in their own names.
-        dropped: name in the file -> rule by which it is left out.
-        unknown: names that no row fits.
+        others: tensors outside the backbone, with their original names.
+        dropped: name in the file -> rule by which it is dropped.
+        unknown: names that match no row.
         renamed: official name -> name in the file, where they differ.
     """
 
@@ -52,7 +52,7 @@ def _writing(layout: str, post_norm: bool) -> tuple[Names, list[tuple[str, str, 
 
 
 def find(layout: str, prefix: str, name: str) -> str | None:
-    """Return the official name of a name in a layout, None if no row fits it."""
+    """Return the official name for a name in a layout, None if no row matches it."""
     table = LAYOUTS[layout]
     for pattern, replacement in table.aliases:
         name = re.sub(pattern, replacement, name)
@@ -68,12 +68,12 @@ def find(layout: str, prefix: str, name: str) -> str | None:
 
 
 def detect(names: Iterable[str]) -> tuple[str, str, int]:
-    """Return the layout that fits most names, its prefix, and how many names fit it.
+    """Return the layout that matches most names, its prefix, and the number of matching names.
 
-    Among layouts that differ in what surrounds the backbone only, the surroundings decide.
+    Names outside the backbone decide between layouts with equal backbone names.
     """
     names = list(names)
-    # Names that differ in indices alone fit together: one of each kind is looked up.
+    # Names that differ only in indices match the same row: one of each kind is looked up.
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)
@@ -92,9 +92,9 @@ def translate(tensors: Mapping[str, Tensor], layout: str | None = None) -> Trans
     """Read a state dict in any layout.
 
     Args:
-        tensors: by name, without containers and wrappers.
-        layout: a key of ``LAYOUTS``; None finds it.
-    Raises: ValueError if two names of the file are one in official names.
+        tensors: tensors by name, without containers and wrappers.
+        layout: key of ``LAYOUTS``; None to detect it.
+    Raises: ValueError if two names of the file have the same official name.
     """
     detected, prefix, _ = detect(tensors)
     if layout is not None and layout != detected:
@@ -147,27 +147,27 @@ def _official_shape(official: str, tensor: Tensor) -> Tensor:
 
 
 def is_post_norm(backbone: Mapping[str, Tensor]) -> bool:
-    """Tell whether a network is post-normalized: layer scale goes with it in every row."""
+    """Tell whether a network is post-norm; every variant with layer scale is."""
     return any(name.endswith(".gamma_1") for name in backbone)
 
 
 def write(backbone: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Rename official names to those of a layout.
 
-    Returns: the tensors, and {official name: rule} of those that have no place there.
+    Returns: the tensors, and {official name: rule} for those that the layout does not have.
     Raises: ValueError if the layout cannot be written.
     """
     table = LAYOUTS.get(layout)
     if table is None or not table.writable:
         known = ", ".join(name for name, row in LAYOUTS.items() if row.writable)
-        raise ValueError(f"Cannot write {layout!r} files. Known: {known}.")
+        raise ValueError(f"Files in layout {layout!r} cannot be written. Known: {known}.")
     names, rows = _writing(layout, is_post_norm(backbone))
     written: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     for name, tensor in backbone.items():
         match = names.find(name)
         if match is None:
-            dropped[name] = f"has no place in {table.title} files"
+            dropped[name] = f"does not exist in {table.title} files"
             continue
         _, theirs, outside = rows[match[0]]
         if table.linear_as_conv and _is_linear(name):

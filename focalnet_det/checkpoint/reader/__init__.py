@@ -1,1 +1,1 @@
-"""Read checkpoint files without running anything that is in them."""
+"""Read checkpoint files without executing their content."""

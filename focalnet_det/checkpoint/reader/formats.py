@@ -1,4 +1,4 @@
-"""Tell by its first bytes what a file is that should have been a checkpoint."""
+"""Identify files that are not checkpoints by their first bytes."""
 
 import zipfile
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from typing import BinaryIO
 
 # Enough for every signature below; a tar archive has its own at 257.
 HEAD = 512
-_UNPACK = "unpack it and give the file inside"
-_OTHER = "give the file of weights instead"
+_UNPACK = "unpack it and pass the file inside"
+_OTHER = "pass the file with the weights instead"
 _AGAIN = "download the file itself, not the page that links to it"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One kind of file that is no checkpoint.
+    """A kind of file that is not a checkpoint.
 
     Attributes:
-        title: with its article, for "it is ...".
+        title: with an article, for "it is ...".
         remedy: what to do instead.
         magic: bytes that such a file has at the offset.
-        offset: of the magic, in bytes.
+        offset: position of the magic, bytes.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Signature:
     offset: int = 0
 
 
-# The first row that fits decides.
+# The first match wins.
 SIGNATURES = (
     Signature("a Git LFS pointer", "run `git lfs pull`", b"version https://git-lfs"),
     Signature("a gzip file", _UNPACK, b"\x1f\x8b"),
@@ -39,7 +39,7 @@ SIGNATURES = (
     Signature("a 7z archive", _UNPACK, b"7z\xbc\xaf\x27\x1c"),
     Signature("a RAR archive", _UNPACK, b"Rar!"),
     Signature("a tar archive", _UNPACK, b"ustar", 257),
-    Signature("an HDF5 file", "convert it where it was made", b"\x89HDF\r\n"),
+    Signature("an HDF5 file", "convert it with the library that wrote it", b"\x89HDF\r\n"),
     Signature("a NumPy array", _OTHER, b"\x93NUMPY"),
     Signature("a GGUF file", _OTHER, b"GGUF"),
     Signature("a PNG image", _OTHER, b"\x89PNG"),
@@ -47,11 +47,11 @@ SIGNATURES = (
     Signature("a PDF document", _OTHER, b"%PDF"),
     Signature("a program", _OTHER, b"\x7fELF"),
 )
-# What the entries of zip files of other programs are called; the first that fits decides.
+# Endings of entries in zip files of other programs; the first match wins.
 ZIP_SIGNATURES = (
     ("constants.pkl", "a TorchScript program", "save its state_dict() with torch.save"),
     (".npy", "a file of NumPy arrays (.npz)", "save them as tensors with torch.save"),
-    (".keras", "a Keras model", "convert it where it was made"),
+    (".keras", "a Keras model", "convert it with the library that wrote it"),
     (".pth", "a zip archive of checkpoints", _UNPACK),
     (".pt", "a zip archive of checkpoints", _UNPACK),
     (".pkl", "a zip archive of checkpoints", _UNPACK),
@@ -59,19 +59,19 @@ ZIP_SIGNATURES = (
 )
 
 
-def describe_foreign(path: Path) -> str | None:
-    """Return what a file is and what to do, None if it may be a checkpoint.
+def describe_non_checkpoint(path: Path) -> str | None:
+    """Describe a file that is not a checkpoint and what to do, None if it may be one.
 
     Args:
         path: an existing file.
-    Returns: a phrase such as "it is a gzip file: unpack it and give the file inside".
+    Returns: a phrase such as "it is a gzip file: unpack it and pass the file inside".
     """
     with path.open("rb") as file:
         head = file.read(HEAD)
         if not head:
             return "it is empty"
         if not head.strip(b"\0") and _is_blank(file):
-            return "it is all zeros: its download or copy was not finished"
+            return "it contains only zeros: its download or copy was not finished"
     for row in SIGNATURES:
         if head[row.offset :].startswith(row.magic):
             return f"it is {row.title}: {row.remedy}"
@@ -79,7 +79,7 @@ def describe_foreign(path: Path) -> str | None:
 
 
 def _is_blank(file: BinaryIO) -> bool:
-    """Tell whether the next megabytes of a file are zeros too."""
+    """Tell whether the rest of a file is zeros."""
     return not any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b""))
 
 
@@ -88,8 +88,8 @@ def _describe_text(head: bytes, path: Path) -> str | None:
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
         return f"it is an HTML page: {_AGAIN}"
     if start.startswith((b"<?xml", b"<error")):
-        return f"it is an XML answer of a server: the link is dead or needs a login; {_AGAIN}"
-    # The old protocol of pickles is text as well, and ends in a dot.
+        return f"it is an XML response of a server: the link is dead or needs a login; {_AGAIN}"
+    # The oldest pickle protocol is text as well, and ends in a dot.
     if not _is_text(head) or _is_text_pickle(path):
         return None
     if start.startswith((b"{", b"[")):
@@ -112,8 +112,8 @@ def _is_text_pickle(path: Path) -> bool:
         return start in (b"(d", b"(l", b"(i", b"cc", b"ct") and file.read().rstrip().endswith(b".")
 
 
-def describe_foreign_zip(archive: zipfile.ZipFile) -> str | None:
-    """Return what a zip file without tensors of torch.save is, None if it has them."""
+def describe_non_checkpoint_zip(archive: zipfile.ZipFile) -> str | None:
+    """Describe a zip file that torch.save did not write, None for one that it did."""
     names = archive.namelist()
     tails = {name.rpartition("/")[2] for name in names}
     if "data.pkl" in tails and "constants.pkl" not in tails:

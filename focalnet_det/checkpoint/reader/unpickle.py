@@ -1,12 +1,12 @@
 """Decode pickles without importing or calling anything that they name.
 
-A pickle is a program for a small machine, and the standard library's machine calls whatever global
-the program names. This one has no import and no call: it knows a fixed table of constructors for
-plain containers, tensors and NumPy arrays, written here, and every other global becomes an inert
-:class:`Placeholder`. So the safety does not depend on a list of dangerous names, and files that
-hold harmless objects of unknown classes (a config, a logger) can be read for their tensors.
+A pickle is a program for a stack machine, and the standard library's machine calls whatever global
+the program names. This one neither imports nor calls: it has a fixed table of constructors for
+plain containers, tensors and NumPy arrays, and every other global becomes an inert
+:class:`Placeholder`. So the safety does not depend on a list of dangerous names, and the tensors of
+files that also hold harmless objects of unknown classes (a config, a logger) can be read.
 
-Guarded as well: dict keys whose hash takes exponential time, and sizes that are only declared.
+Dict keys whose hash takes exponential time, and declared sizes without data, are refused as well.
 """
 
 import math
@@ -20,8 +20,8 @@ import numpy as np
 
 from .raw import first_line
 
-# Objects of these modules have no place among weights and are what attacks are made of. They would
-# be inert as well; the file is refused because its owner should know.
+# Attacks use these modules, and no weights need them. Their objects would be inert as well, but the
+# file is refused, because its owner should know.
 HOSTILE_MODULES = (
     *("os", "posix", "nt", "subprocess", "sys", "socket", "shutil", "runpy", "importlib"),
     *("ctypes", "pty", "pdb", "timeit", "webbrowser", "pip"),
@@ -30,15 +30,15 @@ HOSTILE_BUILTINS = (
     *("eval", "exec", "execfile", "compile", "open", "file", "__import__", "input", "breakpoint"),
 )
 BUILTINS = ("builtins", "__builtin__", "io", "_io")
-# What a program may build: this many bytes or items for each of its bytes, and some for short ones.
+# Bytes or items that a program may build for each of its own bytes, and the least limit.
 MAX_GROWTH, MIN_BUDGET = 20, 1 << 20
 MAX_DIMENSIONS = 64
-# Numbers and text of fixed size; an object dtype would be unpickled in turn.
+# Numbers and text of fixed size; arrays of objects would need another unpickler.
 DTYPE = re.compile(r"[<>|=]?([biufc?]\d{0,2}|[SU]\d{1,4})")
 SEQUENCES = (list, tuple, set, frozenset, dict)
 Scalar = str | int | float | complex | bool | bytes | None
 
-# What the standard machine may do by itself: push plain values, arrange the stack, keep a memo.
+# Instructions that are left to the standard library: plain values, stack and memo.
 _PLAIN = """
 PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWFALSE NEWTRUE INT BININT BININT1 BININT2 LONG LONG1
 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE
@@ -48,17 +48,17 @@ EMPTY_SET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE BINPERSID
 
 
 class Placeholder:
-    """Stand for an object of a class that is never imported, and ignore what is done to it."""
+    """An inert stand-in for an object whose class is never imported."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __repr__(self) -> str:
-        return f"<{self.name}, left out>"
+        return f"<{self.name}, not read>"
 
 
 class Constructor:
-    """Wrap a function of ours that a pickle may ask for; nothing can be set on it from there."""
+    """A function of this module that a pickle may call, but not modify."""
 
     __slots__ = ("build", "name")
 
@@ -68,7 +68,7 @@ class Constructor:
 
 
 class _Builder:
-    """Stand for an array or a dtype whose state, given as a tuple, comes later in the program."""
+    """An array or a dtype whose state, a tuple, follows later in the program."""
 
     def __init__(self, value: Any, set_state: Callable[[Any, Any], Any]) -> None:
         self.value = value
@@ -76,17 +76,18 @@ class _Builder:
 
 
 class Unpickler(pickle._Unpickler):
-    """The standard library's machine in Python, its importing and calling instructions replaced.
+    """Unpickler of the standard library with its importing and calling instructions replaced.
 
     Args:
         data: one pickle.
         constructors: module.name -> function or constant, in addition to the plain ones.
-        storage: called with the persistent ids, which torch.save uses for its storages.
+        storage: called with persistent ids, which torch.save uses for its storages.
+
     Attributes:
-        ignored: names of the globals that became placeholders, in the order of their appearance.
+        ignored: names of the globals that became placeholders, in order of appearance.
     """
 
-    # Of the class in the standard library.
+    # Declared for the type checker; the base class of the standard library defines them.
     stack: list[Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
@@ -104,37 +105,43 @@ class Unpickler(pickle._Unpickler):
         constructors: Mapping[str, Any] | None = None,
         storage: Callable[[Any], Any] | None = None,
     ) -> None:
-        # Python 2 wrote bytes as text; a file in memory gives what it has, whatever is asked for.
+        # latin1: Python 2 wrote bytes as text. BytesIO returns what it has, even if asked for more.
         super().__init__(BytesIO(data), encoding="latin1")
         self._constructors = {**PLAIN_CONSTRUCTORS, **(constructors or {})}
         self._storage = storage
         self.ignored: dict[str, None] = {}
-        # A memo lets a small program copy something large again and again.
+        # With a memo, a small program can copy something large many times.
         self._budget = MAX_GROWTH * len(data) + MIN_BUDGET
 
     def decode(self) -> Any:
-        """Return the content: plain containers, arrays, what the constructors give, placeholders.
+        """Decode the pickle to plain containers, arrays, results of constructors and placeholders.
 
         Raises: ValueError if the pickle is damaged, or asks for functions that no weights need.
         """
         try:
-            return _finished(self.load())
+            return _unwrap_builder(self.load())
         except ValueError:
             raise
-        except Exception as error:  # a damaged program can do anything but run
+        except Exception as error:  # a damaged program can cause any error
             kind = type(error).__name__
             raise ValueError(f"it is cut off or damaged ({kind}: {first_line(error)})") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return the storage that torch.save refers to."""
+        """Return the storage that a pickle of torch.save refers to.
+
+        Raises: ValueError if the file has no storages.
+        """
         if self._storage is None:
-            raise ValueError("it refers to data outside it")
+            raise ValueError("it refers to data outside the file")
         return self._storage(pid)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a constructor, a constant or a placeholder; never what the name stands for."""
+        """Return a constructor, a constant or a placeholder; never the global itself.
+
+        Raises: ValueError for globals that attacks use.
+        """
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("it names a global by something else than text")
+            raise ValueError("it is damaged (the name of a global is not text)")
         full = "".join(c if c.isprintable() else "?" for c in f"{module}.{name}"[:200])
         known = self._constructors.get(full)
         if known is not None:
@@ -142,7 +149,9 @@ class Unpickler(pickle._Unpickler):
         if module.partition(".")[0] in HOSTILE_MODULES or (
             module in BUILTINS and name in HOSTILE_BUILTINS
         ):
-            raise ValueError(f"it asks for {full[:80]}, which no weights need: do not trust it")
+            raise ValueError(
+                f"it asks for {full[:80]}, which no weights need: do not trust this file"
+            )
         self.ignored[full] = None
         return Placeholder(full)
 
@@ -150,22 +159,22 @@ class Unpickler(pickle._Unpickler):
         if isinstance(function, Constructor):
             if type(arguments) is not tuple:
                 raise ValueError("it is damaged (a constructor without arguments)")
-            built = function.build(*(_finished(argument) for argument in arguments))
-            self._spend(built)
+            built = function.build(*(_unwrap_builder(argument) for argument in arguments))
+            self._charge(built)
             return built
         return Placeholder(getattr(function, "name", "an object"))
 
-    def _spend(self, built: Any) -> None:
-        """Count what the program builds.
+    def _charge(self, built: Any) -> None:
+        """Subtract what the program builds from its budget.
 
-        Raises: ValueError if it is far more than the program holds.
+        Raises: ValueError if the budget is exhausted.
         """
         if isinstance(built, np.ndarray):
             self._budget -= built.nbytes
         elif isinstance(built, (str, bytes, *SEQUENCES)):
             self._budget -= len(built)
         if self._budget < 0:
-            raise ValueError("it grows beyond all measure when it is read")
+            raise ValueError("its content is far larger than the file")
 
     def _global(self) -> None:
         module, name = (self.readline()[:-1].decode("utf-8") for _ in range(2))
@@ -198,24 +207,24 @@ class Unpickler(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _Builder):
             if type(state) is not tuple:
-                raise ValueError("it is damaged (the state of an array is none)")
-            target.value = target.set_state(target.value, tuple(_finished(s) for s in state))
-            self._spend(target.value)
+                raise ValueError("it is damaged (the state of an array)")
+            target.value = target.set_state(target.value, tuple(_unwrap_builder(s) for s in state))
+            self._charge(target.value)
 
     def _append_one(self) -> None:
-        value = _finished(self.stack.pop())
+        value = _unwrap_builder(self.stack.pop())
         if type(self.stack[-1]) is list:
             self.stack[-1].append(value)
 
     def _append_many(self) -> None:
-        values = [_finished(value) for value in self.pop_mark()]
+        values = [_unwrap_builder(value) for value in self.pop_mark()]
         if type(self.stack[-1]) is list:
             self.stack[-1].extend(values)
 
     def _list(self) -> None:
-        # Reading up to the mark gives `append` another stack.
+        # A local variable, because `pop_mark` rebinds `append` to another stack.
         items = self.pop_mark()
-        self.append([_finished(value) for value in items])
+        self.append([_unwrap_builder(value) for value in items])
 
     def _dict(self) -> None:
         items = self.pop_mark()
@@ -232,7 +241,7 @@ class Unpickler(pickle._Unpickler):
     def _set_items(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is dict:
             for key, value in zip(items[::2], items[1::2], strict=True):
-                self.stack[-1][_hashable(key)] = _finished(value)
+                self.stack[-1][_hashable(key)] = _unwrap_builder(value)
 
     def _add_items(self) -> None:
         items = self.pop_mark()
@@ -247,35 +256,35 @@ class Unpickler(pickle._Unpickler):
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
 
-def _finished(value: Any) -> Any:
-    """Return the array or dtype where a builder stands for it."""
+def _unwrap_builder(value: Any) -> Any:
+    """Return the array or dtype of a builder; other values are unchanged."""
     return value.value if isinstance(value, _Builder) else value
 
 
 def _hashable(key: Any) -> Any:
-    """Return a key that is hashed in no time: text, numbers, a flat tuple; others by identity."""
+    """Return a key that is cheap to hash: text, numbers, flat tuples; a placeholder for others."""
     flat = key if type(key) is tuple else (key,)
     return key if all(isinstance(k, Scalar | Placeholder) for k in flat) else Placeholder("a key")
 
 
 def _mapping(items: Any = (), *_: Any) -> Any:
-    """Build the dict types, from another one or from pairs."""
+    """Build a dict from another one or from pairs."""
     pairs = items.items() if type(items) is dict else items
     if not isinstance(items, SEQUENCES):
-        return Placeholder("a dict of what is left out")
+        return Placeholder("a dict of what is not read")
     return {_hashable(key): value for key, value in pairs}
 
 
 def _sequence(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Return the builder of a list, tuple or set from items that are in the file.
+    """Return the constructor of a list, tuple or set from plain containers.
 
-    Of anything else it builds nothing: an expanded tensor would be endless.
+    Other iterables are refused: an expanded tensor would be endless.
     """
     hashed = kind in (set, frozenset)
 
     def build(items: Any = ()) -> Any:
         if not isinstance(items, SEQUENCES):
-            return Placeholder(f"a {kind.__name__} of what is left out")
+            return Placeholder(f"a {kind.__name__} of what is not read")
         return kind(_hashable(i) if hashed else i for i in items)
 
     return build
@@ -289,17 +298,20 @@ def _bytes(text: Any = "", encoding: Any = "latin1") -> bytes:
 
 def _dtype(name: Any, *_: Any) -> Any:
     if isinstance(name, str) and DTYPE.fullmatch(name):
-        return _Builder(np.dtype(name), _ordered)
+        return _Builder(np.dtype(name), _set_byte_order)
     return Placeholder("numpy.dtype of objects")
 
 
-def _ordered(dtype: Any, state: tuple[Any, ...]) -> Any:
+def _set_byte_order(dtype: Any, state: tuple[Any, ...]) -> Any:
     """Set the byte order of a dtype; its state is (version, order, ...)."""
     return dtype.newbyteorder(state[1]) if state[1] in ("<", ">") else dtype
 
 
-def _array_of(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    """Build an array from bytes, after comparing its shape with them."""
+def _build_array(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
+    """Build an array from bytes.
+
+    Raises: ValueError if their number does not fit its shape.
+    """
     if not isinstance(dtype, np.dtype):
         return Placeholder("numpy.ndarray of objects")
     raw = data.encode("latin1") if isinstance(data, str) else data
@@ -313,13 +325,13 @@ def _array_of(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
     return np.frombuffer(raw, dtype).reshape(sizes, order="F" if order in (True, "F") else "C")
 
 
-def _array_of_state(_: Any, state: tuple[Any, ...]) -> Any:
+def _array_from_state(_: Any, state: tuple[Any, ...]) -> Any:
     _, shape, dtype, fortran, data = state
-    return _array_of(data, dtype, shape, fortran)
+    return _build_array(data, dtype, shape, fortran)
 
 
 def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
-    array = _array_of(data, dtype, (), "C")
+    array = _build_array(data, dtype, (), "C")
     return array if isinstance(array, Placeholder) else array.item()
 
 
@@ -339,9 +351,9 @@ PLAIN_CONSTRUCTORS: dict[str, Any] = {
         f"numpy.{core}.{name}": build
         for core in ("core", "_core")
         for name, build in {
-            "multiarray._reconstruct": lambda *_: _Builder(None, _array_of_state),
+            "multiarray._reconstruct": lambda *_: _Builder(None, _array_from_state),
             "multiarray.scalar": _numpy_scalar,
-            "numeric._frombuffer": _array_of,
+            "numeric._frombuffer": _build_array,
         }.items()
     },
 }

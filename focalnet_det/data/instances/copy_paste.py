@@ -35,8 +35,7 @@ class CopyPaste:
             raise ValueError(f"copy_paste is a probability, 0..1, got {self.probability}.")
 
     def __call__(self, target: Example, draw: Callable[[], Example]) -> Example:
-        """
-        Args:
+        """Args:
             target: with "image", (3, H, W), and "instances" with boxes and bitmap masks.
             draw: gives another example at random.
         Raises: ValueError if the example has semantic labels, which would not be right any more.

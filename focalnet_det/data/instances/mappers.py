@@ -72,8 +72,7 @@ class InstanceMapper(DatasetMapper):
         recompute_boxes: bool = False,
         keypoint_hflip_indices: Sequence[int] | None = None,
     ) -> None:
-        """
-        Args:
+        """Args:
             is_train: whether to give annotations, and to skip unusable images; in evaluation these
                 stop the run.
             augmentations: applied in order.
@@ -99,14 +98,14 @@ class InstanceMapper(DatasetMapper):
         self.recompute_boxes = recompute_boxes
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """
-        Args:
+        """Args:
             dataset_dict: a record in Detectron2's format, or with an RGB ``picture`` of Pillow in
                 place of ``file_name``; left unchanged.
         Returns: the record with ``image``, uint8 (3, H, W); in training ``sem_seg``, int64 (H, W),
             in place of ``sem_seg_file_name`` and ``label_rule``, and ``instances`` in place of
             ``annotations``, or of the things of panoptic segments where there are none; and
             ``data_issues``, {problem: count}, if there were any.
+
         Raises:
             SkippedImage if training has to do without the image;
             UnreadableImageError or SizeMismatchError in the same cases in evaluation;
@@ -272,9 +271,8 @@ class ViewMapper(InstanceMapper):
         self.views = [T.AugmentationList(list(view)) for view in views]
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """
-        Returns: the record with ``views``, a list of {``image``, ``height``, ``width``,
-            ``transforms``}, in place of ``image``; errors as in InstanceMapper.
+        """Returns: the record with ``views``, a list of {``image``, ``height``, ``width``,
+        ``transforms``}, in place of ``image``; errors as in InstanceMapper.
         """
         record = super().__call__(dataset_dict)
         original = record.pop("image").permute(1, 2, 0).numpy()

@@ -39,6 +39,7 @@ def read_image(path: str | Path, image_format: str) -> NDArray[np.uint8]:
         path: of the file.
         image_format: channel order, "RGB" or "BGR".
     Returns: (H, W, 3), 0..255.
+
     Raises:
         UnreadableImageError if the file is empty, truncated or not a picture, with path and reason;
         another OSError if it does not exist or may not be read;

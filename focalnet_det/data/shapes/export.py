@@ -67,7 +67,7 @@ def categories() -> list[Record]:
 
 
 def mask_box(mask: NDArray[np.bool_]) -> list[int]:
-    """xywh in whole pixels."""
+    """Xywh in whole pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...layers.checks import check_flag, check_integer, check_integers, check_number
 from ...layers.padded_batch import padded_batch
-from ..mmdet.segmentor import padded as padded_images
+from ..mmdet.segmentor import pad_and_stack_maps
 from . import segmentation
 from .mask_criterion import SetCriterion
 from .mask_matcher import PUBLISHED_WEIGHTS, Weights
@@ -172,7 +172,7 @@ class Mask2Former(nn.Module):
                   for r in batched_inputs]  # fmt: skip
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         least = self.train_size if self.training else (0, 0)
-        batch = padded_images(images, least, self.size_divisibility, 0.0)
+        batch = pad_and_stack_maps(images, least, self.size_divisibility, 0.0)
         padded = (batch.shape[-2], batch.shape[-1])
         with padded_batch(sizes):
             features = self.backbone(batch)

@@ -1,7 +1,7 @@
-"""Parts of Mask R-CNN and RetinaNet as mmdet has them, where they differ from Detectron2's.
+"""Define modules of Mask R-CNN and RetinaNet as in mmdet, where they differ from Detectron2's.
 
-The published FocalNet detectors were trained and evaluated with mmdet 2.11. The layers are the
-same in both libraries; these are the differences in what is computed with them.
+The published FocalNet detectors were trained and evaluated with mmdet 2.11. Both libraries have the
+same layers; assignment, box decoding and loss normalization differ.
 Source: mmdet 2.11:mmdet/core/bbox/assigners/max_iou_assigner.py, coder/delta_xywh_bbox_coder.py,
 mmdet/models/dense_heads/anchor_head.py.
 """
@@ -28,14 +28,14 @@ from ..empty import EmptyImageROIHeads
 
 
 class MmdetMatcher(Matcher):
-    """Anchor assignment in which the best anchors of an object always go to that object.
+    """Anchor matcher that always assigns the best anchors of an object to that object.
 
-    Detectron2 makes such an anchor positive too, but leaves it with the object that it overlaps
-    most, and does so however small the overlap.
+    Detectron2 makes such an anchor positive too, but assigns it to the object that it overlaps
+    most, and does so however small the overlap is.
 
     Args:
-        thresholds, labels: as in Detectron2's Matcher.
-        min_low_quality_iou: an object whose best anchor overlaps it less gets none that way.
+        thresholds, labels: as in Detectron2's ``Matcher``.
+        min_low_quality_iou: smallest IoU at which the best anchor of an object is assigned to it.
     """
 
     def __init__(
@@ -48,23 +48,28 @@ class MmdetMatcher(Matcher):
         self.min_low_quality_iou = min_low_quality_iou
 
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the object's index and the label of each anchor from (objects, anchors) IoU."""
+        """Match anchors with objects.
+
+        Args:
+            match_quality_matrix: (objects, anchors), IoU.
+        Returns: index of the object and label of each anchor, (anchors,) each.
+        """
         matches, labels = super().__call__(match_quality_matrix)
         if match_quality_matrix.numel() == 0:
             return matches, labels
         best = match_quality_matrix.max(dim=1, keepdim=True).values
         is_best = (match_quality_matrix == best) & (best >= self.min_low_quality_iou)
-        # Where objects share their best anchor, the last one gets it.
+        # If objects share their best anchor, it is assigned to the last of them, as in mmdet.
         last = is_best.shape[0] - 1 - is_best.flip(0).to(torch.uint8).argmax(dim=0)
-        chosen = is_best.any(dim=0)
-        return torch.where(chosen, last, matches), labels.masked_fill(chosen, 1)
+        assigned = is_best.any(dim=0)
+        return torch.where(assigned, last, matches), labels.masked_fill(assigned, 1)
 
 
 class MmdetBox2BoxTransform(Box2BoxTransform):
-    """Box decoding with log-sizes limited in both directions; Detectron2 limits enlarging only."""
+    """Box decoding that clamps size deltas in both directions; Detectron2 clamps growth only."""
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Return (N, 4k) boxes, pixels, from (N, 4k) deltas on (N, 4) boxes."""
+        """Apply deltas (N, 4k) to boxes (N, 4); return (N, 4k), xyxy, absolute pixels."""
         lowest = [-math.inf, -math.inf, *(-self.scale_clamp * w for w in self.weights[2:])]
         limits = deltas.new_tensor(lowest).repeat(deltas.shape[-1] // 4)
         return super().apply_deltas(torch.maximum(deltas, limits), boxes)
@@ -76,7 +81,7 @@ class MmdetRPN(RPN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        """Read the keys of RPN; the IoU thresholds and weights come from the same keys."""
+        """Read the keys of Detectron2's RPN."""
         arguments: dict[str, Any] = super().from_config(cfg, input_shape)
         rpn = cfg.MODEL.RPN
         arguments["anchor_matcher"] = MmdetMatcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS)
@@ -86,21 +91,23 @@ class MmdetRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Match anchors with objects, apart from those that cross the image's border.
+        """Match anchors with objects, without anchors that cross the border of the image.
 
-        With ``anchor_boundary_thresh`` of 0 or more, that is. Detectron2 ignores them after
-        matching, so that an object whose best anchor is among them may be left without one.
+        This applies if ``anchor_boundary_thresh`` is 0 or more. Detectron2 ignores such anchors
+        after matching, so an object whose best anchor is one of them may be left without anchors.
+
+        Returns: labels (A,) and matched boxes (A, 4), xyxy, absolute pixels, for each image.
         """
         if self.anchor_boundary_thresh < 0:
             return super().label_and_sample_anchors(anchors, gt_instances)
-        every = Boxes.cat(anchors)
+        all_anchors = Boxes.cat(anchors)
         labels, boxes = [], []
         for truth in gt_instances:
-            inside = every.inside_box(truth.image_size, self.anchor_boundary_thresh)
-            found, matched = super().label_and_sample_anchors([every[inside]], [truth])
-            labels.append(found[0].new_full((len(every),), -1))
-            labels[-1][inside] = found[0]
-            boxes.append(torch.zeros_like(every.tensor))
+            inside = all_anchors.inside_box(truth.image_size, self.anchor_boundary_thresh)
+            label, matched = super().label_and_sample_anchors([all_anchors[inside]], [truth])
+            labels.append(label[0].new_full((len(all_anchors),), -1))
+            labels[-1][inside] = label[0]
+            boxes.append(torch.zeros_like(all_anchors.tensor))
             boxes[-1][inside] = matched[0]
         return labels, boxes
 
@@ -112,7 +119,10 @@ class MmdetRPN(RPN):
         pred_anchor_deltas: Any,
         gt_boxes: Any,
     ) -> dict[str, Tensor]:
-        """Return RPN's losses, averaged over the anchors that were sampled, not those asked for."""
+        """Compute RPN's losses, averaged over the sampled anchors.
+
+        Detectron2 divides by the number of anchors to sample, which an image may not have.
+        """
         losses: dict[str, Tensor] = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
@@ -123,7 +133,7 @@ class MmdetRPN(RPN):
 
 @ROI_HEADS_REGISTRY.register()
 class MmdetROIHeads(EmptyImageROIHeads):
-    """Detectron2's heads with mmdet's box decoding."""
+    """Detectron2's RoI heads with mmdet's box decoding."""
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
@@ -137,14 +147,14 @@ class MmdetROIHeads(EmptyImageROIHeads):
 class MmdetRetinaNet(RetinaNet):
     """Detectron2's RetinaNet with mmdet's assignment, loss normalization and box decoding.
 
-    The losses are divided by the positives of the batch (one at least for each image) rather than
-    by a moving average; boxes are clipped to the image before NMS rather than after it. Its P7 has
-    no ReLU before it: see :func:`focalnet_det.necks.fpn.build_retinanet_fpn`.
+    The losses are divided by the number of positive anchors of the batch (at least one per image)
+    rather than by a moving average, and boxes are clipped to the image before NMS rather than after
+    it. There is no ReLU before P7: see :func:`focalnet_det.necks.fpn.build_retinanet_fpn`.
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read the keys of RetinaNet; the IoU thresholds and weights come from the same keys."""
+        """Read the keys of Detectron2's RetinaNet."""
         arguments: dict[str, Any] = super().from_config(cfg)
         node = cfg.MODEL.RETINANET
         arguments["anchor_matcher"] = MmdetMatcher(
@@ -161,7 +171,7 @@ class MmdetRetinaNet(RetinaNet):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Return RetinaNet's losses, divided by the positives of this batch."""
+        """Compute RetinaNet's losses, divided by the number of positive anchors of this batch."""
         losses: dict[str, Tensor] = super().losses(
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
@@ -170,7 +180,7 @@ class MmdetRetinaNet(RetinaNet):
         return {name: loss * factor for name, loss in losses.items()}
 
     def _ema_update(self, _: str, value: float, *__: float) -> float:
-        """Return the positives of this batch rather than a moving average."""
+        """Return the value for this batch rather than a moving average."""
         return value
 
     def _decode_multi_level_predictions(self, *arguments: Any) -> Instances:

@@ -1,4 +1,4 @@
-"""R-CNN that hands boxes back to the original image as mmdet does."""
+"""Define an R-CNN that rescales predictions to the original image as mmdet does."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from detectron2.structures import Instances, ROIMasks
 
 @META_ARCH_REGISTRY.register()
 class MmdetRCNN(GeneralizedRCNN):
-    """Detectron2's R-CNN without the clip in the original image, and with empty boxes kept.
+    """Detectron2's R-CNN that neither clips boxes to the original image nor removes empty ones.
 
-    Boxes are clipped in the resized image by both libraries, so that a second clip changes
-    rounding only; a box without area is a false positive that Detectron2 leaves out.
+    Both libraries clip boxes to the resized image, so a second clip changes only their rounding. An
+    empty box is a false positive, which Detectron2 removes and mmdet does not.
     Source: mmdet 2.11:mmdet/models/roi_heads/bbox_heads/bbox_head.py (get_bboxes).
     """
 
@@ -23,25 +23,27 @@ class MmdetRCNN(GeneralizedRCNN):
         detected_instances: Sequence[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> Any:
-        """Return the instances of each image, in the original one if they are postprocessed."""
+        """Predict the instances of each image, in the original image if ``do_postprocess``."""
         results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return results
         sizes = [(r.get("height"), r.get("width")) for r in batched_inputs]
         return [
-            {"instances": in_original_image(found, height, width)}
-            for found, (height, width) in zip(results, sizes, strict=True)
+            {"instances": rescale_to_original(instances, height, width)}
+            for instances, (height, width) in zip(results, sizes, strict=True)
         ]
 
 
-def in_original_image(
+def rescale_to_original(
     results: Instances, height: int | None, width: int | None, mask_threshold: float = 0.5
 ) -> Instances:
-    """Scale boxes and paste masks.
+    """Rescale boxes and keypoints to the original image, and paste masks into it.
 
     Args:
-        results: in the resized image; ``pred_masks`` are (N, 1, M, M) probabilities.
-        height, width: of the original image, pixels; None for those of the resized one.
+        results: instances of the resized image: boxes xyxy, absolute pixels; ``pred_masks``
+            (N, 1, M, M), probabilities; ``pred_keypoints`` (N, K, 3: x, y, score).
+        height, width: size of the original image, pixels; None for that of the resized one.
+        mask_threshold: smallest probability of the pixels of a mask.
     """
     size = (height or results.image_size[0], width or results.image_size[1])
     scaled = Instances(size, **results.get_fields())

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from focalnet_det.checkpoint import load_initial_weights
-from focalnet_det.checkpoint.layouts.detectors import find_own_method, to_detectron2, to_public
+from focalnet_det.checkpoint.layouts.detectors import (
+    find_detectron2_method,
+    to_detectron2,
+    to_public,
+)
 from focalnet_det.experiment import load_config, read_experiment
 from tests.helpers.paths import CONFIGS
 
@@ -56,7 +60,7 @@ def test_there_and_back(method: str) -> None:
     source, target = model_of(method), model_of(method)
     ours = {n: torch.randn_like(t) if t.is_floating_point() else t
             for n, t in source.state_dict().items()}  # fmt: skip
-    assert find_own_method(ours) == method
+    assert find_detectron2_method(ours) == method
     theirs = to_public(ours, method)
     for name, own in SAMPLES[method].items():
         assert torch.equal(theirs[name], ours[own]), name

@@ -20,7 +20,11 @@ from focalnet_det.checkpoint import (
     load_initial_weights,
     read_state_dict,
 )
-from focalnet_det.checkpoint.layouts.detectors import find_own_method, find_public_method, to_public
+from focalnet_det.checkpoint.layouts.detectors import (
+    find_detectron2_method,
+    find_public_method,
+    to_public,
+)
 from focalnet_det.experiment import load_config
 from tests.helpers.paths import ROOT
 
@@ -128,7 +132,7 @@ def test_there_and_back(model: nn.Module, theirs: State, tmp_path: Path) -> None
 
 
 def test_inspection_names_the_method(model: nn.Module, theirs: State) -> None:
-    assert (find_public_method(theirs), find_own_method(theirs)) == ("upernet", None)
+    assert (find_public_method(theirs), find_detectron2_method(theirs)) == ("upernet", None)
     found = inspect_checkpoint(theirs)
     assert (found.layout, found.method) == ("mmseg", "upernet")
     assert found.output_norms == ["norm0", "norm1", "norm2", "norm3"]
@@ -159,9 +163,9 @@ def test_other_classes_start_anew_and_other_models_take_the_backbone(
 
 def test_what_has_no_table_is_refused(theirs: State) -> None:
     ours = convert_state_dict(theirs, "detectron2").tensors
-    with pytest.raises(ValueError, match=r"written as mmdet, of .*; this file is upernet"):
+    with pytest.raises(ValueError, match=r"can be written as mmdet; this file is upernet"):
         convert_state_dict(ours, "mmdet")
-    with pytest.raises(ValueError, match="this file is no method with a table"):
+    with pytest.raises(ValueError, match="this file is not such a model"):
         convert_state_dict({n: t for n, t in theirs.items() if "backbone" in n}, "mmseg")
-    with pytest.raises(ValueError, match=r"decode_head\.mystery\.weight is in no row"):
+    with pytest.raises(ValueError, match=r"decode_head\.mystery\.weight is unknown in models of"):
         convert_state_dict(theirs | {"decode_head.mystery.weight": torch.ones(1)}, "detectron2")

@@ -17,7 +17,7 @@ from focalnet_det.checkpoint import (
 from focalnet_det.checkpoint.architecture import infer_architecture
 from focalnet_det.checkpoint.load import load_initial_weights
 from focalnet_det.ops import nearest
-from focalnet_det.ops.window_attention import Map
+from focalnet_det.ops.window_attention import WindowGrid
 
 NAMES = sorted(FOCAL_TRANSFORMERS)
 State = dict[str, Tensor]
@@ -69,7 +69,7 @@ def official(name: str, side: int = 224, *, device: str = "cpu", classes: int = 
                     shapes[f"attn.topk_cloest_coords_{k}"] = (windows, 49, keys, 2)
             state |= {b + part: rand(*shape) for part, shape in shapes.items()}
             if not first:
-                for k, numbers in enumerate(nearest.nearest_sets(Map(cells, cells, 7), 128)):
+                for k, numbers in enumerate(nearest.nearest_sets(WindowGrid(cells, cells, 7), 128)):
                     state[f"{b}attn.topk_cloest_indice_{k}"] = numbers.to(device)
         if i < 3:
             down, kernel = f"layers.{i}.downsample.", 3 if row.conv_embed else 2
@@ -113,7 +113,9 @@ def test_loading_reports_new_tables_and_dropped_indices() -> None:
     assert torch.equal(net.get_parameter(neighbors(3, 1)[0]), table), "it keeps its random values"
     assert float(table.std()) == pytest.approx(0.02, rel=0.2)
     assert any("stage 4" in note for note in report.notes)
-    dropped = [n for n, rule in report.rules.items() if rule == "index that is made for each size"]
+    dropped = [
+        n for n, rule in report.rules.items() if rule == "index that is computed for each size"
+    ]
     assert len(dropped) == 6 * 2 + 5
     for name, value in net.named_parameters():
         assert name in report.missing or torch.equal(value, state[name]), name
@@ -159,7 +161,7 @@ def with_sets(net: torch.nn.Module, cells: int, top_k: int = 128) -> State:
     state = dict(net.state_dict())
     for i in range(4):
         side = cells // 2**i
-        for k, numbers in enumerate(nearest.nearest_sets(Map(side, side, 7), top_k)):
+        for k, numbers in enumerate(nearest.nearest_sets(WindowGrid(side, side, 7), top_k)):
             state[f"layers.{i}.blocks.0.attn.topk_cloest_indice_{k}"] = numbers
     return state
 
@@ -171,9 +173,9 @@ def test_sets_of_a_file_are_used_saved_and_replaced() -> None:
     assert "layers.0.blocks.0.attn.topk_cloest_indice_0" in report.loaded
     again = small_fast()
     load_pretrained(again, net.state_dict())
-    assert again.layers[0].blocks[0].attn._stored.size == Map(56, 56, 7)
+    assert again.layers[0].blocks[0].attn._stored.size == WindowGrid(56, 56, 7)
     report = load_pretrained(again, with_sets(small_fast(), 112))
-    assert again.layers[0].blocks[0].attn._stored.size == Map(112, 112, 7)
+    assert again.layers[0].blocks[0].attn._stored.size == WindowGrid(112, 112, 7)
     # Other weights without sets were trained with those of no particular size.
     load_pretrained(again, small_fast().state_dict())
     assert again.layers[0].blocks[0].attn._stored is None
@@ -187,12 +189,12 @@ def test_sets_that_fit_no_map_are_reported_and_left_out() -> None:
     state[name] = state[name].flip(0)
     report = load_pretrained(net, state)
     assert name not in report.loaded
-    assert "found anew" in report.rules[name]
+    assert "computed instead" in report.rules[name]
     assert net.layers[0].blocks[0].attn._stored is None
     assert net.layers[1].blocks[0].attn._stored is not None
     # Sets of another length belong to a network with another top_k.
     report = load_pretrained(net, with_sets(small_fast(), 56, top_k=64))
-    assert "found anew" in report.rules[name]
+    assert "computed instead" in report.rules[name]
 
 
 def detector(net: torch.nn.Module) -> torch.nn.Module:
@@ -209,9 +211,9 @@ def test_sets_in_detectors() -> None:
     state[name] = state[name].flip(0)
     report = load_initial_weights(detector(again), state)
     assert "head.weight" in report.loaded
-    assert "found anew" in report.rules[name]
+    assert "computed instead" in report.rules[name]
     assert name not in report.loaded
-    assert again.layers[0].blocks[0].attn._stored.size == Map(56, 56, 7)
+    assert again.layers[0].blocks[0].attn._stored.size == WindowGrid(56, 56, 7)
     assert again.layers[1].blocks[0].attn._stored is None
     report = load_initial_weights(detector(again), detector(small_fast()).state_dict())
     assert again.layers[0].blocks[0].attn._stored is None

@@ -90,7 +90,7 @@ def test_torchvisions_resnet(prefix: str, resnet: nn.Module, tmp_path: Path) -> 
     assert (report.layout, report.share, report.missing) == ("torchvision", 1.0, [])
     assert set(report.rules.values()) == {
         "classifier",
-        "counter of batch norms, which are constant here",
+        "counter of batch norms, which are frozen",
     }
     check_resnet(net, resnet_stages(resnet, image()))
     found = inspect_checkpoint(path)
@@ -181,7 +181,7 @@ def test_msras_resnet(stride_in_1x1: bool, tmp_path: Path) -> None:
         net = ResNet(BasicStem(norm="FrozenBN"), stages, out_features=names)
     report = load_pretrained(net, path)
     assert (report.layout, report.share) == ("caffe2", 1.0)
-    assert any("stride in the 1x1" in note for note in report.notes) != stride_in_1x1
+    assert any("strides in the 1x1" in note for note in report.notes) != stride_in_1x1
     check_resnet(net, expected)
 
 
@@ -336,7 +336,7 @@ def test_mask_rcnn_of_mmdet_on_a_resnet(resnet: nn.Module, tmp_path: Path) -> No
     check_resnet(model.backbone.bottom_up, resnet_stages(resnet, image()))
     weight = "roi_heads.box_predictor.cls_score.weight"
     assert torch.equal(model.state_dict()[weight], theirs["roi_head.bbox_head.fc_cls.weight"])
-    with pytest.raises(ValueError, match=r"This is a Mask R-CNN \(80 classes, ResNet-50\): Focal"):
+    with pytest.raises(ValueError, match=r"This is a Mask R-CNN \(80 classes, ResNet-50\), which"):
         convert_state_dict(model.state_dict(), "mmdet")
 
 
@@ -367,7 +367,7 @@ def test_strictness(resnet: nn.Module, swin: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"res4\.2\.conv9\.weight is not in the network"):
         load_pretrained(resnet_backbone(), state | {"layer3.2.conv9.weight": torch.ones(1)})
     index = "features.1.0.attn.relative_position_index"
-    with pytest.raises(ValueError, match="is of windows in another order"):
+    with pytest.raises(ValueError, match="is for another order of the tokens"):
         load_pretrained(
             SwinBackbone(), swin.state_dict() | {index: swin.state_dict()[index].flip(0)}
         )

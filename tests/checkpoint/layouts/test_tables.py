@@ -126,7 +126,7 @@ def test_huggingface_without_a_head_and_with_its_converters_slip() -> None:
         net = create_backbone("focalnet_huge_fl3", embed_dim=8)
         report = load_pretrained(net, variant)
         assert (report.layout, report.share) == ("huggingface", 1.0)
-    assert report.rules["embeddings.mask_token"] == "token of masked image modelling"
+    assert report.rules["embeddings.mask_token"] == "token of masked image modeling"
 
 
 def test_enlarged_windows_are_an_override() -> None:

@@ -234,12 +234,12 @@ def test_storages_that_declare_more_than_the_file_has(zipped: bool, tmp_path: Pa
 def test_expanded_tensors(tmp_path: Path) -> None:
     path = tmp_path / "expanded.pth"
     torch.save({"a": torch.ones(1).expand(10_000_000_000)}, path)
-    refused(path, "a declares more numbers than are in the file")
+    refused(path, "a declares more elements than the file contains")
 
 
 def test_meta_and_sparse_tensors(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3, device="meta")}, tmp_path / "meta.pth")
-    refused(tmp_path / "meta.pth", "a is a shape without numbers")
+    refused(tmp_path / "meta.pth", "a is a shape without data")
     torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
     refused(tmp_path / "sparse.pth", "a is sparse")
 

@@ -237,11 +237,13 @@ def test_hostile_files_run_nothing(name: str, zipped: bool, tmp_path: Path) -> N
             assert torch.equal(found.tensors["a"], weights["a"])
             assert found.ignored
         else:
-            assert "do not trust it" in problem
+            assert "do not trust this file" in problem
         assert set(sys.modules) == modules
     path = tmp_path / "weight.pth"
     torch.save({"state_dict": weights | {"b.weight": attack}}, path)
-    with pytest.raises(ValueError, match=r"weight\.pth.*(do not trust it|which is not built)"):
+    with pytest.raises(
+        ValueError, match=r"weight\.pth.*(do not trust this file|which cannot be read)"
+    ):
         read_checkpoint(path)
     assert not marker.exists()
 
@@ -249,7 +251,7 @@ def test_hostile_files_run_nothing(name: str, zipped: bool, tmp_path: Path) -> N
 def test_known_attacks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.pth"
     torch.save({"a": torch.ones(1), "b": Call(os.system, "true")}, path)
-    message = r"bad\.pth: it asks for (posix|nt)\.system, which no weights need: do not trust it\.$"
+    message = r"bad\.pth: it asks for (posix|nt)\.system, which no weights need: do not trust this file\.$"
     with pytest.raises(ValueError, match=message):
         read_checkpoint(path)
 
@@ -325,10 +327,10 @@ def test_small_programs_that_build_something_large() -> None:
     start = b"]" + megabyte + b"\x940" + encode + b"0"
     # Memo: 0 the encoding, 1 the text, 2 the function.
     program = raw(start, b"h\x02h\x01h\x00\x86R0" * 1000)
-    with pytest.raises(ValueError, match="grows beyond all measure"):
+    with pytest.raises(ValueError, match="far larger than the file"):
         Unpickler(program).decode()
     items = b"(" + b"K\x01" * 50_000 + b"l\x940" + a_global("builtins", "list") + b"\x940"
-    with pytest.raises(ValueError, match="grows beyond all measure"):
+    with pytest.raises(ValueError, match="far larger than the file"):
         Unpickler(raw(items, b"h\x01h\x00\x85R0" * 1000)).decode()
 
 
@@ -346,7 +348,7 @@ def test_one_storage_of_two_sizes(tmp_path: Path) -> None:
 def test_control_characters_are_not_printed(tmp_path: Path) -> None:
     path = tmp_path / "escape.pkl"
     path.write_bytes(raw(a_global("os", "\x1b[2Jx")))
-    assert check_file(path) == "it asks for os.?[2Jx, which no weights need: do not trust it"
+    assert check_file(path) == "it asks for os.?[2Jx, which no weights need: do not trust this file"
 
 
 def test_no_instruction_of_the_standard_machine_is_left_that_calls() -> None:

@@ -188,7 +188,7 @@ def test_every_stage_gets_the_objects_themselves_once(monkeypatch: pytest.Monkey
         heads(None, {"p2": torch.randn(1, 8, 16, 20)}, [proposals(2)], [truth()])
     assert [len(pool) for pool in pools] == [14] * 3
     for pool in pools:
-        assert pool.is_truth.tolist() == [False] * 12 + [True] * 2
+        assert pool.is_ground_truth.tolist() == [False] * 12 + [True] * 2
         own = pool.proposal_boxes.tensor[12:]
         torch.testing.assert_close(own, truth().gt_boxes.tensor)
 
@@ -210,7 +210,9 @@ def test_image_without_objects() -> None:
 
 
 def test_one_of_each_per_stage() -> None:
-    with pytest.raises(ValueError, match="3 stages need as many mask heads and weights, got 3 and"):
+    with pytest.raises(
+        ValueError, match="3 stages need 3 mask heads and 3 stage weights, got 3 and"
+    ):
         small_heads(stage_weights=(1.0, 0.5))
 
 

@@ -23,7 +23,7 @@ from focalnet_det.heads.mmdet.conventions import (
     MmdetROIHeads,
     MmdetRPN,
 )
-from focalnet_det.heads.mmdet.rcnn import MmdetRCNN, in_original_image
+from focalnet_det.heads.mmdet.rcnn import MmdetRCNN, rescale_to_original
 
 YAML = "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml"
 NANO = ["MODEL.FOCALNET.VARIANT=focalnet_nano", "MODEL.FOCALNET.FOCAL_WINDOWS=None"]
@@ -137,7 +137,7 @@ def found(boxes: Tensor, **fields: Any) -> Instances:
 def test_boxes_go_back_unclipped_and_empty_ones_stay() -> None:
     """x by 50/200, y by 40/100; Detectron2 drops the second box, which has no width."""
     boxes = torch.tensor([[8.0, 10, 200.002, 60], [80, 10, 80, 60]])
-    ours = in_original_image(found(boxes, scores=torch.tensor([0.9, 0.8])), 40, 50)
+    ours = rescale_to_original(found(boxes, scores=torch.tensor([0.9, 0.8])), 40, 50)
     assert ours.image_size == (40, 50)
     expected = torch.tensor([[2.0, 4, 50.0005, 24], [20, 4, 20, 24]])
     torch.testing.assert_close(ours.pred_boxes.tensor, expected, rtol=0, atol=1e-6)
@@ -148,7 +148,7 @@ def test_boxes_go_back_unclipped_and_empty_ones_stay() -> None:
 def test_masks_and_keypoints_are_those_of_detectron2() -> None:
     boxes = torch.tensor([[8.0, 10, 160, 60], [20, 30, 80, 90]])
     fields = {"pred_masks": torch.rand(2, 1, 28, 28), "pred_keypoints": torch.rand(2, 17, 3) * 90}
-    ours = in_original_image(found(boxes.clone(), **fields), 40, 50)
+    ours = rescale_to_original(found(boxes.clone(), **fields), 40, 50)
     copies = {n: t.clone() for n, t in fields.items()}
     theirs = detector_postprocess(found(boxes.clone(), **copies), 40, 50)
     assert ours.pred_masks.any()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
-from focalnet_det.heads.mmdet.segmentor import MmsegSegmentor, starts
+from focalnet_det.heads.mmdet.segmentor import MmsegSegmentor, window_starts
 from tests.helpers.small_segmentor import small
 
 
@@ -113,7 +113,7 @@ def test_windows_are_averaged_where_they_overlap() -> None:
     ],
 )
 def test_window_starts(length: int, window: int, stride: int, expected: list[int]) -> None:
-    assert starts(length, window, stride) == expected
+    assert window_starts(length, window, stride) == expected
 
 
 @pytest.mark.parametrize("stride", [(5, 4), (4, 0)])

@@ -185,7 +185,7 @@ def test_gradcheck(flags: dict, masked: bool, recompute: bool) -> None:
     names = [name for name, _ in module.named_parameters()]
     valid = torch.ones(2, 3, 4, 1, dtype=torch.float64)
     valid[1, 2:] = 0
-    plan = fused.Plan("torch", torch.float64, torch.float64, recompute)
+    plan = fused.ComputePolicy("torch", torch.float64, torch.float64, recompute)
 
     def function(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.func.functional_call(
@@ -303,7 +303,7 @@ def path_of(
 ) -> str:
     if forced is not None:
         monkeypatch.setenv(dispatch.VARIABLE, forced)
-    path = dispatch.choose_path(x, exact=module._is_plain)
+    path = dispatch.choose_backend(x, exact=module._is_plain)
     assert module(x).shape == x.shape
     return path
 
@@ -347,9 +347,9 @@ def test_the_path_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         module.double()(x.double())
         module.float()
     assert [record.getMessage() for record in caplog.records] == [
-        "Focal modulation runs on the torch path: there is no compiler.",
-        "Focal modulation runs on the reference path: torch.float64 is computed by the reference "
-        "alone.",
+        "Focal modulation runs on the torch backend: there is no compiler.",
+        "Focal modulation runs on the reference backend: only the reference backend supports "
+        "torch.float64.",
     ]
 
 

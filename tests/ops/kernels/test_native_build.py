@@ -249,7 +249,7 @@ def test_unset_and_forced_paths_without_the_library(monkeypatch: pytest.MonkeyPa
     x = torch.randn(1, 4, 5, 8)
     for forced, path in (("", "torch"), ("native", "torch"), ("reference", "reference")):
         monkeypatch.setenv(dispatch.VARIABLE, forced)
-        assert dispatch.choose_path(x) == path
+        assert dispatch.choose_backend(x) == path
     assert "no-such-compiler" in str(native.library())
 
 
@@ -278,7 +278,7 @@ def test_the_default_where_there_is_a_compiler(
     for _ in range(2):
         assert module(x).isfinite().all()
     assert [record.getMessage() for record in caplog.records] == [
-        "Focal modulation runs on the native path: FOCALNET_DET_OPS is unset."
+        "Focal modulation runs on the native backend: FOCALNET_DET_OPS is unset."
     ]
 
 
@@ -299,7 +299,7 @@ for levels, window, dim, size in ((2, 3, 96, (23, 37)), (3, 9, 13, (4, 40)), (1,
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 6e-2)):
         results = {}
         for path in ("reference", "native"):
-            with dispatch.using(path):
+            with dispatch.force_backend(path):
                 # The reference is in float32, of the same rounded numbers.
                 kind = torch.float32 if path == "reference" else dtype
                 module = module.to(dtype).to(kind)

@@ -131,14 +131,14 @@ def test_blocks_in_bfloat16_are_as_exact_as_stock_layers(
     valid = torch.ones(2, 1, *size)
     valid[1, :, size[0] // 2 + 1 :] = 0
     module, x = module.bfloat16().float(), x.bfloat16().float()
-    with torch.no_grad(), dispatch.using("reference"):
+    with torch.no_grad(), dispatch.force_backend("reference"):
         expected = module(x, valid)
     if not autocast:
         module, x = module.bfloat16(), x.bfloat16()
     errors = {}
     for path in ("reference", "native"):
         autocasting = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
-        with torch.no_grad(), dispatch.using(path), autocasting:
+        with torch.no_grad(), dispatch.force_backend(path), autocasting:
             actual = module(x, valid)
         errors[path] = (actual.double() - expected).square().mean().sqrt()
     if library.has_tiles:  # else residuals and sums are rounded as well
@@ -175,10 +175,10 @@ def test_wide_blocks_of_few_pixels_are_left_to_torch(
     monkeypatch.setattr(native.Library, "block", counted)
     module, x = block(1, 3, dim).eval(), torch.randn(1, *size, dim)
     with torch.no_grad():
-        with dispatch.using("native"):
+        with dispatch.force_backend("native"):
             actual = module(x)
         assert calls == [(1, *size, dim)] * whole
-        with dispatch.using("reference"):
+        with dispatch.force_backend("reference"):
             assert relative_error(actual, module(x)) <= 2e-5
 
 
@@ -216,7 +216,7 @@ def test_float16(autocast: bool, library: object, every_cpu: str) -> None:
 @needs_compiler
 def test_an_empty_batch_runs_on_the_reference(library: object) -> None:
     x = torch.randn(0, 4, 5, 8)
-    assert dispatch.choose_path(x) == "reference"
+    assert dispatch.choose_backend(x) == "reference"
     assert block(2, 3, 8)(x).shape == x.shape
 
 

@@ -81,7 +81,11 @@ def test_shapes_for_graphs(recompute: bool) -> None:
 
 @pytest.mark.parametrize(
     ("levels", "window", "reason"),
-    [(0, 3, "need 1 focal level or more"), (1, 17, "windows up to 15"), (2, 15, "up to 15")],
+    [
+        (0, 3, "need at least 1 focal level"),
+        (1, 17, "windows of at most 15"),
+        (2, 15, "at most 15"),
+    ],
 )
 def test_what_the_kernels_cannot_do_is_logged_once(
     levels: int, window: int, reason: str, caplog: pytest.LogCaptureFixture
@@ -98,7 +102,7 @@ def test_what_the_kernels_cannot_do_is_logged_once(
 @pytest.mark.skipif(DEVICE != "cpu", reason="without a GPU")
 def test_without_a_gpu_the_plain_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert dispatch.choose_path(torch.randn(1, 2, 3, 8), windows=(3,)) == "torch"
+    assert dispatch.choose_backend(torch.randn(1, 2, 3, 8), windows=(3,)) == "torch"
 
 
 @pytest.mark.parametrize(("version", "taken"), [("3.2.0", False), ("3.3.1+git1", True)])
@@ -108,10 +112,10 @@ def test_an_old_triton_is_left_alone(
     import triton
 
     monkeypatch.setattr(triton, "__version__", version)
-    dispatch._triton_lacks.cache_clear()
+    dispatch._triton_environment.cache_clear()
     x = torch.randn(1, 2, 3, 8, device=DEVICE)
-    assert (dispatch.choose_path(x, windows=(3,)) == "triton") == taken
-    dispatch._triton_lacks.cache_clear()
+    assert (dispatch.choose_backend(x, windows=(3,)) == "triton") == taken
+    dispatch._triton_environment.cache_clear()
 
 
 def test_inference_follows_parameters_whose_version_stays() -> None:
@@ -122,7 +126,7 @@ def test_inference_follows_parameters_whose_version_stays() -> None:
     def assert_current(module: FocalNetBlock) -> None:
         with torch.no_grad():
             actual = module(x)
-            with dispatch.using("reference"):
+            with dispatch.force_backend("reference"):
                 expected = module(x)
         assert relative_error(actual, expected) <= TOLERANCE[torch.float32]
 
@@ -224,7 +228,10 @@ def test_residual_sums_with_stochastic_depth(autocast: bool) -> None:
         torch.manual_seed(3)
         module.zero_grad()
         given = x.clone().requires_grad_()
-        with dispatch.using(path), torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+        with (
+            dispatch.force_backend(path),
+            torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32),
+        ):
             out = module(given)
         assert out.dtype == torch.float32
         out.square().sum().backward()

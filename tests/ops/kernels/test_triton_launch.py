@@ -182,11 +182,11 @@ def test_without_a_folder_no_kernel_is_compiled(
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setenv(variable, str(tmp_path / "file" / "x"))
-    dispatch._triton_lacks.cache_clear()
-    reason = dispatch._triton_missing(torch.device("cuda"))
-    dispatch._triton_lacks.cache_clear()
-    assert "Triton has no cache, let TRITON_CACHE_DIR name a folder of yours" in reason
+    dispatch._triton_environment.cache_clear()
+    reason = dispatch._triton_unavailable(torch.device("cuda"))
+    dispatch._triton_environment.cache_clear()
+    assert "Triton has no cache folder, set TRITON_CACHE_DIR to a writable one" in reason
     assert warned() == [f"GPU kernels are not used: {reason}."]
     monkeypatch.setenv(variable, str(tmp_path / "new" / "x"))
-    assert not dispatch._missing_triton_cache()
+    assert not dispatch._triton_cache_problem()
     assert (tmp_path / "new" / "x").is_dir()

@@ -81,7 +81,7 @@ def test_sums_keep_the_type_of_the_map_in_inference(
     with torch.no_grad(), torch.autocast(DEVICE, kind):
         actual = module(x)
     assert actual.dtype == torch.float32
-    with torch.no_grad(), dispatch.using("reference"):
+    with torch.no_grad(), dispatch.force_backend("reference"):
         expected = module(x)
     # The branches themselves are in 16 bits.
     assert relative_error(actual - x, expected - x) < 2e-2

@@ -1,4 +1,4 @@
-"""The two memory orders of a feature map. Both functions are views: no data moves."""
+"""Switch between the two dimension orders of a feature map; both functions return views."""
 
 from torch import Tensor
 
