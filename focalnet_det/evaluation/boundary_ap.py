@@ -80,7 +80,7 @@ class BoundaryEvaluator(DatasetEvaluator):
             inputs: dicts with "image_id".
             outputs: dicts with "instances": `scores`, `pred_classes` and `pred_masks` (N, H, W) of
                 the original image's size.
-        Raises: ValueError, naming the image, if predictions cannot belong to the data set.
+        Raises: ValueError, naming the image, if predictions cannot belong to the dataset.
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = self._truth.known_image(image["image_id"])
@@ -119,7 +119,7 @@ class BoundaryEvaluator(DatasetEvaluator):
             logger.warning("No image was processed: nothing to evaluate.")
             return OrderedDict()
         if not self._truth.has_annotations:
-            logger.info("The data set has no annotations: predictions are not scored.")
+            logger.info("The dataset has no annotations: predictions are not scored.")
             return OrderedDict()
         for image_id in self._truth.images.keys() - matches.keys():
             matches[image_id] = self._match(image_id, [])

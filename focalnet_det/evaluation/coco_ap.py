@@ -121,7 +121,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
             inputs: dicts with "image_id".
             outputs: dicts with "instances": `scores`, `pred_classes`, `pred_boxes` (xyxy, absolute
                 pixels of the original image) and/or `pred_masks` (N, H, W).
-        Raises: ValueError, naming the image, if predictions cannot belong to the data set.
+        Raises: ValueError, naming the image, if predictions cannot belong to the dataset.
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = self._truth.known_image(image["image_id"])
@@ -161,7 +161,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
             path = self._output_dir / "coco_instances_results.json"
             self._write_predictions(path, self._spool)
         if not self._truth.has_annotations:
-            logger.info("The data set has no annotations: predictions are not scored.")
+            logger.info("The dataset has no annotations: predictions are not scored.")
             return results
         for task in tasks:
             own = [self._match(task, {}), *self._matches.get(task, ())]

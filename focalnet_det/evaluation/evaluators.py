@@ -1,4 +1,4 @@
-"""From a registered data set to its evaluator."""
+"""From a registered dataset to its evaluator."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -96,7 +96,7 @@ def build_evaluator(
     save_predictions: bool = False,
     boundary: bool = False,
 ) -> DatasetEvaluator:
-    """Evaluator for a data set registered in Detectron2.
+    """Evaluator for a dataset registered in Detectron2.
 
     Args:
         output_dir: where results and metrics are written; None writes nothing.
@@ -104,14 +104,14 @@ def build_evaluator(
         max_dets: detections per image and class that count for AP.
         save_predictions: of "sem_seg" and "coco_panoptic_seg", write a PNG per image as well.
         boundary: where there are masks, boundary AP as well.
-    Raises: KeyError if the data set's evaluator_type is missing or unknown.
+    Raises: KeyError if the dataset's evaluator_type is missing or unknown.
     """
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
     if kind not in EVALUATORS:
         raise KeyError(
-            f"Data set {dataset_name!r} has evaluator_type {kind!r}. "
-            f"Known: {', '.join(sorted(EVALUATORS))}. Is the data set registered?"
+            f"Dataset {dataset_name!r} has evaluator_type {kind!r}. "
+            f"Known: {', '.join(sorted(EVALUATORS))}. Is the dataset registered?"
         )
     return EVALUATORS[kind](
         metadata,

@@ -33,7 +33,7 @@ class GroundTruth:
             return int(image_id)
         raise ValueError(
             f"Image id {image_id!r} is not in {self.path} ({len(self.images)} images): "
-            "evaluate on the data set that was loaded."
+            "evaluate on the dataset that was loaded."
         )
 
     def check_labels(self, image_id: int, labels: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
 
 from ..atomic import write_text
-from ..data.io.write_image import write_picture
+from ..data.io.write_image import write_png
 from ..data.panoptic.segments import (
     PanopticFile,
     Record,
@@ -99,7 +99,7 @@ class PanopticEvaluator(DatasetEvaluator):
             inputs: dicts with "image_id".
             outputs: dicts with "panoptic_seg": (ids, segments), of the original image's size. ids
                 (H, W), 0 where there is no segment; each segment a dict with "id", "category_id"
-                and "isthing", without which the category is one of the data set.
+                and "isthing", without which the category is one of the dataset.
         Raises: ValueError, naming the image, if prediction or ground truth contradicts itself.
         """
         for image, output in zip(inputs, outputs, strict=True):
@@ -107,7 +107,7 @@ class PanopticEvaluator(DatasetEvaluator):
             if image_id not in self._truth.annotations:
                 raise ValueError(
                     f"Image id {image_id!r} is not annotated in {self._truth.path}: evaluate on "
-                    "the data set that was loaded."
+                    "the dataset that was loaded."
                 )
             if image_id in self._matches:
                 logger.warning("Image %s was predicted twice; the first result counts.", image_id)
@@ -153,7 +153,7 @@ class PanopticEvaluator(DatasetEvaluator):
         return OrderedDict(panoptic_seg=metrics)
 
     def _to_category(self, image_id: int, segment: Mapping[str, Any]) -> Record:
-        """A segment with its id and the data set's category."""
+        """A segment with its id and the dataset's category."""
         category, kind = int(segment["category_id"]), segment.get("isthing")
         if kind is not None:
             known = self._categories[bool(kind)]
@@ -161,7 +161,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 raise ValueError(
                     f"The prediction of image {image_id} has a segment of class {category}, "
                     f"{'things' if kind else 'stuff'}, which is none of {self._truth.path}: set "
-                    "the model's number of classes to that of the data set."
+                    "the model's number of classes to that of the dataset."
                 )
             category = known[category]
         return {"id": int(segment["id"]), "category_id": category}
@@ -205,7 +205,7 @@ class PanopticEvaluator(DatasetEvaluator):
         assert self._output_dir is not None
         name = Path(self._truth.annotations[image_id]["file_name"]).with_suffix(".png")
         path = self._output_dir / "panoptic" / name
-        write_picture(path, segment_colors(ids))
+        write_png(path, segment_colors(ids))
         self._results[image_id] = {
             "image_id": image_id,
             "file_name": str(name),

@@ -1,4 +1,4 @@
-"""Metrics as plain-text tables for logs: 80 columns, no colours, no terminal needed."""
+"""Metrics as plain-text tables for logs: 80 columns, no colors, no terminal needed."""
 
 import io
 import math

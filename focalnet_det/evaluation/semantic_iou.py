@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from focalnet_det.atomic import write_text
-from focalnet_det.data.instances.mappers import size_message
+from focalnet_det.data.instances.mappers import size_mismatch_message
 from focalnet_det.data.io.labels import IGNORE, LabelReader, read_labels, read_values
-from focalnet_det.data.io.write_image import write_picture
+from focalnet_det.data.io.write_image import write_png
 from focalnet_det.evaluation.score_tables import render_table, two_decimals
 from focalnet_det.visualization.draw_semantic import save_comparison, save_iou_chart
 
@@ -56,7 +56,7 @@ class SemanticEvaluator(DatasetEvaluator):
         distributed: add the counts of all ranks.
     Raises: ValueError if predictions are to be saved and there is no `output_dir`.
     Source: arXiv:1411.4038, section 5 (IoU and accuracies); arXiv:2103.16562, section 4 (boundary
-        IoU, here per class over the data set, as IoU is).
+        IoU, here per class over the dataset, as IoU is).
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class SemanticEvaluator(DatasetEvaluator):
         Args:
             inputs: dicts with "file_name", "sem_seg_file_name" and perhaps "label_rule".
             outputs: dicts with "sem_seg": scores (K, H, W), of the original image's size.
-        Raises: ValueError, naming the image, if a prediction cannot belong to the data set.
+        Raises: ValueError, naming the image, if a prediction cannot belong to the dataset.
         """
         count = len(self._classes)
         for image, output in zip(inputs, outputs, strict=True):
@@ -104,7 +104,7 @@ class SemanticEvaluator(DatasetEvaluator):
             scores = output["sem_seg"]
             if len(scores) != count:
                 raise ValueError(
-                    f"The model predicts {len(scores)} classes, the data set has "
+                    f"The model predicts {len(scores)} classes, the dataset has "
                     f"{count}: set the model's number of classes to that."
                 )
             if name in self._image_iou:
@@ -116,7 +116,7 @@ class SemanticEvaluator(DatasetEvaluator):
             # Only the class of each pixel leaves the GPU.
             predicted = classes.cpu().numpy()
             if truth.shape != predicted.shape:
-                raise ValueError(size_message(path, truth.shape, predicted.shape))
+                raise ValueError(size_mismatch_message(path, truth.shape, predicted.shape))
             if classes.is_cuda:
                 confusion = confusion_of(torch.from_numpy(truth).to(classes.device), classes, count)
             else:
@@ -157,7 +157,7 @@ class SemanticEvaluator(DatasetEvaluator):
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else math.nan
 
     def _save(self, name: str, predicted: Counts) -> None:
-        write_picture(self._prediction_path(name), predicted)
+        write_png(self._prediction_path(name), predicted)
 
     def _prediction_path(self, name: str) -> Path:
         assert self._output_dir is not None

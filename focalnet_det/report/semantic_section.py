@@ -67,7 +67,7 @@ def top_confusions(confusion: Counts, classes: Sequence[str]) -> list[list[Any]]
 
 
 def confusion_figure(confusion: Counts, classes: Sequence[str]) -> Figure:
-    """The confusion matrix as colours, rows in percent; small ones with numbers."""
+    """The confusion matrix as colors, rows in percent; small ones with numbers."""
     total = confusion.sum(axis=1, keepdims=True)
     shares = 100 * confusion / np.maximum(total, 1)
     side = 2.2 + 0.42 * len(classes)

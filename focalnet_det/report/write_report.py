@@ -39,7 +39,7 @@ def write_report(
     """Writes ``report.html`` into the folder of an evaluation, and its charts as PNG.
 
     Args:
-        name: of the registered data set.
+        name: of the registered dataset.
         results: {task: {metric: percent}}; "AP-person" is the AP of a class.
         folder: what the evaluator wrote into.
         weights: what was evaluated, in words.

@@ -22,13 +22,13 @@ MIN_HEIGHT = 420
 
 
 def class_colors(count: int) -> list[tuple[float, float, float]]:
-    """A distinct RGB colour, 0..1, for each of up to 20 classes; the colours then repeat."""
+    """A distinct RGB color, 0..1, for each of up to 20 classes; the colors then repeat."""
     palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
     return [matplotlib.colors.to_rgb(palette[i % len(palette)]) for i in range(count)]
 
 
 def draw_ground_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """The annotations of a Detectron2 data set record on its image, as training would have them.
+    """The annotations of a Detectron2 dataset record on its image, as training would have them.
 
     Returns: (H, W, 3) uint8 RGB.
     """
@@ -84,7 +84,7 @@ def save_comparison(
 
     Args:
         model: a Detectron2 model in eval mode.
-        records: of the data set, with annotations.
+        records: of the dataset, with annotations.
         inputs: the same images as the model wants them.
         path: of the PNG.
         min_score: of the instances that are drawn.

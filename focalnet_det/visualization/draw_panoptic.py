@@ -27,9 +27,9 @@ def draw_segments(
     segments: Sequence[Mapping[str, Any]],
     metadata: Metadata,
 ) -> np.ndarray:
-    """Segments as colours over an image, with white outlines and their names; void is darkened.
+    """Segments as colors over an image, with white outlines and their names; void is darkened.
 
-    The colour is the class's, a little brighter or darker for each thing, so that things that touch
+    The color is the class's, a little brighter or darker for each thing, so that things that touch
     can be told apart.
 
     Args:
@@ -74,7 +74,7 @@ def class_name(segment: Mapping[str, Any], metadata: Metadata) -> str:
 
 
 def color(segment: Mapping[str, Any], metadata: Metadata) -> tuple[int, int, int]:
-    """Colour of a segment's class, RGB 0..255: the data set's, or of a palette."""
+    """Color of a segment's class, RGB 0..255: the dataset's, or of a palette."""
     kind = "thing" if segment["isthing"] else "stuff"
     found = metadata.get(f"{kind}_colors")
     if found is None:

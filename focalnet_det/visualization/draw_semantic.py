@@ -1,4 +1,4 @@
-"""Semantic segmentation in pictures: colours over images, IoU of the classes, worst images."""
+"""Semantic segmentation in pictures: colors over images, IoU of the classes, worst images."""
 
 import colorsys
 import math
@@ -15,15 +15,15 @@ from ..data.io.labels import IGNORE
 from ..data.io.read_image import read_image
 from .figures import save_figure
 
-# Of a turn. With these brightnesses and saturations, 150 colours differ by 9 of 255 or more, and
-# those of neighbouring classes by 99.
+# Of a turn. With these brightnesses and saturations, 150 colors differ by 9 of 255 or more, and
+# those of neighboring classes by 99.
 HUE_STEP = 0.3183
 LEVELS = ((1, 0.9), (0.6, 0.9), (0.8, 0.5), (1, 0.4), (0.4, 0.8), (0.8, 0.9), (0.6, 0.45))
 BLACK = (0, 0, 0)
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
-    """A colour for each class, RGB 0..255; classes of close numbers have distant hues."""
+    """A color for each class, RGB 0..255; classes of close numbers have distant hues."""
     colors = []
     for index in range(count):
         value, saturation = LEVELS[index % len(LEVELS)]
@@ -39,12 +39,12 @@ def overlay(
     *,
     opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
-    """Classes as colours over an image; where there is no class, the image alone, darkened.
+    """Classes as colors over an image; where there is no class, the image alone, darkened.
 
     Args:
         image: (H, W, 3).
         labels: (H, W), 255 where there is none.
-        opacity: of the colours, 0..1.
+        opacity: of the colors, 0..1.
     Returns: (H, W, 3).
     """
     table = np.array([*colors, BLACK], dtype=np.float32)
