@@ -19,6 +19,7 @@ class RandomChoice(T.Augmentation):
         self.choices = [T.AugmentationList(list(choice)) for choice in choices]
 
     def __call__(self, aug_input: T.AugInput) -> T.Transform:
+        """Transform an input in place, and return the transforms."""
         return self.choices[np.random.randint(len(self.choices))](aug_input)
 
 

@@ -189,7 +189,7 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "relative": (put(*ALL, "bbox", [0.1, 0.2, 0.5, 0.4]), "look relative to the image size"),
     "20,000 objects": (
         lambda c: c["annotations"].extend([c["annotations"][1]] * 20_000),
-        r"1\.png \(id 11\) has 20,002.*cut the image",
+        r"1\.png \(id 11\) has 20,002.*Cut the image",
     ),
 }
 # Of a training alone: an evaluation of crowds and background is sound.

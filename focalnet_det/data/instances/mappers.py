@@ -108,6 +108,7 @@ class InstanceMapper(DatasetMapper):
             replaces ``sem_seg_file_name`` and ``label_rule``; ``instances`` replaces
             ``annotations``, or is created from the things of panoptic segments; ``data_issues``,
             {issue: count}, is added if there are any.
+
         Raises:
             SkippedImage if training cannot use the image;
             UnreadableImageError or SizeMismatchError in the same cases in evaluation;

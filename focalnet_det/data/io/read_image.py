@@ -39,6 +39,7 @@ def read_image(path: str | Path, image_format: str) -> NDArray[np.uint8]:
         path: image file.
         image_format: channel order, "RGB" or "BGR".
     Returns: uint8 (H, W, 3).
+
     Raises:
         UnreadableImageError if the file is empty, truncated or not an image;
         another OSError if it does not exist or cannot be opened;
