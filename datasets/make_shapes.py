@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the generated data set `shapes`. See datasets/README.md for its layout.
+"""Draw the generated dataset `shapes`. See datasets/README.md for its layout.
 
 Examples:
     python datasets/make_shapes.py

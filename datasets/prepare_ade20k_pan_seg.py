@@ -25,7 +25,7 @@ def main() -> None:
         help="unpacked archives (default: $DETECTRON2_DATASETS/ADEChallengeData2016)",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: cores")
-    parser.add_argument("--partial", action="store_true", help="accept a part of the data set")
+    parser.add_argument("--partial", action="store_true", help="accept a part of the dataset")
     args = parser.parse_args()
     with one_line_errors():
         from focalnet_det.data.panoptic.ade20k_objects import prepare_ade20k_panoptic

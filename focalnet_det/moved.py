@@ -47,6 +47,7 @@ MOVED_MODULES = {
     "data.doctor.folders": "data.doctor.folder_doctor",
     "data.doctor.pictures": "data.doctor.image_checks",
     "data.io.coco": "data.io.coco_files",
+    "data.io.coco_suspicions": "data.io.box_format",
     "data.io.faults": "data.io.issues",
     "data.io.pictures": "data.io.open_image",
     "data.labels": "data.io.labels",

@@ -8,7 +8,7 @@ EXAMPLES = """example:
   tools/replay_step.py output/mine/trouble_0000412.pth
 
 The file holds the weights, the images with their labels and the random states, so that neither the
-data set nor the run is needed. It says which module first gave an output that is not finite, which
+dataset nor the run is needed. It says which module first gave an output that is not finite, which
 gradient was the first, and the largest weight: a bad label shows in one loss of one image, a rate
 that is too high in large weights.
 """

@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="draw the data anew, in place of a generated data set with other parameters",
+        help="draw the data anew, in place of a generated dataset with other parameters",
     )
     parser.add_argument("opts", nargs="*", help="key=value overrides of the demo's config")
     args = parser.parse_args()

@@ -46,6 +46,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all errors of the tools are."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise a ValueError with the message."""
         raise ValueError(f"{message} (--help lists the options)")
 
 

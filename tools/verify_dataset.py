@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Finds what is wrong with a data set, and says how to mend it. Exit status 1 if it is unusable."""
+"""Finds what is wrong with a dataset, and says how to mend it. Exit status 1 if it is unusable."""
 
 import argparse
 import sys

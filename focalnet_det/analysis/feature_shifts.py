@@ -36,7 +36,7 @@ def feature_shifts(net: StagedBackbone, image: Tensor, paddings: Sequence[int]) 
 
     Args:
         net: put into eval mode.
-        image: (3, H, W), normalised; its sides are multiples of 32, or the padding fills cells.
+        image: (3, H, W), normalized; its sides are multiples of 32, or the padding fills cells.
         paddings: pixels.
     """
     net.eval()

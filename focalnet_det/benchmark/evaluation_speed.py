@@ -65,8 +65,8 @@ def _outline(rng: np.random.Generator) -> Any:
     """Polygon of 12 corners around a point, (12, 2) pixels; sides of 10 to 300 pixels."""
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     radius = np.exp(rng.uniform(np.log(5), np.log(150))) * rng.uniform(0.7, 1.3, 12)
-    centre = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT)
-    xy = centre + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    center = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT)
+    xy = center + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return xy.clip(0, (WIDTH, HEIGHT))
 
 

@@ -1,1 +1,1 @@
-"""Data sets, mappers and augmentation."""
+"""Register, check, load and augment datasets."""

@@ -1,4 +1,4 @@
-"""Checks of registered data sets before the first step of a run."""
+"""Check registered datasets before the first iteration of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from .registry import check_images
 
 
 def check_dataset(name: str, *, evaluation: bool, masks: bool = False) -> int:
-    """Read a registered data set, and check that its files are there and a sample is sound.
+    """Load a registered dataset, and check that its files exist and a sample of them is valid.
 
-    Sets that ``register_coco_json``, ``register_panoptic_json`` or ``register_label_folders``
-    registered have been checked then; this is for those that configs name.
+    ``register_coco_json``, ``register_panoptic_json`` and ``register_label_folders`` check on
+    registration; this function is for datasets that a config refers to by name.
 
     Args:
-        evaluation: hold it to what an evaluation needs.
-        masks: objects need masks: that of a mask detector.
+        name: name in Detectron2's catalog.
+        evaluation: apply the stricter rules of evaluation.
+        masks: require instance masks.
     Returns: number of images.
-    Raises: FileNotFoundError if a file of annotations is missing, ValueError with all faults.
+    Raises: FileNotFoundError if an annotation file is missing, ValueError with all errors.
     """
     records = dataset_records([name], filter_empty=False)
     if masks:

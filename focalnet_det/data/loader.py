@@ -1,4 +1,4 @@
-"""Data loaders over Detectron2's, with the few options that the recipes need."""
+"""Build data loaders for training and evaluation on top of Detectron2's."""
 
 import logging
 import math
@@ -20,24 +20,25 @@ from detectron2.utils import comm
 from .augmentation import scaled
 from .instances.copy_paste import CopyPaste
 from .instances.mappers import InstanceMapper, ViewMapper
-from .stream import fingerprint, open_stream
+from .stream import build_stream_loader, fingerprint
 from .workers import protect_workers
 
 logger = logging.getLogger("focalnet_det")
 
 
 class TrainLoader:
-    """An endless stream of training batches that knows how long an epoch is.
+    """Endless iterable of training batches with a known epoch length.
 
     Args:
-        open_at: (seed, iteration) -> batches of this process from that iteration on.
-        num_images: images in the training set, after those without annotations are left out.
-        batch_size: images per iteration, over all processes.
-        fingerprint: of the training set, see :func:`~focalnet_det.data.stream.fingerprint`.
+        open_at: (seed, iteration) -> batches of this process, starting at that iteration.
+        num_images: images in the training set, after filtering images without annotations.
+        batch_size: images per iteration, summed over all processes.
+        fingerprint: hash of the training set, see
+            :func:`~focalnet_det.data.stream.fingerprint`.
 
     Attributes:
-        seed, start: what the stream is opened with; set them before the first iteration.
-        file_issues: problems that were settled when the annotation files were read, by name.
+        seed, start: arguments of ``open_at``; set them before the first iteration.
+        file_issues: {issue: count} of the issues repaired while reading the annotation files.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class TrainLoader:
         self.file_issues: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        # Opened at the first batch, not before: trainers ask for an iterator when they are built.
+        # Opened lazily: trainers create the iterator before a resumed run sets `start`.
         yield from self.open_at(self.seed, self.start)
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Iterations that show as many images as the training set has."""
+        """Number of iterations that process as many images as the training set has."""
         return max(1, math.ceil(self.num_images / self.batch_size))
 
 
@@ -79,29 +80,29 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     copy_paste: float = 0.0,
 ) -> TrainLoader:
-    """Shuffled, augmented training batches.
+    """Build a loader of shuffled, augmented training batches.
 
     Args:
         datasets: registered names.
         augmentations: applied in order.
-        batch_size: images per iteration, over all processes.
-        num_workers: loader processes per training process.
-        masks: load instance masks, as bitmaps: polygons and RLE alike, cropped exactly.
-        keypoints: load keypoints, and leave out images that have none.
+        batch_size: images per iteration, summed over all processes.
+        num_workers: loader workers per process.
+        masks: load instance masks as bitmaps, whether annotated as polygons or RLE.
+        keypoints: load keypoints, and filter images without any.
         image_format: channel order, "RGB" or "BGR".
-        filter_empty: leave out images that have no annotation but crowds.
-        aspect_ratio_grouping: batch upright images with upright ones, to save padding.
-        copy_paste: probability that objects of another image are pasted onto one, see
-            :class:`~focalnet_det.data.instances.copy_paste.CopyPaste`; needs masks.
-    Raises: ValueError if the processes cannot share the batch evenly, or masks are asked for and
-        there are none.
+        filter_empty: filter images without annotations other than crowds.
+        aspect_ratio_grouping: batch portrait and landscape images separately, to save padding.
+        copy_paste: probability that objects of another image are pasted onto an image, see
+            :class:`~focalnet_det.data.instances.copy_paste.CopyPaste`; requires masks.
+    Raises: ValueError if the batch cannot be split evenly over the processes, masks are requested
+        but not annotated, or ``copy_paste`` is combined with other options than masks.
     """
     if copy_paste and (keypoints or not masks):
-        raise ValueError("copy_paste needs masks=True and keypoints=False.")
+        raise ValueError("copy_paste requires masks=True and keypoints=False.")
     names = [datasets] if isinstance(datasets, str) else list(datasets)
-    dicts = dataset_records(names, filter_empty=filter_empty, min_keypoints=int(keypoints))
+    records = dataset_records(names, filter_empty=filter_empty, min_keypoints=int(keypoints))
     if masks:
-        check_masks(", ".join(names), dicts, evaluation=False)
+        check_masks(", ".join(names), records, evaluation=False)
     mapper = InstanceMapper(
         is_train=True,
         augmentations=augmentations,
@@ -111,56 +112,86 @@ def build_train_loader(
         keypoint_hflip_indices=create_keypoint_hflip_indices(names) if keypoints else None,
         recompute_boxes=masks,
     )
-    processes = comm.get_world_size()
-    if batch_size % processes:
-        raise ValueError(
-            f"A batch of {batch_size} images cannot be split over {processes} processes."
-        )
-    wide = [int(aspect_ratio_grouping and r.get("width", 0) > r.get("height", 0)) for r in dicts]
-
-    def open_at(seed: int, start: int) -> Iterable[list[dict[str, Any]]]:
-        return open_stream(
-            dicts,
-            mapper,
-            groups=wide,
-            batch_size=batch_size // processes,
-            num_workers=num_workers,
-            seed=seed,
-            start=start,
-            rank=comm.get_rank(),
-            world_size=processes,
-            mix=CopyPaste(copy_paste) if copy_paste else None,
-        )
-
     loader = TrainLoader(
-        open_at, num_images=len(dicts), batch_size=batch_size, fingerprint=fingerprint(dicts)
+        _stream_opener(
+            records,
+            mapper,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            aspect_ratio_grouping=aspect_ratio_grouping,
+            mix=CopyPaste(copy_paste) if copy_paste else None,
+        ),
+        num_images=len(records),
+        batch_size=batch_size,
+        fingerprint=fingerprint(records),
     )
     for name in names:
         loader.file_issues.update(MetadataCatalog.get(name).get("file_issues", {}))
     return loader
 
 
+def _stream_opener(
+    records: Sequence[dict[str, Any]],
+    mapper: InstanceMapper,
+    *,
+    batch_size: int,
+    num_workers: int,
+    aspect_ratio_grouping: bool,
+    mix: CopyPaste | None,
+) -> Callable[[int, int], Iterable[list[dict[str, Any]]]]:
+    """Return ``open_at`` of a :class:`TrainLoader` for this process."""
+    world_size = comm.get_world_size()
+    if batch_size % world_size:
+        raise ValueError(
+            f"A batch of {batch_size} images cannot be split evenly over {world_size} processes."
+        )
+    groups = [
+        int(aspect_ratio_grouping and record.get("width", 0) > record.get("height", 0))
+        for record in records
+    ]
+
+    def open_at(seed: int, start: int) -> Iterable[list[dict[str, Any]]]:
+        return build_stream_loader(
+            records,
+            mapper,
+            groups=groups,
+            batch_size=batch_size // world_size,
+            num_workers=num_workers,
+            seed=seed,
+            start=start,
+            rank=comm.get_rank(),
+            world_size=world_size,
+            mix=mix,
+        )
+
+    return open_at
+
+
 def check_masks(subject: str, records: Sequence[dict[str, Any]], *, evaluation: bool) -> None:
-    """Check that objects have masks: all in an evaluation, more than half in a training.
+    """Check that all objects (evaluation) or at least half of them (training) have masks.
 
-    Records with panoptic segments in place of annotations have them.
+    Records with panoptic segments instead of annotations always do.
 
-    Raises: ValueError that says how many lack one.
+    Args:
+        subject: dataset or file that messages begin with.
+        records: in Detectron2's format.
+        evaluation: require a mask of every object.
+    Raises: ValueError with the number of objects without a mask.
     """
     rows = [row for record in records for row in record.get("annotations", ())]
     if not evaluation:
         rows = [row for row in rows if not row.get("iscrowd")]
     without = sum(not has_mask(row) for row in rows)
     if rows and without == len(rows):
-        raise ValueError(f"No annotation of {subject} has a mask: train a box detector.")
+        raise ValueError(f"No annotation of {subject} has a mask. Train a box detector instead.")
     if without and (evaluation or 2 * without > len(rows)):
         raise ValueError(
-            f"{without} of {len(rows)} annotations of {subject} have no mask: add `segmentation`, "
+            f"{without} of {len(rows)} annotations of {subject} have no mask. Add `segmentation`, "
             "or train and evaluate a box detector."
         )
     if without:
         logger.warning(
-            "%s: %d of %d annotations have no mask and are left out: their objects count as "
+            "%s: %d of %d annotations have no mask and are ignored. Their objects count as "
             "background.",
             subject,
             without,
@@ -169,7 +200,7 @@ def check_masks(subject: str, records: Sequence[dict[str, Any]], *, evaluation: 
 
 
 def has_mask(row: dict[str, Any]) -> bool:
-    """Return whether an annotation has a mask of any kind."""
+    """Return whether an annotation has a mask in any format."""
     mask = row.get("segmentation")
     return mask is not None and not (isinstance(mask, list | str) and not mask)
 
@@ -177,80 +208,88 @@ def has_mask(row: dict[str, Any]) -> bool:
 def dataset_records(
     names: Sequence[str], *, filter_empty: bool, min_keypoints: int = 0
 ) -> list[dict[str, Any]]:
-    """Records of registered data sets.
+    """Load the records of registered datasets.
 
-    Raises: FileNotFoundError that says where the data should be; ValueError if no image can be
-        used, or the data set names no keypoints and they are asked for.
+    Args:
+        names: registered names.
+        filter_empty: filter images without annotations other than crowds.
+        min_keypoints: filter images with fewer visible keypoints.
+    Returns: records in Detectron2's format.
+    Raises: FileNotFoundError that says where the data should be; ValueError if no image is usable,
+        class names differ, or keypoints are requested but not defined by the dataset.
     """
     if min_keypoints:
         check_keypoints(names)
     try:
-        sets = [DatasetCatalog.get(name) for name in names]
+        loaded = [DatasetCatalog.get(name) for name in names]
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"Data set {', '.join(names)}: {error.filename} does not exist. Put the data there, or "
-            "set DETECTRON2_DATASETS to the folder that holds it; see datasets/README.md."
+            f"Dataset {', '.join(names)}: {error.filename} does not exist. Put the data there, or "
+            "set DETECTRON2_DATASETS to the folder that contains it (see datasets/README.md)."
         ) from error
-    records = usable_records(
-        list(chain.from_iterable(sets)),
+    records = filter_records(
+        list(chain.from_iterable(loaded)),
         names,
         filter_empty=filter_empty,
         min_keypoints=min_keypoints,
     )
-    classes = common_classes(names)
+    classes = shared_class_names(names)
     if classes and "annotations" in records[0]:
         print_instances_class_histogram(records, classes)
     return records
 
 
-def common_classes(names: Sequence[str]) -> list[str] | None:
-    """Return the class names of the things of data sets, None if they have none.
+def shared_class_names(names: Sequence[str]) -> list[str] | None:
+    """Return the thing classes of datasets, None if they have none.
 
-    Raises: ValueError if they are not the same in all.
+    Raises: ValueError if the datasets disagree.
     """
     classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
-    for name, found in zip(names, classes, strict=True):
-        if found != classes[0]:
-            raise ValueError(f"Data sets {names[0]} and {name} do not have the same classes.")
+    for name, thing_classes in zip(names, classes, strict=True):
+        if thing_classes != classes[0]:
+            raise ValueError(f"Datasets {names[0]} and {name} have different classes.")
     return classes[0]
 
 
-def usable_records(
+def filter_records(
     records: list[dict[str, Any]],
     names: Sequence[str],
     *,
     filter_empty: bool,
     min_keypoints: int = 0,
 ) -> list[dict[str, Any]]:
-    """Leave out records without objects, or without enough keypoints.
+    """Filter records without objects, or with too few keypoints.
 
-    Raises: ValueError if there is no record, or none that can be used.
+    Raises: ValueError if no record remains.
     """
-    subject = f"Data set {', '.join(names)}"
+    subject = f"Dataset {', '.join(names)}"
     if not records:
-        raise ValueError(f"{subject} has no image.")
+        raise ValueError(f"{subject} contains no images.")
     if "annotations" not in records[0]:
         return records
-    kept = filter_images_with_only_crowd_annotations(records) if filter_empty else records
-    if not kept:
+    usable = filter_images_with_only_crowd_annotations(records) if filter_empty else records
+    if not usable:
         raise ValueError(
-            f"{subject}: none of its {len(records)} images has an annotation that is not a crowd. "
-            "There is nothing to learn: check image_id and iscrowd of the annotations."
+            f"{subject}: none of its {len(records)} images has an annotation other than crowds. "
+            "Check image_id and iscrowd of the annotations."
         )
     if min_keypoints:
-        kept = filter_images_with_few_keypoints(kept, min_keypoints)
-    if not kept:
-        raise ValueError(f"{subject}: no object of its {len(records)} images has a keypoint.")
-    return kept
+        usable = filter_images_with_few_keypoints(usable, min_keypoints)
+    if not usable:
+        raise ValueError(f"{subject}: no object in its {len(records)} images has a keypoint.")
+    return usable
 
 
 def check_keypoints(names: Sequence[str]) -> None:
-    """Raises: ValueError if a data set names no keypoints."""
+    """Check that datasets define keypoints.
+
+    Raises: ValueError if one does not.
+    """
     for name in names:
         if not MetadataCatalog.get(name).get("keypoint_names"):
             raise ValueError(
-                f"Data set {name} names no keypoints: its category needs a list of `keypoints`, as "
-                "COCO's person has."
+                f"Dataset {name} defines no keypoints. Its category needs a `keypoints` list of "
+                "names, like COCO's person category."
             )
 
 
@@ -264,13 +303,17 @@ def build_test_loader(
     flip: bool = False,
     views: Sequence[Sequence[T.Augmentation]] = (),
 ) -> Any:
-    """Every image of a registered data set once, in order, one per batch.
+    """Build a loader that yields each image of a dataset once, in order, one per batch.
 
     Args:
-        scales: of test-time augmentation, factors on the sizes of ``augmentations``; () for 1.
-        flip: with test-time augmentation, also mirror each view.
-        views: of test-time augmentation, in place of ``augmentations`` at ``scales``.
-    Raises: ValueError for both views and scales.
+        dataset: registered name.
+        augmentations: applied in order.
+        num_workers: loader workers per process.
+        image_format: channel order, "RGB" or "BGR".
+        scales: factors on the sizes of ``augmentations`` for test-time augmentation; () for 1.
+        flip: also evaluate the mirrored image of each view (test-time augmentation).
+        views: augmentations of each view, instead of ``augmentations`` at ``scales``.
+    Raises: ValueError if both views and scales are given.
     """
     mapper = build_test_mapper(
         augmentations=augmentations,

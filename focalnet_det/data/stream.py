@@ -1,7 +1,7 @@
-"""The training stream: endless batches that depend on the seed and the iteration alone.
+"""Stream endless training batches that depend on the seed and the iteration alone.
 
-A training that is stopped and resumed sees the pictures it would have seen, augmented as they would
-have been, whatever the number of loader processes.
+A resumed run therefore processes the same images with the same augmentations as an uninterrupted
+one, regardless of the number of loader workers.
 """
 
 import hashlib
@@ -20,27 +20,28 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .instances.mappers import DATA_ISSUES, SkippedImage
 from .workers import protect_workers
 
-# The number of a draw in the stream, and the index of the record that was drawn.
-Draw = tuple[int, int]
+# Position in the stream, and index of the record.
+StreamIndex = tuple[int, int]
 
-Mix = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
+# (sample, function that loads another random sample) -> sample.
+MixFunction = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
 
-# Images in a row that may be skipped before the data set counts as unusable.
-MOST_SKIPPED = 50
+# Consecutive images that may be skipped before the dataset counts as unusable.
+MAX_SKIPPED_IMAGES = 50
 
 
-class DrawSampler(Sampler[list[Draw]]):
-    """Endless batches of draws for one process.
+class StreamSampler(Sampler[list[StreamIndex]]):
+    """Endless batch sampler for one process.
 
-    The stream is one permutation of the records after another; process r of W takes every W-th
-    draw, from the r-th on, and batches draws of one group with each other.
+    The stream is a concatenation of random permutations of the records. Rank r of W takes every
+    W-th element, starting at the r-th, and batches elements of the same group.
 
     Args:
-        groups: of each record, such as upright and wide; its length is that of the data set.
-        batch_size: draws per batch, of this process.
-        seed: of the permutations, the same in all processes.
-        start: batches to leave out at the beginning.
-        rank, world_size: of this process.
+        groups: group of each record, such as portrait or landscape; one entry per record.
+        batch_size: samples per batch of this process.
+        seed: seed of the permutations, the same in all processes.
+        start: number of batches to skip at the beginning.
+        rank, world_size: rank of this process, and number of processes.
     """
 
     def __init__(
@@ -60,34 +61,34 @@ class DrawSampler(Sampler[list[Draw]]):
         self.rank = rank
         self.world_size = world_size
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[StreamIndex]]:
         return islice(self._batches(), self.start, None)
 
-    def _batches(self) -> Iterator[list[Draw]]:
-        waiting: dict[int, list[Draw]] = defaultdict(list)
-        for draw in islice(self._draws(), self.rank, None, self.world_size):
-            batch = waiting[self.groups[draw[1]]]
-            batch.append(draw)
+    def _batches(self) -> Iterator[list[StreamIndex]]:
+        buffers: dict[int, list[StreamIndex]] = defaultdict(list)
+        for index in islice(self._indices(), self.rank, None, self.world_size):
+            batch = buffers[self.groups[index[1]]]
+            batch.append(index)
             if len(batch) == self.batch_size:
                 yield batch.copy()
                 batch.clear()
 
-    def _draws(self) -> Iterator[Draw]:
+    def _indices(self) -> Iterator[StreamIndex]:
         generator = torch.Generator().manual_seed(self.seed)
-        numbers = count()
+        positions = count()
         while True:
-            for index in torch.randperm(len(self.groups), generator=generator).tolist():
-                yield next(numbers), index
+            for record in torch.randperm(len(self.groups), generator=generator).tolist():
+                yield next(positions), record
 
 
-class DrawnImages(Dataset[dict[str, Any]]):
-    """Maps draws to training examples; the randomness of each is that of its draw.
+class StreamDataset(Dataset[dict[str, Any]]):
+    """Dataset of training samples, each augmented with random numbers of its stream position.
 
     Args:
         records: in Detectron2's format.
-        mapper: record -> example; raises SkippedImage to have another record drawn in its place.
-        seed: of the augmentations.
-        mix: (example, function that draws another one) -> example; None for none.
+        mapper: record -> sample; raises SkippedImage to have another record sampled instead.
+        seed: seed of the augmentations.
+        mix: combines a sample with others, such as copy-paste; None for none.
     """
 
     def __init__(
@@ -95,9 +96,9 @@ class DrawnImages(Dataset[dict[str, Any]]):
         records: Sequence[dict[str, Any]],
         mapper: Callable[[dict[str, Any]], dict[str, Any]],
         seed: int,
-        mix: Mix | None = None,
+        mix: MixFunction | None = None,
     ) -> None:
-        # Serialised, so that loader processes share its memory; each access gives a fresh copy.
+        # Serialized, so that loader workers share the memory; each access returns a fresh copy.
         self.records = DatasetFromList(list(records), copy=False)
         self.mapper = mapper
         self.seed = seed
@@ -106,38 +107,38 @@ class DrawnImages(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        number, index = draw
-        with seeded(self.seed, number):
-            example = self._usable(index)
+    def __getitem__(self, index: StreamIndex) -> dict[str, Any]:
+        position, record = index
+        with temporary_seed(self.seed, position):
+            sample = self._load(record)
             if self.mix is None:
-                return example
-            return self.mix(example, lambda: self._usable(int(np.random.randint(len(self)))))
+                return sample
+            return self.mix(sample, lambda: self._load(int(np.random.randint(len(self)))))
 
-    def _usable(self, index: int) -> dict[str, Any]:
-        """The record, or if it is skipped, another one at random."""
+    def _load(self, index: int) -> dict[str, Any]:
+        """Load a record, or if it is skipped, a random other one."""
         skipped: Counter[str] = Counter()
-        for _ in range(MOST_SKIPPED):
+        for _ in range(MAX_SKIPPED_IMAGES):
             try:
-                example = self.mapper(self.records[index])
+                sample = self.mapper(self.records[index])
             except SkippedImage as skip:
                 skipped.update(skip.issues)
                 reason = str(skip)
                 index = int(np.random.randint(len(self)))
                 continue
             if skipped:
-                example[DATA_ISSUES] = dict(skipped + Counter(example.get(DATA_ISSUES, {})))
-            return example
+                sample[DATA_ISSUES] = dict(skipped + Counter(sample.get(DATA_ISSUES, {})))
+            return sample
         raise ValueError(
-            f"{MOST_SKIPPED} training images in a row cannot be used. The last one: {reason}"
+            f"{MAX_SKIPPED_IMAGES} consecutive training images are unusable. The last one: {reason}"
         )
 
 
 def fingerprint(records: Sequence[dict[str, Any]]) -> str:
-    """Describe training records so that a resumed run knows whether they are the same.
+    """Hash training records, so that a resumed run can detect whether they changed.
 
     Args:
-        records: in Detectron2's format. Folders do not count, file names, classes and boxes do.
+        records: in Detectron2's format. File names, classes and boxes are hashed, folders are not.
     Returns: such as "1000 images (3f2a91c07b55)".
     """
     digest = hashlib.sha256()
@@ -152,10 +153,10 @@ def fingerprint(records: Sequence[dict[str, Any]]) -> str:
 
 
 @contextmanager
-def seeded(seed: int, number: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's random numbers from (seed, number), then as they were."""
-    before = random.getstate(), np.random.get_state()
-    entropy = np.random.SeedSequence((seed, number)).generate_state(4)
+def temporary_seed(seed: int, position: int) -> Iterator[None]:
+    """Seed Python, NumPy and PyTorch from (seed, position), and restore their states on exit."""
+    states = random.getstate(), np.random.get_state()
+    entropy = np.random.SeedSequence((seed, position)).generate_state(4)
     random.seed(int(entropy[0]))
     np.random.seed(entropy[1:3])
     with torch.random.fork_rng(devices=[]):
@@ -163,11 +164,11 @@ def seeded(seed: int, number: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
-def open_stream(
+def build_stream_loader(
     records: Sequence[dict[str, Any]],
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     *,
@@ -178,24 +179,31 @@ def open_stream(
     start: int,
     rank: int,
     world_size: int,
-    mix: Mix | None = None,
+    mix: MixFunction | None = None,
 ) -> DataLoader[Any]:
-    """Batches of one process from batch ``start`` on; arguments as in the classes above."""
-    sampler = DrawSampler(
+    """Build the loader of one process, starting at batch ``start``.
+
+    Args:
+        records, mapper, mix: see :class:`StreamDataset`.
+        groups, batch_size, start, rank, world_size: see :class:`StreamSampler`.
+        num_workers: loader workers of this process.
+        seed: seed of permutations and augmentations.
+    """
+    sampler = StreamSampler(
         groups, batch_size=batch_size, seed=seed, start=start, rank=rank, world_size=world_size
     )
     loader: DataLoader[Any] = DataLoader(
-        DrawnImages(records, mapper, seed, mix),
+        StreamDataset(records, mapper, seed, mix),
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=_as_list,
-        # Without its own, the loader would take a number from the model's generator.
+        collate_fn=_identity,
+        # By default the loader draws its base seed from the global generator, which the model uses.
         generator=torch.Generator().manual_seed(seed),
-        # Images then go to a GPU while it computes.
+        # Pinned memory lets copies to the GPU overlap with computation.
         pin_memory=torch.cuda.is_available(),
     )
     return protect_workers(loader)
 
 
-def _as_list(examples: list[Any]) -> list[Any]:
-    return examples
+def _identity(samples: list[Any]) -> list[Any]:
+    return samples

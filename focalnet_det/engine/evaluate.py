@@ -51,7 +51,7 @@ def evaluate(
         experiment: names the test sets.
         model: in any mode; it is put back into it.
         between: called before each image; what it raises ends the evaluation.
-    Returns: {data set: {task: {metric: value in percent}}}; empty on all but the first process.
+    Returns: {dataset: {task: {metric: value in percent}}}; empty on all but the first process.
     """
     results: dict[str, Any] = {}
     options = experiment.options

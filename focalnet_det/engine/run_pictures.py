@@ -15,7 +15,7 @@ from ..visualization.draw_panoptic import PANOPTIC
 
 logger = logging.getLogger("focalnet_det")
 
-# By the evaluator_type of a data set.
+# By the evaluator_type of a dataset.
 DRAWINGS = {"coco": INSTANCES, "coco_panoptic_seg": PANOPTIC}
 
 

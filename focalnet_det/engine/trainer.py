@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.global_level import saved_global_levels, set_global_levels
 from ..data.instances.mappers import DATA_ISSUES
-from ..data.issue_policies import DataTally
+from ..data.issue_policies import IssueCounter
 from ..data.loader import TrainLoader
 from ..experiment import TrainOptions
 from .ema import averaged_model
@@ -87,7 +87,7 @@ class Trainer(SimpleTrainer):
         # With DistributedDataParallel the parameters are those of the module inside.
         self.inner = getattr(model, "module", model)
         self.start_average()
-        self.tally = DataTally()
+        self.tally = IssueCounter()
         self.restart_data()
 
     def start_average(self) -> None:
@@ -306,9 +306,9 @@ class Trainer(SimpleTrainer):
         no_sync = getattr(self.model, "no_sync", contextlib.nullcontext)
         return cast(contextlib.AbstractContextManager[Any], no_sync())
 
-    def total_tally(self) -> DataTally:
+    def total_tally(self) -> IssueCounter:
         """Of all processes, in the first one. To be called in all processes."""
-        total = DataTally()
+        total = IssueCounter()
         for tally in comm.gather(self.tally):
             total.merge(tally)
         return total
@@ -357,7 +357,7 @@ class Trainer(SimpleTrainer):
         self.skipped = state.get("skipped", 0)
         self.rewinds = state.get("rewinds", 0)
         self._load_average(state)
-        self.tally = DataTally()
+        self.tally = IssueCounter()
         if "tally" in state and comm.is_main_process():
             self.tally.load_state_dict(state["tally"])
         self._load_random(state.get("random", []))

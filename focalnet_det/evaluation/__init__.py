@@ -1,4 +1,4 @@
-"""Detectron2 evaluators for detection and segmentation, and their tables. Needs Detectron2."""
+"""Evaluate detection and segmentation with Detectron2 evaluators, and format the scores."""
 
 from focalnet_det.evaluation.boundary_ap import BoundaryEvaluator
 from focalnet_det.evaluation.coco_ap import COCODetectionEvaluator

@@ -1,7 +1,7 @@
-"""Boundary AP: mask AP that counts the outlines, as a Detectron2 evaluator.
+"""Evaluate boundary AP, a mask AP that is sensitive to outlines, as a Detectron2 evaluator.
 
-The IoU of two masks is the smaller one of theirs and of their boundaries'. pycocotools does the
-matching and the averages, as it does for masks; nothing is kept of a mask.
+The IoU of two masks is the minimum of their mask IoU and the IoU of their boundaries. pycocotools
+matches and averages as for mask AP. Masks are discarded after each image.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ from .semantic_iou import near_edge
 
 logger = logging.getLogger(__name__)
 
-# What COCOeval keeps of one image, category and range of areas.
+# (category, area range) -> `evalImgs` entry of COCOeval for one image.
 Matches = Mapping[tuple[int, int], Record]
 
 
 class BoundaryEvaluator(DatasetEvaluator):
-    """Boundary AP and AR in percent, with the metrics of mask AP; NaN where nothing is measured.
+    """Evaluator of boundary AP and AR in percent, with the metrics of mask AP; NaN if undefined.
 
     Args:
         json_file, image_root, class_names, thing_dataset_id_to_contiguous_id, output_dir, max_dets,
-            distributed: as in :class:`COCODetectionEvaluator`; the file is `boundary_metrics.json`.
-        boundary_ratio: width of a boundary, as a share of the image's diagonal.
+            distributed: as in :class:`COCODetectionEvaluator`; writes `boundary_metrics.json`.
+        boundary_ratio: width of a boundary, as a fraction of the image diagonal.
     Raises: ValueError if the arguments and the JSON disagree, or an annotation has no mask.
     Source: arXiv:2103.16562, sections 4 and 5.
     """
@@ -71,55 +71,58 @@ class BoundaryEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
+        """Discard all predictions."""
         self._matches: dict[int, Matches] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
-        """Matches the masks of some images.
+        """Match the masks of a batch of images.
 
         Args:
             inputs: dicts with "image_id".
-            outputs: dicts with "instances": `scores`, `pred_classes` and `pred_masks` (N, H, W) of
-                the original image's size.
-        Raises: ValueError, naming the image, if predictions cannot belong to the data set.
+            outputs: dicts with "instances": `scores` (N,), `pred_classes` (N,) and `pred_masks`
+                (N, H, W) in the size of the original image.
+        Raises: ValueError with the image id if predictions do not fit the dataset.
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = self._truth.known_image(image["image_id"])
             if image_id in self._matches:
-                logger.warning("Image %s was predicted twice; the first result counts.", image_id)
+                logger.warning(
+                    "Image %s was predicted more than once. Only the first result counts.", image_id
+                )
                 continue
             instances = output["instances"]
             if not instances.has("pred_masks"):
                 raise ValueError(
-                    f"Predictions of image {image_id} hold no masks: boundary AP is for models "
-                    "with a mask head, leave out train.boundary_ap."
+                    f"Predictions of image {image_id} have no masks, which boundary AP needs: "
+                    "remove train.boundary_ap."
                 )
             labels = instances.pred_classes.tolist()
             scores = _finite("scores", instances.scores, image_id).tolist()
             self._truth.check_labels(image_id, labels)
             masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
             self._truth.check_masks(image_id, masks)
-            found = masks.detach().cpu().numpy()
+            arrays = masks.detach().cpu().numpy()
             predictions = [
                 {
                     "category_id": self._category_ids[label],
                     "score": score,
                     **with_boundary(mask > 0.5, self._ratio),
                 }
-                for label, score, mask in zip(labels, scores, found, strict=True)
+                for label, score, mask in zip(labels, scores, arrays, strict=True)
             ]
             self._matches[image_id] = self._match(image_id, predictions)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Metrics, {"boundary": {"AP": ..., "AP-person": ..., "AR100": ...}}."""
+        """Return metrics, {"boundary": {"AP": ..., "AP-person": ..., "AR100": ...}}."""
         parts = comm.gather(self._matches, dst=0) if self._distributed else [self._matches]
         if self._distributed and not comm.is_main_process():
             return OrderedDict()
-        matches = {image_id: found for part in parts for image_id, found in part.items()}
+        matches = {image_id: match for part in parts for image_id, match in part.items()}
         if not matches:
-            logger.warning("No image was processed: nothing to evaluate.")
+            logger.warning("No images were processed. There is nothing to evaluate.")
             return OrderedDict()
         if not self._truth.has_annotations:
-            logger.info("The data set has no annotations: predictions are not scored.")
+            logger.info("The dataset has no annotations. Predictions are not scored.")
             return OrderedDict()
         for image_id in self._truth.images.keys() - matches.keys():
             matches[image_id] = self._match(image_id, [])
@@ -142,31 +145,31 @@ class BoundaryEvaluator(DatasetEvaluator):
         return evaluation
 
     def _match(self, image_id: int, predictions: Sequence[Record]) -> Matches:
-        """Matches of one image, by category and range of areas."""
+        """Match predictions and ground truth of one image."""
         evaluation = self._evaluation()
         truth: list[Record] = []
         for annotation in self._truth.annotations[image_id]:
             mask = self._decoded(image_id, annotation)
             crowd = int(annotation.get("iscrowd", 0))
-            kept = {**annotation, "iscrowd": crowd, "ignore": crowd, "id": len(truth) + 1}
-            truth.append({**kept, **with_boundary(mask, self._ratio), "area": annotation["area"]})
-        found = {}
+            row = {**annotation, "iscrowd": crowd, "ignore": crowd, "id": len(truth) + 1}
+            truth.append({**row, **with_boundary(mask, self._ratio), "area": annotation["area"]})
+        matches = {}
         for category in sorted({r["category_id"] for r in (*truth, *predictions)}):
-            own = [r for r in truth if r["category_id"] == category]
-            theirs = [
+            gts = [r for r in truth if r["category_id"] == category]
+            dts = [
                 {**r, "id": number}
                 for number, r in enumerate(predictions, start=1)
                 if r["category_id"] == category
             ]
-            # In the order in which COCOeval takes them.
-            order = np.argsort([-r["score"] for r in theirs], kind="mergesort")
-            theirs = [theirs[i] for i in order][: self._limits[-1]]
+            # `ious` must be in COCOeval's order: stable, by descending score.
+            order = np.argsort([-r["score"] for r in dts], kind="mergesort")
+            dts = [dts[i] for i in order][: self._limits[-1]]
             key = (image_id, category)
-            evaluation._gts[key], evaluation._dts[key] = own, theirs
-            evaluation.ious = {key: boundary_iou(theirs, own)}
+            evaluation._gts[key], evaluation._dts[key] = gts, dts
+            evaluation.ious = {key: boundary_iou(dts, gts)}
             for number, area in enumerate(evaluation.params.areaRng):
-                found[category, number] = evaluation.evaluateImg(*key, area, self._limits[-1])
-        return found
+                matches[category, number] = evaluation.evaluateImg(*key, area, self._limits[-1])
+        return matches
 
     def _decoded(self, image_id: int, annotation: Record) -> NDArray[np.bool_]:
         segmentation = annotation["segmentation"]
@@ -200,7 +203,12 @@ class BoundaryEvaluator(DatasetEvaluator):
 
 
 def with_boundary(mask: NDArray[np.bool_], ratio: float) -> Record:
-    """Encodings of a mask (H, W) and of its boundary, and its area."""
+    """Encode a mask, (H, W), and its boundary as RLE, and count its pixels.
+
+    Args:
+        mask: (H, W).
+        ratio: width of the boundary, as a fraction of the image diagonal.
+    """
     boundary = mask_boundary(mask, max(1, round(ratio * math.hypot(*mask.shape))))
     return {
         "mask": rle.encode(np.asfortranarray(mask)),
@@ -210,9 +218,10 @@ def with_boundary(mask: NDArray[np.bool_], ratio: float) -> Record:
 
 
 def mask_boundary(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Pixels of a mask (H, W) that are within ``width`` pixels of its outside, in both directions.
+    """Return the pixels of a mask, (H, W), within ``width`` pixels (maximum norm) of its outside.
 
-    Beyond the end of the image all is outside.
+    Everything beyond the image border counts as outside.
+    Source: bowenc0221/boundary-iou-api:boundary_iou/utils/boundary_utils.py (mask_to_boundary).
     """
     boundary = np.zeros_like(mask)
     if mask.any():
@@ -223,12 +232,12 @@ def mask_boundary(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 
 def boundary_iou(predictions: Sequence[Record], truth: Sequence[Record]) -> Any:
-    """The smaller one of mask IoU and boundary IoU, (D, G); [] if there is none."""
+    """Compute the minimum of mask IoU and boundary IoU, (D, G); [] if D or G is 0."""
     if not predictions or not truth:
         return []
     crowd = [r["iscrowd"] for r in truth]
-    whole, outline = (
+    mask_iou, outline_iou = (
         rle.iou([r[key] for r in predictions], [r[key] for r in truth], crowd)
         for key in ("mask", "boundary")
     )
-    return np.minimum(whole, outline)
+    return np.minimum(mask_iou, outline_iou)

@@ -1,7 +1,7 @@
-"""Box, mask and keypoint AP in the COCO protocol, as a Detectron2 evaluator.
+"""Evaluate box, mask and keypoint AP in the COCO protocol, as a Detectron2 evaluator.
 
-hotcoco computes the scores; they are those of pycocotools to the last bit, except that
-pycocotools never counts a match with annotation id 0 (COCO's ids start above it).
+hotcoco computes the scores. They are bitwise equal to those of pycocotools, except that pycocotools
+never counts a match with annotation id 0, which COCO does not use.
 """
 
 import itertools
@@ -29,39 +29,40 @@ from focalnet_det.evaluation.score_tables import overall_table, per_class_table
 
 logger = logging.getLogger(__name__)
 
-# Prediction field that each task scores, and the key of the COCO result it becomes.
+# Task -> (field of the predictions, key of COCO results).
 TASK_FIELDS = {
     "bbox": ("pred_boxes", "bbox"),
     "segm": ("pred_masks", "segmentation"),
     "keypoints": ("pred_keypoints", "keypoints"),
 }
-# Detections per image that count for keypoint AP in COCO's protocol.
+# Detections per image in COCO's protocol of keypoint AP.
 KEYPOINT_LIMIT = 20
-# COCO has measured how far annotators disagree on its 17 keypoints; this stands for other sets.
-OTHER_SIGMA = 0.05
+# COCO measured the annotators' deviation of its 17 keypoints; other datasets get this value.
+DEFAULT_SIGMA = 0.05
 
-# Images whose predictions are held before they are matched.
+# Images to buffer before matching.
 BATCH = 64
 
 Record = dict[str, Any]
 
 
 class COCODetectionEvaluator(DatasetEvaluator):
-    """AP and AR of boxes, masks and keypoints, in percent; NaN where nothing can be measured.
+    """Evaluator of AP and AR of boxes, masks and keypoints, in percent; NaN if undefined.
 
-    Predictions are matched as they come and kept on disk, so that memory does not grow with them.
-    The main rank scores what all ranks saw; the others return an empty dict.
+    Predictions are matched batch by batch and stored on disk, so that memory stays bounded. The
+    main rank scores the images of all ranks; the others return an empty dict.
 
     Args:
-        json_file: COCO annotations; without "annotations" (a test set), nothing is scored.
-        image_root: folder of the images, for sizes that the file lacks; None for none.
-        tasks: of "bbox", "segm" and "keypoints"; None scores what the predictions hold.
+        json_file: COCO annotations; files without "annotations" (test sets) are not scored.
+        image_root: image folder, to read sizes that the file lacks; None for none.
+        tasks: subset of "bbox", "segm" and "keypoints"; None for all fields of the predictions.
         class_names: by contiguous id; default: the names in `json_file`.
-        thing_dataset_id_to_contiguous_id: category id -> class that the model predicts; default:
-            the rank of the category id, as Detectron2's COCO loader assigns.
-        output_dir: gets `coco_instances_results.json` and `coco_metrics.json` (null for NaN).
-        max_dets: detections per image and class that count for AP; 100 is COCO's protocol.
-        distributed: gather the predictions of all ranks.
+        thing_dataset_id_to_contiguous_id: category id -> class of the model; default: the index in
+            sorted order, as in Detectron2's COCO loader.
+        output_dir: folder for `coco_instances_results.json` and `coco_metrics.json` (null for NaN);
+            None writes nothing.
+        max_dets: detections per image and class that count for AP; 100 in COCO's protocol.
+        distributed: gather the results of all ranks.
     Raises: ValueError if the arguments and the JSON disagree.
     """
 
@@ -88,13 +89,13 @@ class COCODetectionEvaluator(DatasetEvaluator):
         self._classes = model_classes(self._truth, thing_dataset_id_to_contiguous_id, class_names)
         self._category_ids = list(self._classes.values())
         self._output_dir = None if output_dir is None else Path(output_dir)
-        # pycocotools sorts the limits and reports the largest, so 10 must go when max_dets is 5.
+        # pycocotools reports AP at the largest limit, so larger ones than max_dets must be absent.
         self._limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
         self._distributed = distributed
         if self._truth.most_objects > max_dets:
             logger.warning(
-                "%s has up to %d objects of one class in an image, and only %d detections count: "
-                "raise train.max_dets and the model's own limit.",
+                "%s has up to %d objects of one class per image, but only %d detections count. "
+                "Increase train.max_dets and the detection limit of the model.",
                 json_file,
                 self._truth.most_objects,
                 max_dets,
@@ -103,11 +104,12 @@ class COCODetectionEvaluator(DatasetEvaluator):
 
     @property
     def instance_counts(self) -> dict[str, int]:
-        """Class name -> ground-truth instances, crowds left out."""
+        """Number of ground-truth instances, excluding crowds, by class name."""
         counts = self._truth.instance_counts
         return {name: counts[category] for name, category in self._classes.items()}
 
     def reset(self) -> None:
+        """Discard all predictions."""
         self._seen: set[int] = set()
         self._pending: dict[int, list[Record]] = {}
         self._matches: dict[str, list[Any]] = {}
@@ -115,26 +117,29 @@ class COCODetectionEvaluator(DatasetEvaluator):
         self._held_tasks: set[str] = set()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
-        """Turn predictions into COCO results at once.
+        """Convert the predictions of a batch of images to COCO results.
 
         Args:
             inputs: dicts with "image_id".
-            outputs: dicts with "instances": `scores`, `pred_classes`, `pred_boxes` (xyxy, absolute
-                pixels of the original image) and/or `pred_masks` (N, H, W).
-        Raises: ValueError, naming the image, if predictions cannot belong to the data set.
+            outputs: dicts with "instances": `scores` (N,), `pred_classes` (N,), and at least one of
+                `pred_boxes` (N, 4), xyxy, `pred_masks` (N, H, W) and `pred_keypoints` (N, K, 3), in
+                absolute pixels of the original image.
+        Raises: ValueError with the image id if predictions do not fit the dataset.
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = self._truth.known_image(image["image_id"])
             if image_id in self._seen:
-                logger.warning("Image %s was predicted twice; the first result counts.", image_id)
+                logger.warning(
+                    "Image %s was predicted more than once. Only the first result counts.", image_id
+                )
                 continue
             self._pending[image_id] = self._to_records(image_id, output["instances"])
             self._seen.add(image_id)
             if len(self._pending) == BATCH:
-                self._settle()
+                self._flush()
 
-    def _settle(self) -> None:
-        """Matches the predictions at hand and puts them on disk, so that they need not be kept."""
+    def _flush(self) -> None:
+        """Match the buffered predictions, and move them to disk."""
         if not self._pending:
             return
         if self._truth.has_annotations:
@@ -146,22 +151,22 @@ class COCODetectionEvaluator(DatasetEvaluator):
         self._pending = {}
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}.
+        """Return metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}.
 
-        Each rank matches its own predictions; the main rank receives the matches, and the
-        predictions themselves one rank at a time, to write them.
+        Each rank matches its predictions; the main rank gathers the matches, and the predictions
+        one rank at a time, to write them.
         """
-        self._settle()
+        self._flush()
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         seen, tasks = self._of_all_ranks()
         if not seen:
-            logger.warning("No image was processed: nothing to evaluate.")
+            logger.warning("No images were processed. There is nothing to evaluate.")
             return results
         if self._output_dir is not None and self._spool is not None:
             path = self._output_dir / "coco_instances_results.json"
             self._write_predictions(path, self._spool)
         if not self._truth.has_annotations:
-            logger.info("The data set has no annotations: predictions are not scored.")
+            logger.info("The dataset has no annotations. Predictions are not scored.")
             return results
         for task in tasks:
             own = [self._match(task, {}), *self._matches.get(task, ())]
@@ -181,7 +186,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
         return not self._distributed or comm.is_main_process()
 
     def _of_all_ranks(self) -> tuple[set[int], list[str]]:
-        """Ids of the processed images and the tasks to score, the same on every rank."""
+        """Gather the ids of processed images and the tasks to score, equal on all ranks."""
         own = (self._seen, self._held_tasks)
         parts = comm.all_gather(own) if self._distributed else [own]
         held = set().union(*(part for _, part in parts))
@@ -189,9 +194,9 @@ class COCODetectionEvaluator(DatasetEvaluator):
         return set().union(*(part for part, _ in parts)), list(tasks)
 
     def _in_turn(self, own: Sequence[Any]) -> Iterator[Any]:
-        """The items of each rank, rank after rank, one at a time; None on all but the main rank.
+        """Yield the items of all ranks in rank order, one at a time; None on non-main ranks.
 
-        All ranks have to exhaust it.
+        Every rank must exhaust the iterator, since each step is a collective call.
         """
         if not self._distributed:
             yield from own
@@ -202,12 +207,12 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 yield parts[rank] if comm.is_main_process() else None
 
     def _write_predictions(self, path: Path, spool: "Spool") -> None:
-        """All predictions as COCO results, by rank and then by image; written by the main rank."""
+        """Write all predictions as COCO results on the main rank, by rank and then by image."""
         written: set[int] = set()
 
         def lines() -> Iterator[str]:
             for part in self._in_turn(spool):
-                # Samplers may pad with repeated images: each counts once.
+                # Samplers may pad with repeated images.
                 for image_id in sorted(set(part or ()) - written):
                     written.add(image_id)
                     yield from part[image_id]
@@ -218,17 +223,17 @@ class COCODetectionEvaluator(DatasetEvaluator):
             deque(lines(), maxlen=0)
 
     def _match(self, task: str, records: Mapping[int, list[Record]]) -> Any:
-        """Predictions of some images matched to their ground truth."""
+        """Match predictions, by image id, to their ground truth."""
         params = hotcoco.Params(task)
         if task == "keypoints":
             params.max_dets = [KEYPOINT_LIMIT]
             count = self._truth.num_keypoints
             if count != len(params.kpt_oks_sigmas):
-                params.kpt_oks_sigmas = [OTHER_SIGMA] * count
+                params.kpt_oks_sigmas = [DEFAULT_SIGMA] * count
         else:
             params.max_dets = self._limits
         matches = hotcoco.StreamingEval(self._truth.category_records, task, params=params)
-        # COCO takes an instance's area from its box if there is one; mask AP needs the mask's.
+        # COCO computes areas from boxes if present, but mask AP needs the area of the mask.
         keys = ("image_id", "category_id", "score", TASK_FIELDS[task][1])
         for image_id, predictions in records.items():
             matches.update(
@@ -239,12 +244,13 @@ class COCODetectionEvaluator(DatasetEvaluator):
         return matches
 
     def _to_records(self, image_id: int, instances: Instances) -> list[Record]:
-        """COCO results of one image, on CPU."""
+        """Convert the predictions of one image to COCO results."""
         held = {task for task, (field, _) in TASK_FIELDS.items() if instances.has(field)}
         if not held or (len(instances) and not held.issuperset(self._tasks or ())):
             raise ValueError(
-                f"Predictions of image {image_id} hold {sorted(instances.get_fields())}: that is "
-                f"not enough to evaluate {' and '.join(self._tasks or TASK_FIELDS)}; see `tasks`."
+                f"Predictions of image {image_id} have the fields "
+                f"{', '.join(sorted(instances.get_fields()))}, which are insufficient to evaluate "
+                f"{' and '.join(self._tasks or TASK_FIELDS)}. Set `tasks`."
             )
         self._held_tasks |= held
         labels = instances.pred_classes.tolist()
@@ -266,7 +272,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
                 record["segmentation"] = _encode(mask)
         if "keypoints" in held:
             points = _finite("pred_keypoints", instances.pred_keypoints, image_id)
-            # COCO numbers pixels; Detectron2 measures from the corner of the first one.
+            # COCO uses pixel indices, Detectron2 coordinates measured from the image corner.
             points = points - points.new_tensor([0.5, 0.5, 0.0])
             for record, values in zip(records, points.flatten(1).tolist(), strict=True):
                 record["keypoints"] = values
@@ -277,7 +283,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
         scorer.accumulate()
         assert scorer.eval is not None
         precision, recall = scorer.eval["precision"], scorer.eval["recall"]
-        # Of keypoints, COCO leaves out small objects.
+        # COCO has no keypoint metrics of small objects.
         keypoints = scorer.params.iouType == "keypoints"
         limits = [KEYPOINT_LIMIT] if keypoints else self._limits
         areas = ["all", "m", "l"] if keypoints else ["all", "s", "m", "l"]
@@ -292,7 +298,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
         logger.info("COCO metrics in percent:\n%s", overall_table(results))
         logger.info("Per class:\n%s", per_class_table(results, self.instance_counts))
         if absent := [name for name, count in self.instance_counts.items() if count == 0]:
-            logger.info("Classes without ground truth (AP is NaN): %s", ", ".join(absent))
+            logger.info("Classes without ground truth (AP is NaN): %s.", ", ".join(absent))
         if self._output_dir is not None:
             finite = {
                 task: {name: None if math.isnan(v) else v for name, v in metrics.items()}
@@ -303,20 +309,20 @@ class COCODetectionEvaluator(DatasetEvaluator):
 
 
 class Spool(Sequence[dict[int, list[str]]]):
-    """Lines of text by image, on disk: a sequence of batches {image id: lines}, in order of id.
+    """On-disk sequence of batches {image id: lines of text}, in order of id.
 
     Args:
-        folder: gets the file, which has no name and goes with the object.
+        folder: location of the anonymous temporary file, which is deleted with the object.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # The object lives as long as its file, so there is no block to close it.
+        # The file lives as long as the object.
         self._file = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8")  # noqa: SIM115
         self._starts: dict[int, tuple[int, int]] = {}
 
     def add(self, image_id: int, lines: Sequence[str]) -> None:
-        """Adds the lines of an image, without line ends."""
+        """Append the lines of an image, given without line ends."""
         self._file.seek(0, os.SEEK_END)
         self._starts[image_id] = (self._file.tell(), len(lines))
         self._file.writelines(f"{line}\n" for line in lines)
@@ -347,21 +353,21 @@ def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
 def _finite(field: str, values: Tensor, image_id: int) -> Tensor:
     values = values.detach().float().cpu()
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{field} of image {image_id} are not finite: has training diverged?")
+        raise ValueError(f"{field} of image {image_id} are not finite. Training may have diverged.")
     return values
 
 
 def _encode(mask: Tensor) -> Record:
-    """Run-length encoding of one (H, W) mask: bool, or a probability that is set above 0.5."""
+    """Encode a mask, (H, W), bool or a probability with threshold 0.5, as RLE."""
     binary = mask.detach() > 0.5 if mask.is_floating_point() else mask.detach().bool()
-    # Transposed before the copy: runs go down the columns, and the encoder then reads in order.
+    # RLE is column-major: a copy of the transpose lets the encoder read contiguous memory.
     columns = binary.t().contiguous().cpu().numpy()
     rle = hotcoco.mask.encode(columns.T)
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def _percent(values: np.ndarray) -> float:
-    """Mean of the defined (non-negative) values x 100; NaN if there is none."""
+    """Return the mean of the defined (nonnegative) values in percent; NaN if there is none."""
     defined = values[values > -1]
     return float(np.mean(defined) * 100) if defined.size else math.nan
 
@@ -369,13 +375,14 @@ def _percent(values: np.ndarray) -> float:
 def _summarize(
     precision: np.ndarray, recall: np.ndarray, limits: Sequence[int], areas: Sequence[str]
 ) -> dict[str, float]:
-    """COCO's summary, AP at the largest limit.
+    """Compute COCO's summary metrics, AP at the largest detection limit.
 
     Args:
-        precision: (T, R, K, A, M): IoU, recall, class, area range, detection limit; -1 undefined.
+        precision: (T, R, K, A, M): IoU threshold, recall, class, area range, detection limit; -1
+            if undefined.
         recall: (T, K, A, M).
-        limits: of detections, M.
-        areas: names of the area ranges, A; the first is all.
+        limits: M detection limits.
+        areas: names of the A area ranges; the first is all.
     """
     metrics = {
         "AP": _percent(precision[:, :, :, 0, -1]),
@@ -390,6 +397,6 @@ def _summarize(
 
 
 def _separated(lines: Iterable[str]) -> Iterator[str]:
-    """The elements of a JSON list, a line each."""
+    """Format the elements of a JSON list, one per line."""
     for index, line in enumerate(lines):
         yield (",\n" if index else "\n") + line

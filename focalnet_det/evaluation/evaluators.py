@@ -1,4 +1,4 @@
-"""From a registered data set to its evaluator."""
+"""Build the evaluators of registered datasets."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ def _coco(
 ) -> DatasetEvaluator:
     json_file = metadata.get("json_file")
     if json_file is None:
-        raise KeyError(f"Metadata of {metadata.name!r} has no json_file: set it to the COCO JSON.")
+        raise KeyError(f"Metadata of {metadata.name!r} lacks json_file, the COCO annotation file.")
     names, ids = (metadata.get(f"thing_{k}") for k in ("classes", "dataset_id_to_contiguous_id"))
     if names is not None and ids is not None:
-        # Panoptic sets in one numbering name the stuff too.
+        # `thing_classes` of panoptic datasets in the unified layout includes stuff.
         names = [names[k] for k in sorted(ids.values()) if k < len(names)]
     common = {
         "json_file": PathManager.get_local_path(json_file),
@@ -47,7 +47,7 @@ def _sem_seg(
 ) -> DatasetEvaluator:
     classes = metadata.get("stuff_classes")
     if classes is None:
-        raise KeyError(f"Metadata of {metadata.name!r} has no stuff_classes: name the classes.")
+        raise KeyError(f"Metadata of {metadata.name!r} lacks stuff_classes, the class names.")
     return SemanticEvaluator(
         class_names=classes,
         output_dir=output_dir,
@@ -60,10 +60,10 @@ def _sem_seg(
 def _panoptic(
     metadata: Metadata, *, output_dir: Any, save_predictions: bool, **others: Any
 ) -> DatasetEvaluator:
-    """Panoptic quality; mIoU, and box and mask AP where there are instances, as in Detectron2."""
+    """Evaluate PQ and mIoU, and box and mask AP if there are instances, as Detectron2 does."""
     missing = [k for k in ("panoptic_json", "panoptic_root") if metadata.get(k) is None]
     if missing:
-        raise KeyError(f"Metadata of {metadata.name!r} has no {' and no '.join(missing)}.")
+        raise KeyError(f"Metadata of {metadata.name!r} lacks {' and '.join(missing)}.")
     common = {"output_dir": output_dir, "save_predictions": save_predictions}
     evaluators: list[DatasetEvaluator] = [_sem_seg(metadata, **common)]
     if metadata.get("json_file") is not None:
@@ -78,8 +78,8 @@ def _panoptic(
     return DatasetEvaluators([*evaluators, panoptic])
 
 
-# Metadata's evaluator_type -> factory(metadata, output_dir=, tasks=, max_dets=, save_predictions=,
-# boundary=).
+# `evaluator_type` of the metadata -> factory(metadata, output_dir=, tasks=, max_dets=,
+# save_predictions=, boundary=).
 EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
     "coco": _coco,
     "coco_panoptic_seg": _panoptic,
@@ -96,24 +96,25 @@ def build_evaluator(
     save_predictions: bool = False,
     boundary: bool = False,
 ) -> DatasetEvaluator:
-    """Evaluator for a data set registered in Detectron2.
+    """Build the evaluator of a dataset registered in Detectron2.
 
     Args:
-        output_dir: where results and metrics are written; None writes nothing.
-        tasks: what to measure, e.g. ("bbox", "segm"); None: what the predictions hold.
+        dataset_name: registered name.
+        output_dir: folder for results and metrics; None writes nothing.
+        tasks: tasks to evaluate, such as ("bbox", "segm"); None for all fields of the predictions.
         max_dets: detections per image and class that count for AP.
-        save_predictions: of "sem_seg" and "coco_panoptic_seg", write a PNG per image as well.
-        boundary: where there are masks, boundary AP as well.
-    Raises: KeyError if the data set's evaluator_type is missing or unknown.
+        save_predictions: also write a PNG per image ("sem_seg" and "coco_panoptic_seg" only).
+        boundary: also evaluate boundary AP.
+    Raises: KeyError if the dataset's evaluator_type is missing or unknown.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type")
-    if kind not in EVALUATORS:
+    evaluator_type = metadata.get("evaluator_type")
+    if evaluator_type not in EVALUATORS:
         raise KeyError(
-            f"Data set {dataset_name!r} has evaluator_type {kind!r}. "
-            f"Known: {', '.join(sorted(EVALUATORS))}. Is the data set registered?"
+            f"Unknown evaluator_type {evaluator_type!r} of dataset {dataset_name!r}. "
+            f"Known: {', '.join(sorted(EVALUATORS))}. Check that the dataset is registered."
         )
-    return EVALUATORS[kind](
+    return EVALUATORS[evaluator_type](
         metadata,
         output_dir=output_dir,
         tasks=tasks,

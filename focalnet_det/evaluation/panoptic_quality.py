@@ -1,7 +1,6 @@
-"""Panoptic quality, as a Detectron2 evaluator. hotcoco matches the segments.
+"""Evaluate panoptic quality as a Detectron2 evaluator; hotcoco matches the segments.
 
-A pixel belongs to one segment at most, so what a model says about an image is a map of segment ids
-and a list of segments; neither becomes a file on the way to its score.
+Predictions are scored in memory, without writing PNGs first.
 """
 
 import json
@@ -22,7 +21,7 @@ from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
 
 from ..atomic import write_text
-from ..data.io.write_image import write_picture
+from ..data.io.write_image import write_png
 from ..data.panoptic.segments import (
     PanopticFile,
     Record,
@@ -37,30 +36,30 @@ from .score_tables import render_table, two_decimals
 logger = logging.getLogger(__name__)
 
 QUALITIES = ("PQ", "SQ", "RQ")
-# Suffix of a metric, as in Detectron2, and the row of the table.
+# Suffix of a metric, as in Detectron2 -> row of the table.
 GROUPS = {"": "all", "_th": "things", "_st": "stuff"}
 
-# Matches of a category: sum of IoU, true positives, false positives, false negatives.
+# (4,): sum of IoU, true positives, false positives and false negatives of a category.
 Matches = NDArray[np.float64]
 
 
 class PanopticEvaluator(DatasetEvaluator):
-    """PQ, SQ and RQ of all classes, of things and of stuff, in percent.
+    """Evaluator of PQ, SQ and RQ of all classes, of things and of stuff, in percent.
 
-    Nothing is kept of an image but its matches. The main rank scores what all ranks saw; the
-    others return an empty dict. The segments of images that were not predicted are missed ones.
+    Only matches are stored per image. The main rank scores the images of all ranks; the others
+    return an empty dict. Segments of images without prediction count as false negatives.
 
     Args:
-        panoptic_json: COCO panoptic annotations, their areas are not used.
-        panoptic_root: folder of the PNGs that it names.
-        thing_ids, stuff_ids: category id -> class that the model predicts; default: the rank among
-            the things, and 1 + the rank among the stuff.
-        output_dir: gets `panoptic_metrics.json` (null for NaN).
+        panoptic_json: COCO panoptic annotations; their areas are not used.
+        panoptic_root: folder of the PNGs.
+        thing_ids, stuff_ids: category id -> class of the model; default: the index among the
+            things, and 1 + the index among the stuff.
+        output_dir: folder for `panoptic_metrics.json` (null for NaN); None writes nothing.
         save_predictions: also write `output_dir`/panoptic/*.png and `panoptic_results.json`, in
-            COCO's format of results.
-        distributed: add the matches of all ranks.
-    Raises: ValueError if the JSON is not as it should be, or predictions are to be saved and there
-        is no `output_dir`.
+            COCO's result format.
+        distributed: gather the results of all ranks.
+    Raises: ValueError if the JSON is invalid or does not match the ids, or ``save_predictions`` is
+        set without ``output_dir``.
     Source: arXiv:1801.00868, section 4.
     """
 
@@ -76,7 +75,7 @@ class PanopticEvaluator(DatasetEvaluator):
         distributed: bool = True,
     ) -> None:
         if save_predictions and output_dir is None:
-            raise ValueError("Predictions can only be saved to an output_dir.")
+            raise ValueError("save_predictions=True requires an output_dir.")
         self._truth = read_panoptic_json(Path(panoptic_json))
         self._root = Path(panoptic_root)
         self._categories = {
@@ -89,32 +88,35 @@ class PanopticEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
+        """Discard all predictions."""
         self._matches: dict[int, dict[int, Matches]] = {}
         self._results: dict[int, Record] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
-        """Matches the segments of some images.
+        """Match the segments of a batch of images.
 
         Args:
             inputs: dicts with "image_id".
-            outputs: dicts with "panoptic_seg": (ids, segments), of the original image's size. ids
-                (H, W), 0 where there is no segment; each segment a dict with "id", "category_id"
-                and "isthing", without which the category is one of the data set.
-        Raises: ValueError, naming the image, if prediction or ground truth contradicts itself.
+            outputs: dicts with "panoptic_seg": (ids, segments). ids is (H, W), in the size of the
+                original image, 0 for void; segments are dicts with "id", "category_id" (class of
+                the model) and "isthing"; without "isthing", "category_id" is that of the dataset.
+        Raises: ValueError with the image id if prediction or ground truth is inconsistent.
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = image["image_id"]
             if image_id not in self._truth.annotations:
                 raise ValueError(
-                    f"Image id {image_id!r} is not annotated in {self._truth.path}: evaluate on "
-                    "the data set that was loaded."
+                    f"Image id {image_id!r} is not annotated in {self._truth.path}. Evaluate on "
+                    "the same dataset that was loaded."
                 )
             if image_id in self._matches:
-                logger.warning("Image %s was predicted twice; the first result counts.", image_id)
+                logger.warning(
+                    "Image %s was predicted more than once. Only the first result counts.", image_id
+                )
                 continue
             ids, segments = output["panoptic_seg"]
             if segments is None:
-                raise ValueError(f"The prediction of image {image_id} has no list of segments.")
+                raise ValueError(f"The prediction of image {image_id} lacks a list of segments.")
             predicted = ids.cpu().numpy()
             segments = [self._to_category(image_id, segment) for segment in segments]
             self._matches[image_id] = self._match(image_id, predicted, segments)
@@ -122,23 +124,23 @@ class PanopticEvaluator(DatasetEvaluator):
                 self._save(image_id, predicted, segments)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Metrics, {"panoptic_seg": {"PQ": ..., "SQ_th": ..., "RQ_st": ..., "PQ-person": ...}}.
+        """Return metrics, {"panoptic_seg": {"PQ": ..., "SQ_th": ..., "PQ-person": ...}}.
 
-        NaN where there is nothing to measure.
+        Undefined metrics are NaN.
         """
         own = (self._matches, self._results)
         parts = comm.gather(own, dst=0) if self._distributed else [own]
         if self._distributed and not comm.is_main_process():
             return OrderedDict()
-        matches = {image_id: found for part in parts for image_id, found in part[0].items()}
+        matches = {image_id: match for part in parts for image_id, match in part[0].items()}
         if not matches:
-            logger.warning("No image was processed: nothing to evaluate.")
+            logger.warning("No images were processed. There is nothing to evaluate.")
             return OrderedDict()
         unseen = sorted(self._truth.annotations.keys() - matches.keys())
         if unseen:
-            logger.warning("%d images were not predicted, such as %s.", len(unseen), unseen[0])
+            logger.warning("%d images have no prediction, such as %s.", len(unseen), unseen[0])
         matches |= {image_id: self._missed(image_id) for image_id in unseen}
-        # In one order, whatever rank saw which image: sums of floats depend on it.
+        # Sorted, because float sums depend on the order and ranks process different images.
         total = sum_matches(matches[image_id] for image_id in sorted(matches))
         metrics = panoptic_metrics(total, self._truth)
         self._report(metrics, total, matches)
@@ -153,15 +155,15 @@ class PanopticEvaluator(DatasetEvaluator):
         return OrderedDict(panoptic_seg=metrics)
 
     def _to_category(self, image_id: int, segment: Mapping[str, Any]) -> Record:
-        """A segment with its id and the data set's category."""
-        category, kind = int(segment["category_id"]), segment.get("isthing")
-        if kind is not None:
-            known = self._categories[bool(kind)]
+        """Return the id and the dataset's category id of a predicted segment."""
+        category, isthing = int(segment["category_id"]), segment.get("isthing")
+        if isthing is not None:
+            known = self._categories[bool(isthing)]
             if category not in known:
                 raise ValueError(
-                    f"The prediction of image {image_id} has a segment of class {category}, "
-                    f"{'things' if kind else 'stuff'}, which is none of {self._truth.path}: set "
-                    "the model's number of classes to that of the data set."
+                    f"The prediction of image {image_id} has a segment of "
+                    f"{'thing' if isthing else 'stuff'} class {category}, which does not exist in "
+                    f"{self._truth.path}. Set the model's number of classes to that of the dataset."
                 )
             category = known[category]
         return {"id": int(segment["id"]), "category_id": category}
@@ -174,38 +176,39 @@ class PanopticEvaluator(DatasetEvaluator):
         truth = read_segment_ids(path)
         if truth.shape != predicted.shape:
             raise ValueError(
-                f"The prediction of image {image_id} is {predicted.shape} (height, width), {path} "
-                f"{truth.shape}: resize predictions to the original image."
+                f"The prediction of image {image_id} is {predicted.shape} (height, width), but "
+                f"{path} is {truth.shape}. Resize predictions to the original image."
             )
         categories = self._truth.categories
         size = {"height": truth.shape[0], "width": truth.shape[1]}
-        whole = {"images": [{"id": image_id, **size}], "categories": list(categories.values())}
-        sides = []
-        for where, ids, found in (
+        common = {"images": [{"id": image_id, **size}], "categories": list(categories.values())}
+        datasets = []
+        for subject, ids, id_segments in (
             (f"Ground truth {path}", truth, annotation["segments_info"]),
             (f"The prediction of image {image_id}", predicted, segments),
         ):
             pixels = segment_pixels(ids)
-            for problem, detail in segment_problems(pixels, found, categories):
-                raise ValueError(f"{where} has {problem}: {detail}.")
-            sides.append({**whole, "annotations": _annotations(image_id, ids, found, pixels)})
-        evaluation = PanopticEval(*sides)
+            for problem, detail in segment_problems(pixels, id_segments, categories):
+                raise ValueError(f"{subject} has {problem}: {detail}.")
+            annotations = _annotations(image_id, ids, id_segments, pixels)
+            datasets.append({**common, "annotations": annotations})
+        evaluation = PanopticEval(*datasets)
         evaluation.evaluate()
         per_class = evaluation.results()["per_class"]
         rows = {k: [v["iou"], v["tp"], v["fp"], v["fn"]] for k, v in per_class.items()}
         return {int(k): np.array(row, dtype=np.float64) for k, row in rows.items() if any(row)}
 
     def _missed(self, image_id: int) -> dict[int, Matches]:
-        """Matches of an image without prediction."""
+        """Count the segments of an image without prediction as false negatives."""
         segments = self._truth.annotations[image_id]["segments_info"]
-        one = np.array([0.0, 0, 0, 1])
-        return sum_matches({s["category_id"]: one} for s in segments if not s.get("iscrowd"))
+        miss = np.array([0.0, 0, 0, 1])
+        return sum_matches({s["category_id"]: miss} for s in segments if not s.get("iscrowd"))
 
     def _save(self, image_id: int, ids: NDArray[np.integer], segments: Sequence[Record]) -> None:
         assert self._output_dir is not None
         name = Path(self._truth.annotations[image_id]["file_name"]).with_suffix(".png")
         path = self._output_dir / "panoptic" / name
-        write_picture(path, segment_colors(ids))
+        write_png(path, segment_colors(ids))
         self._results[image_id] = {
             "image_id": image_id,
             "file_name": str(name),
@@ -218,7 +221,7 @@ class PanopticEvaluator(DatasetEvaluator):
         total: Mapping[int, Matches],
         by_image: Mapping[int, Mapping[int, Matches]],
     ) -> None:
-        """Logs the tables and writes `panoptic_metrics.json`."""
+        """Log the tables and write `panoptic_metrics.json`."""
         counts = [len(_scored(self._truth, total, suffix)) for suffix in GROUPS]
         rows = [
             [name, *(two_decimals(metrics[f"{q}{suffix}"]) for q in QUALITIES), f"{count}"]
@@ -238,7 +241,7 @@ class PanopticEvaluator(DatasetEvaluator):
             rows.append([name, kind, *scores, f"{tp:.0f}", f"{fp:.0f}", f"{fn:.0f}"])
         logger.info(
             "Per class:\n%s",
-            render_table(["class", "", *QUALITIES, "found", "false", "missed"], rows),
+            render_table(["class", "", *QUALITIES, "TP", "FP", "FN"], rows),
         )
         if self._output_dir is None:
             return
@@ -255,18 +258,18 @@ class PanopticEvaluator(DatasetEvaluator):
 def _by_class(
     ids: Mapping[int, int] | None, truth: PanopticFile, *, things: bool
 ) -> dict[int, int]:
-    """Class that the model predicts -> category id."""
+    """Map classes of the model to category ids."""
     known = truth.names(things=things)
     if ids is None:
         return {k + (0 if things else 1): category for k, category in enumerate(known)}
-    # Detectron2's metadata of panoptic FPN has a row for the class that stands for all things.
-    found = {k: category for category, k in ids.items() if things or category in known}
-    if set(found.values()) != set(known):
+    # Detectron2's metadata of Panoptic FPN maps an extra id to the stuff class "things".
+    categories = {k: category for category, k in ids.items() if things or category in known}
+    if set(categories.values()) != set(known):
         raise ValueError(
             f"{'thing' if things else 'stuff'}_ids and {truth.path} differ in category ids "
-            f"{sorted(set(found.values()) ^ set(known))}."
+            f"{sorted(set(categories.values()) ^ set(known))}."
         )
-    return found
+    return categories
 
 
 def _annotations(
@@ -275,8 +278,8 @@ def _annotations(
     segments: Sequence[Record],
     pixels: Mapping[int, int],
 ) -> list[Record]:
-    """Segments of a map with their masks, as hotcoco takes them."""
-    # Runs go down the columns: transposed, the encoder reads in order.
+    """Convert the segments of an id map to annotations of hotcoco."""
+    # RLE is column-major: a copy of the transpose lets the encoder read contiguous memory.
     columns = np.ascontiguousarray(ids.T)
     return [
         {
@@ -292,7 +295,7 @@ def _annotations(
 
 
 def sum_matches(parts: Iterable[Mapping[int, Matches]]) -> dict[int, Matches]:
-    """Sum by category, in the order given."""
+    """Sum matches by category, in the given order."""
     total: dict[int, Matches] = {}
     for part in parts:
         for category, row in part.items():
@@ -301,7 +304,7 @@ def sum_matches(parts: Iterable[Mapping[int, Matches]]) -> dict[int, Matches]:
 
 
 def panoptic_metrics(total: Mapping[int, Matches], truth: PanopticFile) -> dict[str, float]:
-    """All metrics in percent, the groups first; NaN where there is no segment."""
+    """Compute all metrics in percent, groups first; NaN for categories without segments."""
     metrics: dict[str, float] = {}
     for suffix in GROUPS:
         means = _mean_quality(_scored(truth, total, suffix))
@@ -314,7 +317,7 @@ def panoptic_metrics(total: Mapping[int, Matches], truth: PanopticFile) -> dict[
 
 
 def _scored(truth: PanopticFile, total: Mapping[int, Matches], suffix: str) -> dict[int, Matches]:
-    """Matches of the categories of a group of ``GROUPS``."""
+    """Select the matches of the categories in a group of ``GROUPS``."""
     kinds = {"": (True, False), "_th": (True,), "_st": (False,)}[suffix]
     return {k: m for k, m in total.items() if bool(truth.categories[k]["isthing"]) in kinds}
 
@@ -324,7 +327,7 @@ def _or_null(value: float) -> float | None:
 
 
 def _mean_quality(matches: Mapping[int, Matches]) -> tuple[float, float, float]:
-    """PQ, SQ and RQ, each the mean over the categories, 0..1; NaN if there is none."""
+    """Return PQ, SQ and RQ, averaged over the categories, 0..1; NaN if there is none."""
     if not matches:
         return math.nan, math.nan, math.nan
     rows = [panoptic_quality(m[0], int(m[1]), int(m[2]), int(m[3])) for m in matches.values()]

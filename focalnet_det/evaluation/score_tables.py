@@ -1,4 +1,4 @@
-"""Metrics as plain-text tables for logs: 80 columns, no colours, no terminal needed."""
+"""Format metrics as plain-text tables of 80 columns for logs."""
 
 import io
 import math
@@ -17,17 +17,17 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 def overall_table(results: Results) -> str:
-    """One row per task, in percent.
+    """Format one row per task, in percent.
 
     Args:
-        results: {task: {metric: percent}}; metrics that are missing or NaN show as "-".
+        results: {task: {metric: percent}}; missing metrics and NaN are shown as "-".
     """
     rows = [[task, *map(two_decimals, _select(metrics))] for task, metrics in results.items()]
     return render_table(["task", *OVERALL_METRICS], rows)
 
 
 def per_class_table(results: Results, instance_counts: Mapping[str, int]) -> str:
-    """One row per class: AP of each task in percent, and the number of ground-truth instances.
+    """Format one row per class: AP of each task in percent, and ground-truth instances.
 
     Args:
         results: {task: {"AP-<class>": percent}}.
@@ -46,12 +46,12 @@ def _select(metrics: Mapping[str, float]) -> list[float | None]:
 
 
 def two_decimals(value: float | None) -> str:
-    """A number of a table; "-" for None and NaN."""
+    """Format a number with two decimals; "-" for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown-like table; the first column is text, the others are numbers."""
+    """Format a Markdown table; the first column is text, the others are numbers."""
     table = Table(box=box.MARKDOWN)
     for index, title in enumerate(header):
         if index == 0:
@@ -59,7 +59,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         else:
             table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: class names may look like markup
+        table.add_row(*(Text(cell) for cell in row))  # Text, because names may contain markup
     text = io.StringIO()
     Console(file=text, width=WIDTH, force_terminal=False, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())

@@ -1,8 +1,8 @@
-"""Semantic segmentation: IoU, accuracy and boundary IoU, as a Detectron2 evaluator.
+"""Evaluate IoU, accuracy and boundary IoU of semantic segmentation as a Detectron2 evaluator.
 
-hotcoco counts the pixels, or PyTorch where they are on a GPU. The definitions are those of
-mmsegmentation and Detectron2, except where a class that has no ground truth is predicted: like
-Detectron2, and unlike mmsegmentation, which counts it as 0, the means leave it out.
+hotcoco counts pixels on the CPU, PyTorch on the GPU. Metrics are defined as in mmsegmentation and
+Detectron2. Means exclude classes without ground truth, even if predicted, as in Detectron2;
+mmsegmentation counts them as 0.
 """
 
 import json
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from focalnet_det.atomic import write_text
-from focalnet_det.data.instances.mappers import size_message
+from focalnet_det.data.instances.mappers import size_mismatch_message
 from focalnet_det.data.io.labels import IGNORE, LabelReader, read_labels, read_values
-from focalnet_det.data.io.write_image import write_picture
+from focalnet_det.data.io.write_image import write_png
 from focalnet_det.evaluation.score_tables import render_table, two_decimals
 from focalnet_det.visualization.draw_semantic import save_comparison, save_iou_chart
 
@@ -34,29 +34,29 @@ logger = logging.getLogger(__name__)
 
 Counts = NDArray[np.int64]
 MEANS = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU")
-# Images of `worst.png`.
+# Number of images in `worst.png`.
 WORST = 6
 
 
 class SemanticEvaluator(DatasetEvaluator):
-    """mIoU, frequency-weighted IoU, accuracies and boundary IoU, in percent.
+    """Evaluator of mIoU, frequency-weighted IoU, accuracies and boundary IoU, in percent.
 
-    Nothing is kept of an image but counts. The main rank scores what all ranks saw; the others
+    Only counts are stored per image. The main rank scores the images of all ranks; the others
     return an empty dict.
 
     Args:
         class_names: in order of class.
-        output_dir: gets `sem_seg_metrics.json` (null for NaN), with the confusion matrix.
-        save_predictions: also write `output_dir`/predictions/*.png, whose values are classes, and
-            pictures of the IoU of the classes (`iou.png`) and of the worst images (`worst.png`).
-        image_root: folder of the images; saved predictions have the same subfolders. None for no
-            subfolders.
-        colors: of the classes in pictures, RGB 0..255; None for a palette.
-        boundary_ratio: width of a boundary, as a share of the image's diagonal.
-        distributed: add the counts of all ranks.
-    Raises: ValueError if predictions are to be saved and there is no `output_dir`.
+        output_dir: folder for `sem_seg_metrics.json` (null for NaN), which includes the confusion
+            matrix; None writes nothing.
+        save_predictions: also write `output_dir`/predictions/*.png (pixel values are classes), a
+            chart of the IoU of each class (`iou.png`) and the worst images (`worst.png`).
+        image_root: image folder, whose subfolders saved predictions reproduce; None for none.
+        colors: RGB of each class, 0..255, for visualization; None for a default palette.
+        boundary_ratio: width of a boundary, as a fraction of the image diagonal.
+        distributed: gather the results of all ranks.
+    Raises: ValueError if ``save_predictions`` is set without ``output_dir``.
     Source: arXiv:1411.4038, section 5 (IoU and accuracies); arXiv:2103.16562, section 4 (boundary
-        IoU, here per class over the data set, as IoU is).
+        IoU, here per class over the dataset, as IoU is).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SemanticEvaluator(DatasetEvaluator):
         distributed: bool = True,
     ) -> None:
         if save_predictions and output_dir is None:
-            raise ValueError("Predictions can only be saved to an output_dir.")
+            raise ValueError("save_predictions=True requires an output_dir.")
         self._classes = list(class_names)
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._save_predictions = save_predictions
@@ -82,21 +82,22 @@ class SemanticEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
+        """Discard all predictions."""
         count = len(self._classes)
         self._confusion: Counts = np.zeros((count, count), dtype=np.int64)
-        # Boundary pixels of each class: of both maps, of either.
+        # Boundary pixels of each class: intersection and union.
         self._boundary: Counts = np.zeros((2, count), dtype=np.int64)
         self._image_iou: dict[str, float] = {}
-        # What is needed to draw an image again: label file and rule.
+        # Label file and its rule, to draw the worst images.
         self._truth: dict[str, tuple[Any, LabelReader | None]] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
-        """Counts the pixels of some images.
+        """Count the pixels of a batch of images.
 
         Args:
-            inputs: dicts with "file_name", "sem_seg_file_name" and perhaps "label_rule".
-            outputs: dicts with "sem_seg": scores (K, H, W), of the original image's size.
-        Raises: ValueError, naming the image, if a prediction cannot belong to the data set.
+            inputs: dicts with "file_name", "sem_seg_file_name" and optionally "label_rule".
+            outputs: dicts with "sem_seg": scores, (K, H, W), in the size of the original image.
+        Raises: ValueError if a prediction does not fit the dataset.
         """
         count = len(self._classes)
         for image, output in zip(inputs, outputs, strict=True):
@@ -104,33 +105,35 @@ class SemanticEvaluator(DatasetEvaluator):
             scores = output["sem_seg"]
             if len(scores) != count:
                 raise ValueError(
-                    f"The model predicts {len(scores)} classes, the data set has "
-                    f"{count}: set the model's number of classes to that."
+                    f"The model predicts {len(scores)} classes, but the dataset has {count}. Set "
+                    "the model's number of classes to that."
                 )
             if name in self._image_iou:
-                logger.warning("Image %s was predicted twice; the first result counts.", name)
+                logger.warning(
+                    "Image %s was predicted more than once. Only the first result counts.", name
+                )
                 continue
             path = image["sem_seg_file_name"]
             truth = read_labels(path, image.get("label_rule"))
             classes = scores.argmax(dim=0)
-            # Only the class of each pixel leaves the GPU.
+            # Only the class map is copied from the GPU, not the scores.
             predicted = classes.cpu().numpy()
             if truth.shape != predicted.shape:
-                raise ValueError(size_message(path, truth.shape, predicted.shape))
+                raise ValueError(size_mismatch_message(path, truth.shape, predicted.shape))
             if classes.is_cuda:
                 confusion = confusion_of(torch.from_numpy(truth).to(classes.device), classes, count)
             else:
-                found = pixel_confusion(truth, predicted, count, ignore_index=IGNORE)
-                confusion = found.astype(np.int64)
+                counts = pixel_confusion(truth, predicted, count, ignore_index=IGNORE)
+                confusion = counts.astype(np.int64)
             self._image_iou[name] = self._count(truth, predicted, confusion)
             self._truth[name] = (path, image.get("label_rule"))
             if self._save_predictions:
                 self._save(name, predicted)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Metrics, {"sem_seg": {"mIoU": ..., "IoU-wall": ..., "ACC-wall": ..., "BIoU-wall": ...}}.
+        """Return metrics, {"sem_seg": {"mIoU": ..., "IoU-wall": ..., "BIoU-wall": ...}}.
 
-        NaN for classes without ground truth.
+        Classes without ground truth are NaN.
         """
         own = (self._confusion, self._boundary, self._image_iou, self._truth)
         parts = comm.gather(own, dst=0) if self._distributed else [own]
@@ -140,7 +143,7 @@ class SemanticEvaluator(DatasetEvaluator):
         boundary = np.sum([part[1] for part in parts], axis=0)
         image_iou = {name: value for part in parts for name, value in part[2].items()}
         if not image_iou:
-            logger.warning("No image was processed: nothing to evaluate.")
+            logger.warning("No images were processed. There is nothing to evaluate.")
             return OrderedDict()
         metrics = semantic_metrics(confusion, boundary, self._classes)
         self._report(metrics, confusion, image_iou)
@@ -149,7 +152,7 @@ class SemanticEvaluator(DatasetEvaluator):
         return OrderedDict(sem_seg=metrics)
 
     def _count(self, truth: Counts, predicted: Counts, confusion: Counts) -> float:
-        """Adds one image; returns the mean IoU of its classes."""
+        """Add the counts of one image, and return the mean IoU of its classes."""
         self._confusion += confusion
         width = max(1, round(self._boundary_ratio * math.hypot(*truth.shape)))
         self._boundary += boundary_counts(truth, predicted, len(self._classes), width)
@@ -157,7 +160,7 @@ class SemanticEvaluator(DatasetEvaluator):
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else math.nan
 
     def _save(self, name: str, predicted: Counts) -> None:
-        write_picture(self._prediction_path(name), predicted)
+        write_png(self._prediction_path(name), predicted)
 
     def _prediction_path(self, name: str) -> Path:
         assert self._output_dir is not None
@@ -169,7 +172,7 @@ class SemanticEvaluator(DatasetEvaluator):
         image_iou: Mapping[str, float],
         truth: Mapping[str, tuple[Any, LabelReader | None]],
     ) -> None:
-        """Draws the IoU of the classes and the worst images, from the saved predictions."""
+        """Draw the IoU of each class, and the worst images from their saved predictions."""
         assert self._output_dir is not None
         iou = {name: metrics[f"IoU-{name}"] for name in self._classes}
         save_iou_chart(iou, self._output_dir / "iou.png", self._colors)
@@ -185,12 +188,12 @@ class SemanticEvaluator(DatasetEvaluator):
         ]
         if rows:
             save_comparison(rows, self._classes, self._output_dir / "worst.png", self._colors)
-        logger.info("Pictures: %s", self._output_dir)
+        logger.info("Saved visualizations to %s.", self._output_dir)
 
     def _report(
         self, metrics: Mapping[str, float], confusion: Counts, image_iou: Mapping[str, float]
     ) -> None:
-        """Logs the tables and writes `sem_seg_metrics.json`."""
+        """Log the tables and write `sem_seg_metrics.json`."""
         means = [two_decimals(metrics[name]) for name in MEANS]
         logger.info(
             "Semantic segmentation, %d images, in percent:\n%s",
@@ -208,7 +211,7 @@ class SemanticEvaluator(DatasetEvaluator):
         absent = [name for name, n in zip(self._classes, pixels, strict=True) if n == 0]
         if absent:
             logger.info(
-                "Classes without ground truth (left out of the means): %s", ", ".join(absent)
+                "Classes without ground truth (excluded from the means): %s.", ", ".join(absent)
             )
         if self._output_dir is None:
             return
@@ -224,11 +227,12 @@ class SemanticEvaluator(DatasetEvaluator):
 def prediction_path(
     folder: Path, image: str | os.PathLike[str], image_root: str | os.PathLike[str] | None
 ) -> Path:
-    """Return the file of an image's saved prediction, in the subfolders that the image is in.
+    """Return the file of an image's saved prediction, in the same subfolders as the image.
 
     Args:
         folder: output folder of the evaluation.
-        image_root: folder of the images; None for no subfolders.
+        image: image file.
+        image_root: image folder; None for no subfolders.
     """
     path = Path(image)
     inside = image_root is not None and path.is_relative_to(image_root)
@@ -237,12 +241,13 @@ def prediction_path(
 
 
 def confusion_of(truth: Tensor, predicted: Tensor, num_classes: int) -> Counts:
-    """Counts pixels on the device that holds the maps; equal to hotcoco's.
+    """Compute the confusion matrix on the device of the label maps; equal to hotcoco's.
 
     Args:
-        truth: (H, W), 0..K-1, or 255 where pixels do not count.
-        predicted: (H, W), 0..K-1.
-    Returns: (K, K), row the true class, column the predicted one.
+        truth: integer (H, W), 0..K-1, or 255 for ignored pixels.
+        predicted: integer (H, W), 0..K-1.
+        num_classes: K.
+    Returns: (K, K), rows are true classes, columns predicted ones.
     """
     valid = truth != IGNORE
     pairs = truth[valid].long() * num_classes + predicted[valid].long()
@@ -251,37 +256,44 @@ def confusion_of(truth: Tensor, predicted: Tensor, num_classes: int) -> Counts:
 
 
 def class_scores(confusion: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """IoU and accuracy of each class, 0..1, NaN for classes without ground truth.
+    """Compute IoU and accuracy of each class, (K,), 0..1, NaN for classes without ground truth.
 
     Args:
-        confusion: (K, K), row the true class, column the predicted one.
+        confusion: (K, K), rows are true classes, columns predicted ones.
     """
     correct, truth = np.diag(confusion), confusion.sum(axis=1)
     union = truth + confusion.sum(axis=0) - correct
     iou, accuracy = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
-    there = truth > 0
-    iou[there], accuracy[there] = correct[there] / union[there], correct[there] / truth[there]
+    present = truth > 0
+    iou[present] = correct[present] / union[present]
+    accuracy[present] = correct[present] / truth[present]
     return iou, accuracy
 
 
 def semantic_metrics(
     confusion: Counts, boundary: Counts, class_names: Sequence[str]
 ) -> dict[str, float]:
-    """All metrics in percent, the means first; arguments as in the functions around it."""
+    """Compute all metrics in percent, means first.
+
+    Args:
+        confusion: (K, K), rows are true classes, columns predicted ones.
+        boundary: (2, K), see :func:`boundary_counts`.
+        class_names: K names.
+    """
     iou, accuracy = class_scores(confusion)
     truth = confusion.sum(axis=1)
-    there = truth > 0
-    if not there.any():
-        logger.warning("Every pixel of the ground truth is ignored.")
+    present = truth > 0
+    if not present.any():
+        logger.warning("All ground-truth pixels are ignored.")
         return dict.fromkeys((*MEANS, *_per_class_names(class_names)), math.nan)
     boundary_iou = np.full(len(truth), np.nan)
-    # A class whose every pixel is close to an ignored one may have no boundary of its own.
-    with_boundary = there & (boundary[1] > 0)
+    # A class can lack boundary pixels, for example if all of it is next to ignored pixels.
+    with_boundary = present & (boundary[1] > 0)
     boundary_iou[with_boundary] = boundary[0, with_boundary] / boundary[1, with_boundary]
     means = {
-        "mIoU": np.mean(iou[there]),
-        "fwIoU": np.sum(truth[there] / truth.sum() * iou[there]),
-        "mACC": np.mean(accuracy[there]),
+        "mIoU": np.mean(iou[present]),
+        "fwIoU": np.sum(truth[present] / truth.sum() * iou[present]),
+        "mACC": np.mean(accuracy[present]),
         "pACC": np.trace(confusion) / truth.sum(),
         "mBIoU": np.mean(boundary_iou[with_boundary]) if with_boundary.any() else math.nan,
     }
@@ -295,11 +307,16 @@ def _per_class_names(class_names: Sequence[str]) -> list[str]:
 
 
 def boundary_counts(truth: Counts, predicted: Counts, num_classes: int, width: int) -> Counts:
-    """Boundary pixels of each class: in both maps, and in either.
+    """Count the boundary pixels of each class: intersection and union of both label maps.
 
-    A class's boundary are its pixels that have a pixel of another class, or the image's edge,
-    within ``width`` pixels in both directions. Ignored pixels are of no class, in either map.
+    The boundary of a class consists of its pixels within ``width`` pixels (maximum norm) of another
+    class or the image border. Ignored pixels are excluded from both maps.
 
+    Args:
+        truth: (H, W), 0..K-1, or 255 for ignored pixels.
+        predicted: (H, W), 0..K-1.
+        num_classes: K.
+        width: pixels.
     Returns: (2, K).
     """
     predicted = np.where(truth == IGNORE, IGNORE, predicted)
@@ -310,8 +327,8 @@ def boundary_counts(truth: Counts, predicted: Counts, num_classes: int, width: i
 
 
 def near_edge(labels: Counts, width: int) -> NDArray[np.bool_]:
-    """Where another label, or the end of the map, is within ``width`` pixels."""
-    # No label is -1: beyond its end, a map differs from everything.
+    """Return the pixels, (H, W), within ``width`` pixels of another label or the map border."""
+    # Padding with -1, which is not a label, makes the map border an edge.
     padded = np.pad(labels, width, constant_values=-1).astype(np.float32)
     kernel = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
     different = cv2.erode(padded, kernel) != cv2.dilate(padded, kernel)

@@ -11,7 +11,7 @@ from detectron2.data import Metadata
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.io.read_image import read_rgb, repaired
+from ..data.io.read_image import read_rgb, to_upright_rgb
 from ..engine.trainer import autocast
 from ..heads.tta import TestTimeAugmentation
 from .prediction import Prediction
@@ -124,7 +124,7 @@ def to_picture(image: ImageLike) -> Image.Image:
     if isinstance(image, str | Path):
         return read_rgb(image)[0]
     if isinstance(image, Image.Image):
-        return repaired(image)[0]
+        return to_upright_rgb(image)[0]
     array = np.asarray(image)
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not is_image or not array.size:

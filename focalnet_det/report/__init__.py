@@ -1,4 +1,4 @@
-"""One self-contained HTML page per evaluation."""
+"""Write a self-contained HTML report of an evaluation."""
 
 from .write_report import write_report
 

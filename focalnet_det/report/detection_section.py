@@ -1,4 +1,4 @@
-"""Boxes and masks: precision over recall, error types, confusions, best and worst images."""
+"""Report boxes and masks: precision-recall curves, error types, confusions and example images."""
 
 import contextlib
 import io
@@ -20,63 +20,72 @@ from ..visualization.draw_instances import draw_ground_truth, draw_predictions
 from .page import Note, Page, chart, columns, photo, side_by_side, table
 
 TITLES = {"bbox": "boxes", "segm": "masks"}
-# Images at either end of the ranking.
+# Number of worst and of best images.
 IMAGES = 3
 MIN_SCORE = 0.5
 LARGEST_MATRIX = 25
 
 # Source: arXiv:2008.08115, section 2.2.
 ERROR_TYPES = {
-    "Cls": "the right place, but another class",
-    "Loc": "the right class, but an overlap of 0.1 to 0.5 only",
-    "Both": "another class, and an overlap of 0.1 to 0.5 only",
-    "Dupe": "an object that a better detection has found already",
-    "Bkg": "background: no object overlaps it by 0.1",
-    "Miss": "an object that no detection of any kind above explains",
+    "Cls": "correct location, but wrong class",
+    "Loc": "correct class, but an IoU of only 0.1 to 0.5",
+    "Both": "wrong class, and an IoU of only 0.1 to 0.5",
+    "Dupe": "duplicate of a better detection of the same object",
+    "Bkg": "background, without any object at an IoU of 0.1",
+    "Miss": "undetected object not covered by another error type",
 }
 
 
 def add_detection(
     page: Page, results: Mapping[str, Any], metadata: Metadata, folder: Path, max_dets: int
 ) -> None:
-    """Adds the sections of every task among boxes and masks.
+    """Add the sections of boxes and masks.
 
     Args:
+        page: report.
         results: {task: {metric: percent}} of the evaluation.
-        folder: of the evaluation, with ``coco_instances_results.json``; gets the charts.
+        metadata: of the dataset.
+        folder: output folder of the evaluation, with ``coco_instances_results.json``; the charts
+            are written there.
+        max_dets: detections per image and class that count for AP.
     """
-    # hotcoco asks for weights of fonts that few machines have.
+    # hotcoco requests fonts that are rarely installed, and matplotlib warns about each.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     records = json.loads((folder / "coco_instances_results.json").read_text())
     tasks = [task for task in TITLES if task in results]
     if not records or not tasks:
-        page.add("Detections", "There are none: nothing to draw.")
+        page.add("Detections", "The model predicted none.")
         return
     truth = hotcoco.COCO(str(metadata.json_file))
     for task in tasks:
-        _add_task(page, matched(truth, records, task, max_dets), task, folder)
-    shown = [record for record in records if record["score"] >= MIN_SCORE]
-    if shown:
-        summary = matched(truth, shown, tasks[-1], max_dets).image_diagnostics()["img_summary"]
-        _add_images(page, summary, shown, metadata, tasks[-1])
+        _add_task(page, evaluate_records(truth, records, task, max_dets), task, folder)
+    confident = [record for record in records if record["score"] >= MIN_SCORE]
+    if confident:
+        scorer = evaluate_records(truth, confident, tasks[-1], max_dets)
+        summary = scorer.image_diagnostics()["img_summary"]
+        _add_images(page, summary, confident, metadata, tasks[-1])
 
 
-def matched(truth: Any, records: Sequence[Mapping[str, Any]], task: str, max_dets: int) -> Any:
-    """Hotcoco's evaluator of one task, accumulated.
+def evaluate_records(
+    truth: Any, records: Sequence[Mapping[str, Any]], task: str, max_dets: int
+) -> Any:
+    """Run hotcoco's COCOeval for one task, and return it.
 
     Args:
         truth: hotcoco.COCO.
-        records: of a COCO results file.
+        records: COCO results.
+        task: "bbox" or "segm".
+        max_dets: detections per image and class that count for AP.
     """
-    # COCO takes an area from the box if there is one; masks need their own.
+    # COCO computes areas from boxes if present, but masks need their own area.
     keys = ("image_id", "category_id", "score", TASK_FIELDS[task][1])
-    found = [{key: record[key] for key in keys} for record in records]
-    scorer = hotcoco.COCOeval(truth, truth.load_res(found), task)
+    results = [{key: record[key] for key in keys} for record in records]
+    scorer = hotcoco.COCOeval(truth, truth.load_res(results), task)
     scorer.params.max_dets = sorted({1, 10, max_dets})
     scorer.evaluate()
     scorer.accumulate()
     with contextlib.redirect_stdout(io.StringIO()):
-        scorer.summarize()  # the charts ask for it
+        scorer.summarize()  # required by the charts
     return scorer
 
 
@@ -86,7 +95,7 @@ def _add_task(page: Page, scorer: Any, task: str, folder: Path) -> None:
     by_class, _ = hotcoco.plot.pr_curve_top_n(scorer, top_n=10, paper_mode=True)
     page.add(
         f"Precision and recall of {title}",
-        "Left: the mean over the classes, for overlaps (IoU) of 0.5 to 0.95. Right: the ten best "
+        "Left: mean over the classes, for IoU thresholds of 0.5 to 0.95. Right: the ten best "
         "classes at an IoU of 0.5.",
         columns(
             chart(sweep, folder / f"pr_{task}.png"),
@@ -101,8 +110,8 @@ def _add_task(page: Page, scorer: Any, task: str, folder: Path) -> None:
     ]
     page.add(
         f"Errors of {title}",
-        f"AP50 is {100 * errors['ap_base']:.1f}. By how much it would rise if one type of error "
-        "alone were mended (TIDE).",
+        f"AP50 is {100 * errors['ap_base']:.1f}. The table shows its increase if only one type of "
+        "error were fixed (TIDE).",
         columns(
             chart(figure, folder / f"errors_{task}.png"),
             table(["", "count", "AP50 lost"], rows),
@@ -113,15 +122,17 @@ def _add_task(page: Page, scorer: Any, task: str, folder: Path) -> None:
     figure, _ = hotcoco.plot.confusion_matrix(confusion, top_n=top, paper_mode=True)
     page.add(
         f"Confusions of {title}",
-        f"Detections of at least {MIN_SCORE:.0%}, matched at an IoU of 0.5 whatever their class. "
-        "Rows are true classes; BG is the background: objects missed, and detections of nothing.",
+        f"Detections with scores of at least {MIN_SCORE:.0%}, matched at an IoU of 0.5 regardless "
+        "of class. Rows are true classes; BG (background) counts missed objects and false "
+        "detections.",
         chart(figure, folder / f"confusion_{task}.png"),
     )
 
 
 def ranked(summary: Mapping[int, Mapping[str, Any]]) -> list[int]:
-    """Image ids, worst first: by F1, then by the number of errors; images without objects and
-    detections are left out.
+    """Sort image ids by F1 and number of errors, worst first.
+
+    Images without both objects and detections are excluded.
     """
 
     def key(image_id: int) -> tuple[float, float]:
@@ -144,12 +155,12 @@ def _add_images(
     order = [image_id for image_id in order if image_id in by_id]
     count = min(IMAGES, len(order) // 2)
     ends = {"Worst images": order[:count], "Best images": order[::-1][:count]}
-    for title, chosen in ends.items():
+    for title, image_ids in ends.items():
         photos = []
-        for image_id in chosen:
+        for image_id in image_ids:
             record, row = by_id[image_id], summary[image_id]
-            found = [r for r in records if r["image_id"] == image_id]
-            instances = to_instances(found, metadata, (record["height"], record["width"]))
+            detections = [r for r in records if r["image_id"] == image_id]
+            instances = to_instances(detections, metadata, (record["height"], record["width"]))
             pair = side_by_side(
                 [
                     draw_ground_truth(record, metadata),
@@ -157,15 +168,15 @@ def _add_images(
                 ]
             )
             caption = (
-                f"{Path(record['file_name']).name}: F1 {row['f1']:.2f}; {row['tp']} found, "
-                f"{row['fn']} missed, {row['fp']} wrong"
+                f"{Path(record['file_name']).name}: F1 {row['f1']:.2f}; {row['tp']} correct, "
+                f"{row['fn']} missed, {row['fp']} false"
             )
             photos.append(photo(pair, caption))
         if photos:
             page.add(
                 title,
-                f"Ground truth, and detections of at least {MIN_SCORE:.0%}. F1 and counts are of "
-                f"{TITLES[task]} at an IoU of 0.5.",
+                f"Ground truth, and detections with scores of at least {MIN_SCORE:.0%}. F1 and "
+                f"counts refer to {TITLES[task]} at an IoU of 0.5.",
                 *photos,
             )
 
@@ -173,7 +184,13 @@ def _add_images(
 def to_instances(
     records: Sequence[Mapping[str, Any]], metadata: Metadata, size: tuple[int, int]
 ) -> Instances:
-    """Detectron2's instances of one image from COCO results; size is (height, width)."""
+    """Convert COCO results of one image to Detectron2's instances.
+
+    Args:
+        records: COCO results.
+        metadata: of the dataset.
+        size: height and width of the image, pixels.
+    """
     classes = metadata.thing_dataset_id_to_contiguous_id
     instances = Instances(size)
     boxes = np.array([record["bbox"] for record in records], dtype=np.float32).reshape(-1, 4)

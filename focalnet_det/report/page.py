@@ -1,4 +1,4 @@
-"""HTML pages that need nothing beside themselves: style and pictures are inside."""
+"""Build self-contained HTML pages with embedded style and images."""
 
 import base64
 import io
@@ -48,25 +48,26 @@ img { max-width: 100%; height: auto; }
 
 @dataclass(frozen=True)
 class Bar:
-    """A percentage, drawn as a bar behind its number."""
+    """Table cell with a percentage and a bar behind it."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Note:
-    """A cell of words."""
+    """Table cell with left-aligned text."""
 
     text: str
 
 
 @dataclass
 class Page:
-    """Sections in order; see :meth:`html`.
+    """HTML page of sections.
 
     Attributes:
-        title, subtitle: of the page.
-        tiles: (label, value) of the most important numbers.
+        title, subtitle: plain text.
+        tiles: (label, value) of key figures.
+        sections: HTML, in order.
     """
 
     title: str
@@ -75,12 +76,18 @@ class Page:
     sections: list[str] = field(default_factory=list)
 
     def add(self, title: str, text: str, *parts: str) -> None:
-        """A section of HTML parts; ``text`` is plain."""
+        """Add a section.
+
+        Args:
+            title: plain text.
+            text: plain text of the first paragraph; "" for none.
+            parts: HTML.
+        """
         body = f"<p>{escape(text)}</p>" if text else ""
         self.sections.append(f"<section><h2>{escape(title)}</h2>{body}{''.join(parts)}</section>")
 
     def html(self) -> str:
-        """The page."""
+        """Render the page."""
         tiles = "".join(
             f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
             for label, value in self.tiles
@@ -95,7 +102,13 @@ class Page:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Cells are words, numbers (two decimals, "-" for NaN), :class:`Bar` or :class:`Note`."""
+    """Render a table.
+
+    Args:
+        header: column titles.
+        rows: cells, each a string, a number (two decimals, "-" for NaN), a :class:`Bar` or a
+            :class:`Note`.
+    """
     head = "".join(f"<th>{escape(title)}</th>" for title in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -112,42 +125,47 @@ def _cell(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Two decimals, "-" for NaN."""
+    """Format a number with two decimals; "-" for NaN."""
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def chart(figure: Figure, path: Path, caption: str = "") -> str:
-    """Saves a figure as PNG, closes it, and embeds it."""
+    """Save a figure as PNG, close it, and embed it."""
     save_figure(figure, path, bbox_inches="tight")
     return saved_chart(path, caption)
 
 
 def saved_chart(path: Path, caption: str = "") -> str:
-    """Embeds a PNG file."""
-    return _picture(path.read_bytes(), "image/png", caption)
+    """Embed a PNG file."""
+    return _embed(path.read_bytes(), "image/png", caption)
 
 
 def photo(image: NDArray[np.uint8], caption: str = "") -> str:
-    """Embeds an (H, W, 3) RGB image as JPEG."""
+    """Embed a uint8 RGB image, (H, W, 3), as JPEG."""
     data = io.BytesIO()
     Image.fromarray(image).save(data, format="jpeg", quality=85)
-    return _picture(data.getvalue(), "image/jpeg", caption)
+    return _embed(data.getvalue(), "image/jpeg", caption)
 
 
-def _picture(data: bytes, kind: str, caption: str) -> str:
-    source = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    words = escape(caption, quote=True)
-    title = f"<figcaption>{words}</figcaption>" if caption else ""
-    return f'<figure>{title}<img src="{source}" alt="{words}"></figure>'
+def _embed(data: bytes, mime_type: str, caption: str) -> str:
+    source = f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"
+    text = escape(caption, quote=True)
+    title = f"<figcaption>{text}</figcaption>" if caption else ""
+    return f'<figure>{title}<img src="{source}" alt="{text}"></figure>'
 
 
 def columns(*parts: str) -> str:
-    """Parts side by side where the window is wide enough."""
+    """Arrange HTML parts side by side if the window is wide enough."""
     return f'<div class="columns">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 
 
 def side_by_side(images: Sequence[NDArray[np.uint8]], gap: int = 8) -> NDArray[np.uint8]:
-    """(H, W, 3) images in one row, white between them; all get the height of the first."""
+    """Concatenate images, (H, W, 3), horizontally, resized to the height of the first.
+
+    Args:
+        images: uint8 RGB.
+        gap: white pixels between them.
+    """
     height = images[0].shape[0]
     row: list[NDArray[np.uint8]] = []
     for image in images:

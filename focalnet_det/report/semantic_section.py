@@ -1,4 +1,4 @@
-"""Semantic segmentation: classes taken for others, best and worst images."""
+"""Report semantic segmentation: confusions between classes, and example images."""
 
 import json
 import math
@@ -27,32 +27,38 @@ Counts = NDArray[np.int64]
 
 
 def add_semantic(page: Page, metadata: Metadata, folder: Path) -> None:
-    """Adds the sections of semantic segmentation.
+    """Add the sections of semantic segmentation.
 
     Args:
-        folder: of the evaluation, with ``sem_seg_metrics.json`` and ``predictions``.
+        page: report.
+        metadata: of the dataset.
+        folder: output folder of the evaluation, with ``sem_seg_metrics.json`` and ``predictions``.
     """
     content = json.loads((folder / "sem_seg_metrics.json").read_text())
     classes, confusion = content["classes"], np.array(content["confusion"], dtype=np.int64)
     rows = top_confusions(confusion, classes)
     page.add(
-        "Classes taken for others",
-        "Which share of a class's pixels was given to another class; the largest mistakes by "
-        "pixels.",
-        table(["true class", "taken for", "of the class, %", "pixels"], rows),
+        "Largest confusions",
+        "Pairs of classes with the most misclassified pixels, and their share of the true class.",
+        table(["true class", "predicted class", "% of true class", "pixels"], rows),
     )
     if len(classes) <= LARGEST_MATRIX:
         figure = confusion_figure(confusion, classes)
         page.add(
             "Confusion matrix",
-            "Rows are true classes: where their pixels went, in percent.",
+            "Percentage of each true class (rows) by predicted class (columns).",
             chart(figure, folder / "confusion_sem_seg.png"),
         )
     _add_images(page, content["image_mIoU"], classes, metadata, folder)
 
 
 def top_confusions(confusion: Counts, classes: Sequence[str]) -> list[list[Any]]:
-    """Rows of (true class, predicted class, share of the true class in percent, pixels)."""
+    """Return rows (true class, predicted class, share of the true class in percent, pixels).
+
+    Args:
+        confusion: (K, K), rows are true classes, columns predicted ones.
+        classes: K names.
+    """
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(wrong, axis=None, kind="stable")[::-1][:CONFUSIONS]
@@ -67,7 +73,7 @@ def top_confusions(confusion: Counts, classes: Sequence[str]) -> list[list[Any]]
 
 
 def confusion_figure(confusion: Counts, classes: Sequence[str]) -> Figure:
-    """The confusion matrix as colours, rows in percent; small ones with numbers."""
+    """Draw a confusion matrix, (K, K), with rows in percent; numbers are shown up to K = 20."""
     total = confusion.sum(axis=1, keepdims=True)
     shares = 100 * confusion / np.maximum(total, 1)
     side = 2.2 + 0.42 * len(classes)
@@ -104,9 +110,9 @@ def _add_images(
     order = sorted(scored, key=lambda name: scored[name])
     count = min(IMAGES, len(order) // 2)
     ends = {"Worst images": order[:count], "Best images": order[::-1][:count]}
-    for title, chosen in ends.items():
+    for title, names in ends.items():
         photos, seen = [], set()
-        for name in chosen:
+        for name in names:
             record = records[name]
             path = prediction_path(folder, name, metadata.get("image_root"))
             if not path.exists():
@@ -119,22 +125,22 @@ def _add_images(
             caption = f"{Path(name).name}: mIoU {100 * scored[name]:.1f}"
             photos.append(photo(side_by_side([image, *maps]), caption))
         if photos:
-            shown = [int(k) for k in sorted(seen) if k < len(classes)]
+            present = [int(k) for k in sorted(seen) if k < len(classes)]
             page.add(
                 title,
-                "Image, ground truth and prediction; mIoU over the classes of the image.",
-                _legend(shown, classes, colors),
+                "Image, ground truth and prediction; mIoU is over the classes of the image.",
+                _legend(present, classes, colors),
                 *photos,
             )
 
 
 def _legend(
-    shown: Sequence[int], classes: Sequence[str], colors: Sequence[tuple[int, int, int]]
+    present: Sequence[int], classes: Sequence[str], colors: Sequence[tuple[int, int, int]]
 ) -> str:
     items = "".join(
         f'<span style="display:inline-block;margin-right:14px"><span style="display:inline-block;'
         f"width:12px;height:12px;margin-right:5px;border-radius:2px;"
         f'background:rgb{tuple(colors[k])}"></span>{escape(classes[k])}</span>'
-        for k in shown
+        for k in present
     )
     return f"<p>{items}</p>"

@@ -1,4 +1,4 @@
-"""The page of one evaluation, from the files that it and the training have left."""
+"""Write the HTML report of an evaluation from the output files of evaluation and training."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from .semantic_section import add_semantic
 
 logger = logging.getLogger("focalnet_det")
 
-# The metrics in large figures at the top.
+# Metrics shown as key figures at the top.
 MAIN_METRICS = ("AP", "mIoU", "PQ")
 TASKS = {
     "bbox": "boxes",
@@ -36,20 +36,20 @@ def write_report(
     max_dets: int = 100,
     run: Path | None = None,
 ) -> Path:
-    """Writes ``report.html`` into the folder of an evaluation, and its charts as PNG.
+    """Write ``report.html`` and its charts into the output folder of an evaluation.
 
     Args:
-        name: of the registered data set.
+        name: registered dataset.
         results: {task: {metric: percent}}; "AP-person" is the AP of a class.
-        folder: what the evaluator wrote into.
-        weights: what was evaluated, in words.
-        max_dets: predictions per image that entered AP.
-        run: folder of the training, for its curves.
-    Returns: path of the page.
+        folder: output folder of the evaluator.
+        weights: description of the evaluated checkpoint.
+        max_dets: detections per image and class that count for AP.
+        run: output folder of the training, for its curves; None for none.
+    Returns: path of the report.
     """
     metadata = MetadataCatalog.get(name)
-    words = [f"{len(DatasetCatalog.get(name)):,} images", weights]
-    page = Page(title=f"Evaluation on {name}", subtitle=", ".join(filter(None, words)))
+    details = [f"{len(DatasetCatalog.get(name)):,} images", weights]
+    page = Page(title=f"Evaluation on {name}", subtitle=", ".join(filter(None, details)))
     add_metrics(page, results)
     metrics = None if run is None else run / "metrics.json"
     if metrics is not None and metrics.exists():
@@ -62,7 +62,7 @@ def write_report(
         add_semantic(page, metadata, folder)
     path = folder / "report.html"
     write_text(path, page.html(), durable=False)
-    logger.info("Report: %s", path)
+    logger.info("Saved report to %s.", path)
     return path
 
 
@@ -71,7 +71,10 @@ def _has_truth(metadata: Metadata, results: Mapping[str, Any]) -> bool:
 
 
 def add_metrics(page: Page, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Adds the tiles, and the tables of means and of classes; tasks of equal metrics share one."""
+    """Add key figures, and tables of overall and per-class metrics.
+
+    Tasks with the same metrics share a table.
+    """
     means: dict[tuple[str, ...], list[list[Any]]] = {}
     classes: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
     for task, metrics in results.items():
@@ -90,7 +93,7 @@ def add_metrics(page: Page, results: Mapping[str, Mapping[str, float]]) -> None:
             columns = {f"{kind}{suffix}": value for kind, value in values.items()}
             merged[cls] = merged.get(cls, {}) | columns
     tables = [table(["", *names], rows) for names, rows in means.items()]
-    page.add("Metrics", "In percent; - where there is nothing to measure.", *tables)
+    page.add("Metrics", "In percent; - if undefined.", *tables)
     for rows in filter(None, classes.values()):
         kinds = list(dict.fromkeys(kind for values in rows.values() for kind in values))
         body = [
@@ -101,7 +104,7 @@ def add_metrics(page: Page, results: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def per_class(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """{class: {metric: value}} of metrics such as "AP-person"."""
+    """Group metrics such as "AP-person" to {class: {metric: value}}."""
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         kind, dash, cls = name.partition("-")

@@ -1,1 +1,1 @@
-"""Pictures of data and predictions."""
+"""Visualize data, predictions and training curves."""

@@ -1,4 +1,4 @@
-"""Training curves from the JSON lines that a run writes."""
+"""Plot training curves from the JSON lines of a run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from .figures import save_figure
 
-# The metric of a task that stands for it; of others, all that are no class's.
+# Main metric of each task.
 HEADLINES = ("AP", "mIoU", "PQ")
 
 Curve = tuple[list[int], list[float]]
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Iterations and values of each number in a file of JSON lines; damaged lines are left out."""
+    """Read iterations and values of each metric from a file of JSON lines; skip damaged lines."""
     curves: dict[str, Curve] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -35,7 +35,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 
 def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
-    """Mean of each value and those up to ``width // 2`` before and after it."""
+    """Smooth values with a centered moving average over ``width // 2`` neighbors on each side."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     first = np.maximum(index - width // 2, 0)
@@ -45,11 +45,12 @@ def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
 
 
 def save_curves(metrics: Path, path: Path) -> bool:
-    """Saves a PNG of losses, learning rate and test scores over the iterations of a run.
+    """Save a PNG of losses, learning rate and test scores over the iterations of a run.
 
     Args:
         metrics: ``metrics.json`` of the run.
-    Returns: whether there was anything to draw.
+        path: PNG to write.
+    Returns: False if there are no losses, so that nothing is written.
     """
     curves = read_curves(metrics) if metrics.is_file() else {}
     losses = {k: v for k, v in curves.items() if k == "total_loss" or k.startswith("loss_")}
@@ -62,10 +63,10 @@ def save_curves(metrics: Path, path: Path) -> bool:
         width = max(1, len(values) // 25)
         label = name.removeprefix("loss_").replace("total_loss", "total")
         axes[0].plot(iterations, smoothed(values, width), label=label)
-    # Losses of which some are 0 have no logarithm.
+    # Losses of 0 cannot be shown on a logarithmic scale.
     if all(min(values) > 0 for _, values in losses.values()):
         axes[0].set_yscale("log")
-    _finish(axes[0], "loss")
+    _format_axis(axes[0], "loss")
     _plot(axes[1], {"learning rate": curves["lr"]} if "lr" in curves else {}, "learning rate", "")
     if scores:
         _plot(axes[2], {k: scores[k] for k in sorted(scores)}, "test score, %", "o")
@@ -77,10 +78,10 @@ def save_curves(metrics: Path, path: Path) -> bool:
 def _plot(axis: Axes, curves: Mapping[str, Curve], title: str, marker: str) -> None:
     for name, (iterations, values) in curves.items():
         axis.plot(iterations, values, label=name, marker=marker, markersize=4)
-    _finish(axis, title)
+    _format_axis(axis, title)
 
 
-def _finish(axis: Axes, title: str) -> None:
+def _format_axis(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("iteration")
     axis.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Instances drawn on images: ground truth beside prediction."""
+"""Draw instances on images, ground truth beside predictions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from ..data.instances.mappers import clean_annotations
 from ..data.io.read_image import read_image
 from .figures import save_figure
 
-# Every picture is at least this many pixels high, so that labels on small images can be read.
+# Pixels; smaller images are enlarged so that labels are legible.
 MIN_HEIGHT = 420
 
 
 def class_colors(count: int) -> list[tuple[float, float, float]]:
-    """A distinct RGB colour, 0..1, for each of up to 20 classes; the colours then repeat."""
+    """Return an RGB color, 0..1, for each class; colors repeat after 20 classes."""
     palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
     return [matplotlib.colors.to_rgb(palette[i % len(palette)]) for i in range(count)]
 
 
 def draw_ground_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """The annotations of a Detectron2 data set record on its image, as training would have them.
+    """Draw the annotations of a record, cleaned as in training, on its image.
 
-    Returns: (H, W, 3) uint8 RGB.
+    Returns: uint8 RGB, (H, W, 3).
     """
     image = read_rgb(record)
     annotations = record.get("annotations", [])
@@ -50,11 +50,14 @@ def draw_ground_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
 def draw_predictions(
     record: dict[str, Any], instances: Any, metadata: Metadata, *, min_score: float
 ) -> np.ndarray:
-    """Predicted instances with at least ``min_score`` on the image of a record.
+    """Draw predicted instances on the image of a record.
 
     Args:
-        instances: Detectron2 ``Instances`` at the image's own size, on the CPU.
-    Returns: (H, W, 3) uint8 RGB.
+        record: in Detectron2's format.
+        instances: Detectron2 ``Instances`` in the size of the original image, on the CPU.
+        metadata: of the dataset.
+        min_score: score threshold.
+    Returns: uint8 RGB, (H, W, 3).
     """
     return draw_instances(read_rgb(record), instances, metadata, min_score=min_score)
 
@@ -97,15 +100,16 @@ def save_comparison(
     min_score: float = 0.5,
     drawings: "Drawings | None" = None,
 ) -> None:
-    """Saves a PNG with a row per image: image, ground truth, prediction.
+    """Save a PNG with one row per image: image, ground truth, prediction.
 
     Args:
         model: a Detectron2 model in eval mode.
-        records: of the data set, with annotations.
-        inputs: the same images as the model wants them.
-        path: of the PNG.
-        min_score: of the instances that are drawn.
-        drawings: what is drawn; None for instances.
+        records: in Detectron2's format, with annotations.
+        inputs: model inputs of the same images.
+        metadata: of the dataset.
+        path: PNG to write.
+        min_score: score threshold of instances.
+        drawings: drawing functions; None for instances.
     """
     drawings = drawings or INSTANCES
     figure, axes = plt.subplots(
@@ -127,18 +131,18 @@ def save_comparison(
 def draw_output(
     record: dict[str, Any], output: dict[str, Any], metadata: Metadata, min_score: float
 ) -> np.ndarray:
-    """The instances of a model's output on the image of a record, as ``draw_predictions``."""
+    """Draw the instances of a model output on the image of a record."""
     instances = output["instances"].to("cpu")
     return draw_predictions(record, instances, metadata, min_score=min_score)
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """How the truth and a model's output are drawn on an image, each (H, W, 3) uint8 RGB.
+    """Functions that draw ground truth and model outputs as uint8 RGB, (H, W, 3).
 
     Attributes:
-        truth: of (record, metadata).
-        prediction: of (record, output of the model, metadata, least score).
+        truth: called with (record, metadata).
+        prediction: called with (record, model output, metadata, score threshold).
     """
 
     truth: Callable[[dict[str, Any], Metadata], np.ndarray]
@@ -149,7 +153,7 @@ INSTANCES = Drawings(truth=draw_ground_truth, prediction=draw_output)
 
 
 def read_rgb(record: dict[str, Any]) -> np.ndarray:
-    """The image of a record, (H, W, 3) uint8 RGB."""
+    """Read the image of a record as uint8 RGB, (H, W, 3)."""
     return read_image(record["file_name"], "RGB")
 
 

@@ -1,4 +1,4 @@
-"""Panoptic segments drawn on images, with the names of their classes."""
+"""Draw panoptic segments with class names on images."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from .draw_instances import MIN_HEIGHT, Drawings, draw_ground_truth, draw_output
 from .draw_semantic import palette
 
 OPACITY = 0.6
-# Names are written on segments of this share of the image and more.
+# Least area of segments that are labeled with their class, as a fraction of the image.
 NAMED_SHARE = 0.004
-# Of the names, as a share of the image's height.
+# Font size, as a fraction of the image height.
 NAME_SIZE = 0.045
 
 
@@ -27,23 +27,23 @@ def draw_segments(
     segments: Sequence[Mapping[str, Any]],
     metadata: Metadata,
 ) -> np.ndarray:
-    """Segments as colours over an image, with white outlines and their names; void is darkened.
+    """Draw segments as colors over an image, with white outlines and names; void is darkened.
 
-    The colour is the class's, a little brighter or darker for each thing, so that things that touch
-    can be told apart.
+    The color of a class is slightly varied for each thing, to distinguish touching instances.
 
     Args:
-        image: (H, W, 3) RGB.
-        ids: (H, W), 0 where there is no segment.
+        image: uint8 RGB, (H, W, 3).
+        ids: segment ids, (H, W), 0 for void.
         segments: dicts with "id", "category_id" (class of the model) and "isthing".
-    Returns: (h, w, 3) uint8 RGB, enlarged where the image is small.
+        metadata: of the dataset.
+    Returns: uint8 RGB, (h, w, 3); small images are enlarged.
     """
     scale = max(1.0, MIN_HEIGHT / image.shape[0])
     colors = np.zeros((*ids.shape, 3), dtype=np.float64)
     for segment in segments:
         shade = 1.0
         if segment["isthing"]:
-            # The same in every run.
+            # A checksum instead of a random number keeps colors reproducible.
             shade = 0.75 + 0.5 * (zlib.crc32(str(segment["id"]).encode()) % 100) / 100
         colors[ids == segment["id"]] = np.clip(np.multiply(color(segment, metadata), shade), 0, 255)
     mixed = image * (1 - OPACITY) + colors * OPACITY
@@ -56,37 +56,38 @@ def draw_segments(
         mask = ids == segment["id"]
         if mask.mean() >= NAMED_SHARE:
             name = class_name(segment, metadata)
-            drawer.draw_text(name, inside(mask), font_size=NAME_SIZE * image.shape[0], color="w")
+            size = NAME_SIZE * image.shape[0]
+            drawer.draw_text(name, interior_point(mask), font_size=size, color="w")
     return drawer.get_output().get_image()
 
 
-def inside(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """X and y of the pixel of a mask (H, W) that is furthest from its outside."""
+def interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return x and y of the pixel of a mask, (H, W), that is farthest from its outside."""
     distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
     return int(x), int(y)
 
 
 def class_name(segment: Mapping[str, Any], metadata: Metadata) -> str:
-    """Name of a segment's class."""
+    """Return the class name of a segment."""
     names = metadata.thing_classes if segment["isthing"] else metadata.stuff_classes
     return str(names[segment["category_id"]])
 
 
 def color(segment: Mapping[str, Any], metadata: Metadata) -> tuple[int, int, int]:
-    """Colour of a segment's class, RGB 0..255: the data set's, or of a palette."""
+    """Return the class color of a segment, RGB 0..255, from the metadata or a default palette."""
     kind = "thing" if segment["isthing"] else "stuff"
-    found = metadata.get(f"{kind}_colors")
-    if found is None:
+    colors = metadata.get(f"{kind}_colors")
+    if colors is None:
         things, stuff = len(metadata.thing_classes), len(metadata.stuff_classes)
-        shades = palette(things + stuff)
-        found = shades[:things] if segment["isthing"] else shades[things:]
-    red, green, blue = found[segment["category_id"]]
+        all_colors = palette(things + stuff)
+        colors = all_colors[:things] if segment["isthing"] else all_colors[things:]
+    red, green, blue = colors[segment["category_id"]]
     return red, green, blue
 
 
 def draw_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """The segments of a record, or its instances where it names no panoptic PNG."""
+    """Draw the panoptic segments of a record, or its instances if it has no panoptic PNG."""
     if "pan_seg_file_name" not in record:
         return draw_ground_truth(record, metadata)
     ids = read_segment_ids(record["pan_seg_file_name"])
@@ -96,7 +97,7 @@ def draw_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
 def draw_prediction(
     record: dict[str, Any], output: dict[str, Any], metadata: Metadata, min_score: float
 ) -> np.ndarray:
-    """The segments of a model's output, or its instances where it has no panoptic answer."""
+    """Draw the panoptic segments of a model output, or its instances if it has none."""
     if "panoptic_seg" not in output:
         return draw_output(record, output, metadata, min_score)
     ids, segments = output["panoptic_seg"]

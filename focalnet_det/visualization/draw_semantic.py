@@ -1,4 +1,4 @@
-"""Semantic segmentation in pictures: colours over images, IoU of the classes, worst images."""
+"""Draw semantic segmentation: overlays, comparisons with the ground truth, and IoU charts."""
 
 import colorsys
 import math
@@ -15,15 +15,15 @@ from ..data.io.labels import IGNORE
 from ..data.io.read_image import read_image
 from .figures import save_figure
 
-# Of a turn. With these brightnesses and saturations, 150 colours differ by 9 of 255 or more, and
-# those of neighbouring classes by 99.
+# Hue difference of consecutive classes, 1 for a full turn. With the (value, saturation) levels
+# below, 150 colors differ by 9 of 255 or more, and those of consecutive classes by 99.
 HUE_STEP = 0.3183
 LEVELS = ((1, 0.9), (0.6, 0.9), (0.8, 0.5), (1, 0.4), (0.4, 0.8), (0.8, 0.9), (0.6, 0.45))
 BLACK = (0, 0, 0)
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
-    """A colour for each class, RGB 0..255; classes of close numbers have distant hues."""
+    """Return a color for each class, RGB 0..255; consecutive classes have distant hues."""
     colors = []
     for index in range(count):
         value, saturation = LEVELS[index % len(LEVELS)]
@@ -39,13 +39,14 @@ def overlay(
     *,
     opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
-    """Classes as colours over an image; where there is no class, the image alone, darkened.
+    """Blend class colors with an image; ignored pixels are darkened.
 
     Args:
-        image: (H, W, 3).
-        labels: (H, W), 255 where there is none.
-        opacity: of the colours, 0..1.
-    Returns: (H, W, 3).
+        image: uint8 RGB, (H, W, 3).
+        labels: (H, W), 255 for ignored pixels.
+        colors: RGB of each class, 0..255.
+        opacity: of the colors, 0..1.
+    Returns: uint8 RGB, (H, W, 3).
     """
     table = np.array([*colors, BLACK], dtype=np.float32)
     indices = np.where(labels == IGNORE, len(colors), labels)
@@ -59,7 +60,7 @@ def add_legend(
     class_names: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
 ) -> None:
-    """A legend below an axis, of some classes."""
+    """Add a legend of the given classes below an axis."""
     patches = [Patch(color=fractions(colors[k]), label=class_names[k]) for k in shown]
     axis.legend(
         handles=patches,
@@ -77,10 +78,12 @@ def save_comparison(
     path: Path,
     colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> None:
-    """Saves a PNG with a row per image: image, ground truth, prediction, with a legend.
+    """Save a PNG with one row per image: image, ground truth, prediction, and a legend.
 
     Args:
-        rows: image file, true labels, predicted labels, (H, W) each, and a title.
+        rows: image file, true labels and predicted labels, (H, W) each, and a title.
+        class_names: in order of class.
+        path: PNG to write.
         colors: RGB of each class, 0..255; None for those of :func:`palette`.
     """
     colors = colors or palette(len(class_names))
@@ -106,10 +109,12 @@ def save_comparison(
 def save_iou_chart(
     iou: Mapping[str, float], path: Path, colors: Sequence[tuple[int, int, int]] | None = None
 ) -> None:
-    """Saves a bar chart, best class first; classes without IoU (NaN) are named at the end.
+    """Save a bar chart of class IoU, best class first, classes without IoU (NaN) last.
 
     Args:
-        iou: of each class, percent, in order of class.
+        iou: percent, by class name, in order of class.
+        path: PNG to write.
+        colors: RGB of each class, 0..255; None for those of :func:`palette`.
     """
     colors = colors or palette(len(iou))
     order = sorted(iou, key=lambda name: (math.isnan(iou[name]), -iou[name]))
@@ -127,5 +132,5 @@ def save_iou_chart(
 
 
 def fractions(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    """RGB 0..255 -> 0..1, as matplotlib takes it."""
+    """Convert RGB from 0..255 to 0..1, the range of matplotlib."""
     return color[0] / 255, color[1] / 255, color[2] / 255

@@ -1,4 +1,4 @@
-"""Figures as files."""
+"""Save matplotlib figures."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from ..atomic import replacing
 
 
 def save_figure(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure as a PNG of 110 dots per inch, whole or not at all, and close it.
+    """Save a figure as a PNG of 110 dpi atomically, and close it.
 
     Args:
-        options: of ``savefig``.
-    Raises: OSError if the file cannot be written; the figure is closed all the same.
+        figure: the figure.
+        path: PNG to write.
+        options: passed to ``savefig``.
+    Raises: OSError if the file cannot be written; the figure is closed nevertheless.
     """
     try:
         with replacing(path, durable=False) as temporary:

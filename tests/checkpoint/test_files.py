@@ -1,4 +1,4 @@
-"""What is said of files that are not intact checkpoints, by every kind of damage and of stranger."""
+"""Name what files are that are not intact checkpoints, by kind of damage and of stranger."""
 
 import bz2
 import gzip

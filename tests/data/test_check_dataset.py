@@ -16,7 +16,7 @@ from focalnet_det.data.panoptic.panoptic_sets import (
     register_panoptic,
     separated_classes,
 )
-from focalnet_det.data.registry import COCO_SETS, register_coco, register_coco_later
+from focalnet_det.data.registry import COCO_SETS, register_coco, register_coco_lazily
 from focalnet_det.data.semantic.label_folders import ClassList, register_sem_seg
 from tests.helpers import bad_files
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("forget_data_sets")
 
 def test_coco(tmp_path: Path) -> None:
     images = bad_files.write_images(tmp_path / "images")
-    register_coco_later(NAME, tmp_path / "a.json", images, {"thing_colors": [[1, 2, 3]] * 2})
-    with pytest.raises(FileNotFoundError, match=f"Data set {NAME}: .*a.json does not exist"):
+    register_coco_lazily(NAME, tmp_path / "a.json", images, {"thing_colors": [[1, 2, 3]] * 2})
+    with pytest.raises(FileNotFoundError, match=f"Dataset {NAME}: .*a.json does not exist"):
         check_dataset(NAME, evaluation=True)
     bad_files.write_json(tmp_path / "a.json", bad_files.coco())
     assert check_dataset(NAME, evaluation=True) == 3
@@ -42,7 +42,7 @@ def test_coco(tmp_path: Path) -> None:
 def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     images = bad_files.write_images(tmp_path / "images")
     content = bad_files.coco()
-    register_coco_later(NAME, bad_files.write_json(tmp_path / "a.json", content), images)
+    register_coco_lazily(NAME, bad_files.write_json(tmp_path / "a.json", content), images)
     check_dataset(NAME, evaluation=False)
     content["categories"][1]["name"] = "c"
     bad_files.write_json(tmp_path / "a.json", content)
@@ -82,5 +82,5 @@ def test_cocos_own_names_keep_their_metadata() -> None:
     register_coco()
     for name in COCO_SETS:
         assert MetadataCatalog.get(name).as_dict() == before[name]
-        with pytest.raises(FileNotFoundError, match=f"Data set {name}: .*does not exist"):
+        with pytest.raises(FileNotFoundError, match=f"Dataset {name}: .*does not exist"):
             check_dataset(name, evaluation=True)

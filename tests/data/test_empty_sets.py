@@ -51,7 +51,7 @@ def train_loader(**options: Any) -> Any:
 def test_training_says_it_in_a_sentence(case: str, tmp_path: Path) -> None:
     registered(tmp_path, EMPTY[case])
     assert MetadataCatalog.get(NAME).num_annotated_images == 0
-    with pytest.raises(ValueError, match="none of its 3 images has an annotation that is not a cr"):
+    with pytest.raises(ValueError, match="none of its 3 images has an annotation other than cr"):
         train_loader()
 
 
@@ -108,7 +108,7 @@ def test_crops_without_objects_have_every_field(keypoints: bool, tmp_path: Path)
 
 def test_images_without_keypoints_stop_a_training_of_keypoints(tmp_path: Path) -> None:
     registered(tmp_path, without_keypoints)
-    with pytest.raises(ValueError, match="no object of its 3 images has a keypoint"):
+    with pytest.raises(ValueError, match="no object in its 3 images has a keypoint"):
         train_loader(masks=False, keypoints=True)
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from focalnet_det.data.instances.mappers import DATA_ISSUES, SkippedImage
 from focalnet_det.data.issue_policies import CROWD, UNREADABLE_IMAGE
 from focalnet_det.data.loader import TrainLoader
-from focalnet_det.data.stream import DrawnImages, DrawSampler
+from focalnet_det.data.stream import StreamDataset, StreamSampler
 from focalnet_det.engine.iteration import drop_lines_from
 from focalnet_det.engine.trainer import Trainer
 from focalnet_det.experiment import TrainOptions
@@ -190,7 +190,7 @@ def equal_deeply(first: Any, second: Any, where: str = "") -> None:
 
 
 def draws(batches: int, **options: Any) -> list[list[tuple[int, int]]]:
-    stream = iter(DrawSampler(**{"groups": [0] * 7, "batch_size": 2, "seed": 3, **options}))
+    stream = iter(StreamSampler(**{"groups": [0] * 7, "batch_size": 2, "seed": 3, **options}))
     return [next(stream) for _ in range(batches)]
 
 
@@ -225,7 +225,7 @@ def test_augmentation_depends_on_the_draw_alone() -> None:
         numbers = {"a": np.random.rand(), "b": random.random(), "c": torch.rand(1).item()}
         return {**record, **numbers}
 
-    images = DrawnImages([{"id": i} for i in range(3)], mapper, seed=1)
+    images = StreamDataset([{"id": i} for i in range(3)], mapper, seed=1)
     before = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()
     first = images[(10, 1)]
     assert images[(11, 1)] != first != images[(10, 2)]
@@ -234,7 +234,7 @@ def test_augmentation_depends_on_the_draw_alone() -> None:
     assert (before[0] == after[0]).all()
     assert before[1] == after[1]
     assert torch.equal(before[2], after[2])
-    other = DrawnImages([{"id": i} for i in range(3)], mapper, seed=2)
+    other = StreamDataset([{"id": i} for i in range(3)], mapper, seed=2)
     assert other[(10, 1)] != first
 
 
@@ -244,14 +244,14 @@ def test_a_skipped_image_is_replaced_and_counted() -> None:
             raise SkippedImage(UNREADABLE_IMAGE, f"image {record['id']} is torn")
         return {"id": 1, DATA_ISSUES: {CROWD: 2}}
 
-    images = DrawnImages([{"id": i} for i in range(4)], mapper, seed=0)
+    images = StreamDataset([{"id": i} for i in range(4)], mapper, seed=0)
     assert images[(0, 1)] == {"id": 1, DATA_ISSUES: {CROWD: 2}}
     found = images[(0, 2)]
     assert found["id"] == 1
     assert found[DATA_ISSUES][CROWD] == 2
     assert found[DATA_ISSUES][UNREADABLE_IMAGE] >= 1
     assert images[(0, 2)] == found
-    none = DrawnImages([{"id": 0}], mapper, seed=0)
+    none = StreamDataset([{"id": 0}], mapper, seed=0)
     with pytest.raises(ValueError, match=r"50 training images in a row.*image 0 is torn"):
         none[(0, 0)]
 

@@ -200,7 +200,7 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"Masks of image {wrong} are \(5, 5\)"):
         score(path, {wrong: small})
     small.remove("pred_masks")
-    with pytest.raises(ValueError, match=f"image {wrong} hold no masks.*leave out train.boundary"):
+    with pytest.raises(ValueError, match=f"image {wrong} have no masks.*remove train.boundary"):
         score(path, {wrong: small})
     content = json.loads(path.read_text())
     del content["annotations"][0]["segmentation"]

@@ -42,7 +42,7 @@ def test_masks_of_another_size(tmp_path, small):
     masks = instances.pred_masks
     instances.remove("pred_masks")
     instances.pred_masks = masks[:, 1:]
-    with pytest.raises(ValueError, match="resize predictions to the original image"):
+    with pytest.raises(ValueError, match="Resize predictions to the original image"):
         build(tmp_path, truth).process([{"image_id": image_id}], [{"instances": instances}])
 
 
@@ -50,7 +50,7 @@ def test_masks_wanted_but_not_predicted(tmp_path, small):
     truth, instances, image_id = small
     instances.remove("pred_masks")
     evaluator = build(tmp_path, truth, tasks=("bbox", "segm"))
-    with pytest.raises(ValueError, match="not enough to evaluate bbox and segm"):
+    with pytest.raises(ValueError, match="insufficient to evaluate bbox and segm"):
         evaluator.process([{"image_id": image_id}], [{"instances": instances}])
 
 
@@ -88,7 +88,7 @@ def test_ground_truth_of_an_unlisted_image_is_left_out(tmp_path, small):
         ({"tasks": ()}, "Known: bbox, keypoints, segm"),
         ({"max_dets": 0}, "max_dets must be at least 1"),
         ({"class_names": ["one"]}, "has 4 categories"),
-        ({"class_names": ["one"] * 4}, "different name for each"),
+        ({"class_names": ["one"] * 4}, "as many unique names"),
         ({"thing_dataset_id_to_contiguous_id": {90: 0, 3: 1, 5: 2, 44: 3}}, r"\[5, 17\]"),
         ({"thing_dataset_id_to_contiguous_id": {90: 0, 3: 1, 17: 1, 44: 3}}, "without gaps"),
     ],
@@ -121,5 +121,5 @@ def test_build_evaluator_names_known_types(registered):
     with pytest.raises(KeyError, match="Known: coco"):
         build_evaluator(registered.name)
     registered.set(evaluator_type="coco")
-    with pytest.raises(KeyError, match="no json_file"):
+    with pytest.raises(KeyError, match="lacks json_file"):
         build_evaluator(registered.name)

@@ -142,34 +142,37 @@ def test_predictions_are_saved_in_coco_format(tmp_path: Path) -> None:
     expected = [{"id": 300, "category_id": 3}, {"id": 90_000, "category_id": 11}]
     assert row == {"image_id": 1, "file_name": "1.png", "segments_info": expected}
     assert (real_ids(tmp_path / "out/panoptic/1.png") == ids * 300).all()
-    with pytest.raises(ValueError, match="only be saved to an output_dir"):
+    with pytest.raises(ValueError, match="requires an output_dir"):
         evaluator(root, save_predictions=True)
 
 
 BAD_PREDICTIONS = {
-    "repeat": ([{"id": 1, "category_id": 3}] * 2, "image 7 has segment ids that repeat: id 1"),
-    "unlisted": ([{"id": 1, "category_id": 3}], "image 7 has pixels of no listed segment: id 300"),
+    "repeat": ([{"id": 1, "category_id": 3}] * 2, "image 7 has duplicate segment ids: id 1"),
+    "unlisted": (
+        [{"id": 1, "category_id": 3}],
+        "image 7 has pixels of an unlisted segment: id 300",
+    ),
     "empty": (
         [{"id": i, "category_id": 3} for i in (1, 300, 4)],
         "image 7 has segments without pixels: id 4",
     ),
     "void": (
         [{"id": i, "category_id": 3} for i in (1, 300, 0)],
-        "image 7 has segments with the id of void",
+        "image 7 has segments with id 0",
     ),
     "category": (
         [{"id": 1, "category_id": 4}, {"id": 300, "category_id": 3}],
-        "image 7 has segments of no category: category 4",
+        "image 7 has segments with an unknown category: category 4",
     ),
     "class": (
         [{"id": 1, "category_id": 2, "isthing": True}, {"id": 300, "category_id": 3}],
-        "image 7 has a segment of class 2, things",
+        "image 7 has a segment of thing class 2",
     ),
     "things as stuff": (
         [{"id": 1, "category_id": 0, "isthing": False}, {"id": 300, "category_id": 3}],
-        "image 7 has a segment of class 0, stuff",
+        "image 7 has a segment of stuff class 0",
     ),
-    "no list": (None, "image 7 has no list of segments"),
+    "no list": (None, "image 7 lacks a list of segments"),
 }
 
 
@@ -185,7 +188,7 @@ def test_impossible_predictions_name_the_image(name: str, tmp_path: Path) -> Non
 def test_wrong_sizes_and_images_are_errors(tmp_path: Path) -> None:
     ids, segments = two_segments()
     scorer = evaluator(write_set(tmp_path, {7: (ids, segments)}))
-    with pytest.raises(ValueError, match=r"image 7 is \(3, 6\).*7.png \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"image 7 is \(3, 6\).*7.png is \(4, 6\)"):
         feed(scorer, 7, ids[:3], segments)
     with pytest.raises(ValueError, match="Image id 8 is not annotated"):
         feed(scorer, 8, ids, segments)
@@ -194,10 +197,10 @@ def test_wrong_sizes_and_images_are_errors(tmp_path: Path) -> None:
 def test_contradictions_of_the_ground_truth_name_the_file(tmp_path: Path) -> None:
     ids, segments = two_segments()
     root = write_set(tmp_path, {7: (ids, [*segments, segments[0]])})
-    with pytest.raises(ValueError, match=r"segment ids that repeat: .*segments_info\[2\] \(id 1"):
+    with pytest.raises(ValueError, match=r"duplicate segment ids: .*segments_info\[2\] \(id 1"):
         evaluator(root)
     scorer = evaluator(write_set(tmp_path, {7: (ids, segments[1:])}))
-    with pytest.raises(ValueError, match=r"Ground truth .*7.png has pixels of no listed segment"):
+    with pytest.raises(ValueError, match=r"Ground truth .*7.png has pixels of an unlisted segment"):
         feed(scorer, 7, ids, segments)
     content = json.loads((tmp_path / "panoptic.json").read_text())
     twice = {**content, "annotations": content["annotations"] * 2}

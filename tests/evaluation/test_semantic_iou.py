@@ -92,7 +92,7 @@ def test_equals_plain_loops(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         metrics = evaluator.evaluate()["sem_seg"]
     assert_as_expected(metrics, pairs)
     assert 30 < metrics["mIoU"] < 70
-    assert "left out of the means): ghost, phantom" in caplog.text
+    assert "excluded from the means): ghost, phantom" in caplog.text
     saved = json.loads((tmp_path / "out/sem_seg_metrics.json").read_text())
     assert saved["metrics"]["mIoU"] == metrics["mIoU"]
     assert saved["metrics"]["IoU-ghost"] is None
@@ -289,8 +289,8 @@ def test_two_processes(tmp_path: Path) -> None:
     ("truth", "predicted", "classes", "message"),
     [
         (np.zeros((4, 5)), np.zeros((5, 4)), 5, r"0\.png is 4 x 5 .*5 x 4"),
-        (np.full((4, 5), 9), np.zeros((4, 5)), 5, r"0\.png holds 9.*0 to 4.*--first-label"),
-        (np.zeros((4, 5)), np.zeros((4, 5)), 7, "predicts 5 classes, the data set has 7"),
+        (np.full((4, 5), 9), np.zeros((4, 5)), 5, r"0\.png contains 9.*0 to 4.*--first-label"),
+        (np.zeros((4, 5)), np.zeros((4, 5)), 7, "predicts 5 classes, but the dataset has 7"),
     ],
 )
 def test_bad_input(
@@ -322,7 +322,7 @@ def test_built_from_metadata(tmp_path: Path) -> None:
     metadata = MetadataCatalog.get(name)
     try:
         metadata.set(evaluator_type="sem_seg")
-        with pytest.raises(KeyError, match="no stuff_classes"):
+        with pytest.raises(KeyError, match="lacks stuff_classes"):
             build_evaluator(name)
         metadata.set(stuff_classes=NAMES)
         evaluator = build_evaluator(name, output_dir=tmp_path, save_predictions=True)

@@ -121,7 +121,7 @@ def test_detection(evaluated: tuple[str, Path], tmp_path: Path) -> None:
     types = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
     assert [counts[kind] for kind in types] == ["1", "0", "0", "0", "1", "1"]
     html = (folder / "report.html").read_text()
-    assert "1.png: F1 0.50; 1 found, 1 missed, 1 wrong" in html
+    assert "1.png: F1 0.50; 1 correct, 1 missed, 1 false" in html
     assert "2.png: F1 0.00; 0 found, 1 missed, 1 wrong" in html
     charts = {path.name for path in folder.glob("*.png")}
     assert charts == {"pr_bbox.png", "pr_classes_bbox.png", "errors_bbox.png", "confusion_bbox.png"}

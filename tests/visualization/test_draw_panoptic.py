@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from focalnet_det.visualization.draw_instances import save_comparison
-from focalnet_det.visualization.draw_panoptic import PANOPTIC, draw_segments, inside
+from focalnet_det.visualization.draw_panoptic import PANOPTIC, draw_segments, interior_point
 
 HEIGHT, WIDTH, GREY = 440, 600, 100
 
@@ -79,11 +79,11 @@ def test_the_place_of_a_name_is_the_middle_of_the_widest_part() -> None:
     mask = np.zeros((50, 80), dtype=bool)
     mask[20:24, 10:60] = True
     mask[10:31, 50:71] = True
-    assert inside(mask) == (60, 20)
+    assert interior_point(mask) == (60, 20)
     # A ring has no pixel in its middle.
     y, x = np.mgrid[:60, :60]
     ring = abs(np.hypot(y - 30, x - 30) - 20) < 4
-    found = inside(ring)
+    found = interior_point(ring)
     assert ring[found[1], found[0]]
 
 

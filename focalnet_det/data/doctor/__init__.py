@@ -1,1 +1,1 @@
-"""Finds what is wrong with a data set, says how to mend it, and mends what is safe."""
+"""Diagnose datasets: report errors with remedies, and repair what is safe."""

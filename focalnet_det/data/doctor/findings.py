@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and how to mend it."""
+"""Collect findings on datasets, and check pairs of images and label files."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..instances.mappers import size_message
-from ..io.issues import Faults
+from ..instances.mappers import size_mismatch_message
+from ..io.issues import ValidationErrors
 from ..io.labels import IGNORE, UnreadableLabelsError, read_values
 from ..io.read_image import UnreadableImageError, read_rgb
 from ..semantic.label_folders import LABEL_SUFFIXES, ClassList, files_by_stem
@@ -16,14 +16,14 @@ from ..semantic.label_folders import LABEL_SUFFIXES, ClassList, files_by_stem
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One kind of problem.
+    """One kind of problem in a dataset.
 
     Attributes:
-        problem: what it is.
-        remedy: what to do.
-        examples: of the files or classes that have it.
-        fatal: whether training or evaluation cannot use the data as it is.
-        count: how many have it; None for as many as there are examples.
+        problem: description.
+        remedy: what to do about it.
+        examples: some of the affected files or classes.
+        fatal: whether it makes the data unusable for training or evaluation.
+        count: number of occurrences; None for the number of examples.
     """
 
     problem: str
@@ -40,100 +40,107 @@ class Finding:
         return f"{kind}: {self.problem} ({count}){where}\n  {self.remedy}"
 
 
-def findings_of_faults(faults: Faults) -> Iterator[Finding]:
-    """Yield a fatal finding for each kind of fault."""
-    for kind, remedy in faults.remedies.items():
-        if count := faults.counts.get(kind, 0):
+def findings_from_errors(errors: ValidationErrors) -> Iterator[Finding]:
+    """Yield a fatal finding for each kind of error."""
+    for kind, remedy in errors.remedies.items():
+        if count := errors.counts.get(kind, 0):
             yield Finding(
-                problem=f"{faults.subject}: {kind}",
+                problem=f"{errors.subject}: {kind}",
                 remedy=remedy,
-                examples=tuple(faults.rows[kind]),
+                examples=tuple(errors.rows[kind]),
                 count=count,
             )
 
 
 def verify_sem_seg(images: str | Path, labels: str | Path, classes: ClassList) -> list[Finding]:
-    """Checks folders of images and label maps.
+    """Check folders of images and label maps.
 
     Args:
-        classes: that the label values stand for.
-    Returns: findings, none if all is well.
+        images: image folder.
+        labels: folder of label files.
+        classes: class list of the label values.
+    Returns: findings, none if the data is valid.
     Raises: FileNotFoundError if a folder is missing, ValueError if file names are ambiguous.
     """
     image_files, label_files = files_by_stem(images, None), files_by_stem(labels, LABEL_SUFFIXES)
-    found: dict[str, list[str]] = defaultdict(list)
-    found["image"] = [str(image_files[s]) for s in image_files.keys() - label_files.keys()]
-    found["label"] = [str(label_files[s]) for s in label_files.keys() - image_files.keys()]
+    examples: dict[str, list[str]] = defaultdict(list)
+    examples["image"] = [str(image_files[s]) for s in image_files.keys() - label_files.keys()]
+    examples["label"] = [str(label_files[s]) for s in label_files.keys() - image_files.keys()]
     values: Counter[int] = Counter()
     for stem in sorted(image_files.keys() & label_files.keys()):
-        for key, detail in problems_of_pair(image_files[stem], label_files[stem], values):
-            found[key].append(detail)
+        for key, detail in check_pair(image_files[stem], label_files[stem], values):
+            examples[key].append(detail)
     findings = [
-        Finding(problem=problem, remedy=remedy, examples=tuple(sorted(found[key])), fatal=fatal)
+        Finding(problem=problem, remedy=remedy, examples=tuple(sorted(examples[key])), fatal=fatal)
         for key, (problem, remedy, fatal) in PAIR_PROBLEMS.items()
-        if found[key]
+        if examples[key]
     ]
-    return findings + list(problems_of_values(values, classes))
+    return findings + list(check_label_values(values, classes))
 
 
-# Key: problem, remedy, whether it is fatal.
+# Key -> (problem, remedy, fatal).
 PAIR_PROBLEMS = {
-    "image": ("images without labels", "They are left out: add labels of the same name.", False),
-    "label": ("labels without image", "They are left out: add images of the same name.", False),
+    "image": ("images without labels", "They are ignored. Add labels of the same name.", False),
+    "label": ("labels without image", "They are ignored. Add images of the same name.", False),
     "unreadable image": ("unreadable images", "Copy them again, or remove them.", True),
     "unreadable label": (
         "unreadable label files",
-        "Labels are grey or palette pictures whose values are classes; save colours as values.",
+        "Labels are grayscale or palette images of class indices. Convert colors to indices.",
         True,
     ),
     "size": (
-        "labels of another size than the image",
-        "Resize the label with nearest-neighbour interpolation, or find the right one. An image "
-        "that EXIF rotates is taken upright.",
+        "labels whose size differs from the image",
+        "Resize the labels with nearest-neighbor interpolation, or use the matching file. Sizes "
+        "are those of the image after EXIF rotation.",
         True,
     ),
-    "nothing": ("labels that are 255 everywhere", "They teach nothing: remove them.", False),
+    "nothing": ("labels that are 255 everywhere", "They have no effect. Remove them.", False),
 }
 
 
-def problems_of_pair(image: Path, labels: Path, values: Counter[int]) -> Iterator[tuple[str, str]]:
-    """Keys of ``PAIR_PROBLEMS`` with details; adds the pixels of each label value."""
+def check_pair(image: Path, labels: Path, values: Counter[int]) -> Iterator[tuple[str, str]]:
+    """Yield keys of ``PAIR_PROBLEMS`` with details; add the pixel counts of label values."""
     try:
-        picture, _ = read_rgb(image)
-        size = (picture.height, picture.width)
+        rgb, _ = read_rgb(image)
+        size = (rgb.height, rgb.width)
     except UnreadableImageError:
         yield "unreadable image", str(image)
         return
     try:
-        found = read_values(labels)
+        label_map = read_values(labels)
     except UnreadableLabelsError:
         yield "unreadable label", str(labels)
         return
-    if found.shape != size:
-        yield "size", size_message(labels, found.shape, size)
-    unique, counts = np.unique(found, return_counts=True)
+    if label_map.shape != size:
+        yield "size", size_mismatch_message(labels, label_map.shape, size)
+    unique, counts = np.unique(label_map, return_counts=True)
     values.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
     if unique.tolist() == [IGNORE]:
         yield "nothing", str(labels)
 
 
-def problems_of_values(values: Counter[int], classes: ClassList) -> Iterator[Finding]:
-    """What the values of all labels together say about the class list."""
+def check_label_values(values: Counter[int], classes: ClassList) -> Iterator[Finding]:
+    """Yield findings on label values that do not match the class list.
+
+    Args:
+        values: pixels of each value, over all label files.
+        classes: class list.
+    """
     count, first = len(classes.names), classes.first_label
     last = first + count - 1
     unlisted = sorted(v for v in values if v != IGNORE and not 0 <= v <= last)
     if unlisted == [last + 1] and first == 0:
         yield Finding(
             problem="labels shifted by one",
-            remedy=f"Values run from {min(v for v in values if v >= 0)} to {last + 1}: use "
-            "--first-label 1 (0 is then ignored), or name the class 0 first in the list.",
+            remedy=f"Values range from {min(v for v in values if v >= 0)} to {last + 1}. Use "
+            "--first-label 1 (which ignores 0), or add a first class for 0 to the list.",
             examples=(str(last + 1),),
         )
         return
     if unlisted:
         yield Finding(
-            problem="label values of no class",
-            remedy=f"The {count} classes are {first} to {last}, and 255 is ignored: complete the "
+            problem="unknown label values",
+            remedy=f"The {count} classes are {first} to {last}, and 255 is ignored. Complete the "
             "class list, or set these pixels to 255.",
             examples=tuple(map(str, unlisted)),
         )
@@ -141,23 +148,23 @@ def problems_of_values(values: Counter[int], classes: ClassList) -> Iterator[Fin
     if first == 1 and last not in values and share > 0.2:
         yield Finding(
             problem="labels that may be shifted by one",
-            remedy=f"0, which is ignored with --first-label 1, covers {share:.0%} of the pixels "
-            f"and {last} none: if 0 is a class, use --first-label 0.",
+            remedy=f"Value 0, which --first-label 1 ignores, covers {share:.0%} of the pixels, and "
+            f"{last} does not occur. If 0 is a class, use --first-label 0.",
             examples=("0",),
             fatal=False,
         )
     empty = [n for i, n in enumerate(classes.names) if i + first not in values]
     if empty:
         yield Finding(
-            problem="classes without a pixel",
-            remedy="They cannot be learned or measured: add images, or check the class list.",
+            problem="classes without pixels",
+            remedy="They cannot be learned or evaluated. Add images, or check the class list.",
             examples=tuple(empty),
             fatal=False,
         )
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """One paragraph a finding, fatal ones first."""
+    """Format findings as one paragraph each, fatal ones first."""
     if not findings:
-        return "No problem was found."
+        return "No problems found."
     return "\n".join(map(str, sorted(findings, key=lambda finding: not finding.fatal)))

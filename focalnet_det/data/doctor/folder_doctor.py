@@ -1,4 +1,4 @@
-"""What is wrong with folders of images and label maps, and with panoptic sets."""
+"""Diagnose label folders and panoptic datasets, including duplicate images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,13 @@ from ..io.json_files import read_json_lists
 from ..io.panoptic_rows import PANOPTIC_LISTS
 from ..semantic.label_folders import ClassList, files_by_stem
 from .findings import Finding, verify_sem_seg
-from .image_checks import Picture, odd_pictures, odd_sizes, open_all, repeated
+from .image_checks import (
+    ImageSummary,
+    conversion_notes,
+    duplicate_findings,
+    read_summaries,
+    unusual_size_notes,
+)
 from .panoptic_doctor import verify_panoptic
 
 
@@ -17,44 +23,52 @@ def verify_folders(
     classes: ClassList,
     val_images: str | Path | None = None,
 ) -> list[Finding]:
-    """Check folders of images and label maps, and look for images that occur twice.
+    """Check folders of images and label maps, and search for duplicate images.
 
     Args:
-        val_images: folder of validation images; images that are in both are an error.
-    Returns: findings, none if all is well.
+        images: image folder.
+        labels: folder of label files.
+        classes: class list of the label values.
+        val_images: folder of validation images; images in both folders are an error.
+    Returns: findings, none if the data is valid.
     Raises: FileNotFoundError if a folder is missing, ValueError if file names are ambiguous.
     """
-    pictures = [str(path) for path in files_by_stem(images, None).values()]
-    return [*verify_sem_seg(images, labels, classes), *notes_on_pictures(pictures, val_images)]
+    paths = [str(path) for path in files_by_stem(images, None).values()]
+    return [*verify_sem_seg(images, labels, classes), *image_notes(paths, val_images)]
 
 
 def verify_panoptic_set(
     panoptic_json: Path, root: Path, images: Path, val_images: str | Path | None = None
 ) -> list[Finding]:
-    """Check a panoptic JSON, its PNGs and its images, and look for images that occur twice.
+    """Check a panoptic JSON, its PNGs and its images, and search for duplicate images.
 
     Args:
-        val_images: as above.
-    Returns: findings, none if all is well.
+        panoptic_json: annotation file.
+        root: folder of the PNGs.
+        images: image folder.
+        val_images: folder of validation images; images in both folders are an error.
+    Returns: findings, none if the data is valid.
     Raises: FileNotFoundError if a file is missing, ValueError if the JSON is not in COCO's panoptic
         format.
     """
     findings = verify_panoptic(panoptic_json, root, images)
     rows = read_json_lists(panoptic_json, PANOPTIC_LISTS, "COCO panoptic")["images"]
     names = [row["file_name"] for row in rows if isinstance(row.get("file_name"), str)]
-    return [*findings, *notes_on_pictures([str(images / name) for name in names], val_images)]
+    return [*findings, *image_notes([str(images / name) for name in names], val_images)]
 
 
-def notes_on_pictures(paths: Sequence[str], val_images: str | Path | None) -> list[Finding]:
-    """Return notes on odd pictures, and findings of those that occur twice.
+def image_notes(paths: Sequence[str], val_images: str | Path | None) -> list[Finding]:
+    """Return notes on unusual images, and findings on duplicates.
 
     Args:
+        paths: images.
         val_images: folder of validation images; None for none.
     """
-    pictures, _ = open_all(paths)
-    held_out: list[Picture] = []
-    found: list[Finding] = []
+    train_summaries, _ = read_summaries(paths)
+    val_summaries: list[ImageSummary] = []
+    findings: list[Finding] = []
     if val_images is not None:
-        held_out, found = open_all([str(p) for p in files_by_stem(val_images, None).values()])
-    notes = [*odd_pictures(pictures), *odd_sizes(pictures)]
-    return [*notes, *found, *repeated(pictures, held_out)]
+        val_paths = [str(path) for path in files_by_stem(val_images, None).values()]
+        val_summaries, findings = read_summaries(val_paths)
+    notes = [*conversion_notes(train_summaries), *unusual_size_notes(train_summaries)]
+    return [*notes, *findings, *duplicate_findings(train_summaries, val_summaries)]

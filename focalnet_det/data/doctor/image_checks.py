@@ -1,4 +1,4 @@
-"""Pictures of a data set, each opened once: what is odd about them, and which are alike."""
+"""Check the images of a dataset: unusual formats and sizes, and near-duplicates."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,37 +15,37 @@ from ..issue_policies import (
     DEEPER_THAN_8_BITS,
     EXIF_ROTATED,
     ISSUE_POLICIES,
-    OTHER_COLOURS,
-    SEVERAL_PICTURES,
+    MULTIPLE_FRAMES,
+    NOT_RGB,
     TRANSPARENT,
 )
 from .findings import Finding
 
-# Pixels; long side by short side.
-SMALLEST_SIDE = 16
-LONGEST_SHAPE = 10
-# Gray thumbnails of this side are compared.
-SIDE = 16
-# Bits of 256 that may differ, and the mean difference of gray, 0..255, between pictures that are
-# alike: JPEG compression and resizing change less, another photograph of the same place more.
-MOST_BITS = 12
-MOST_GRAY = 5.0
-# Below this deviation of gray, a picture is too plain to be told from others.
-PLAIN = 4.0
-# Hashes that share 16 bits in one place; more are of plain pictures.
-LARGEST_BUCKET = 64
+MIN_SIDE = 16  # pixels
+MAX_ASPECT_RATIO = 10  # long side / short side
+# Side of the grayscale thumbnails that are compared.
+THUMBNAIL_SIDE = 16
+# Thresholds of near-duplicates: hash bits (of 256) that differ, and mean difference of gray values
+# (0..255). JPEG compression and resizing stay below, other photographs of the same scene above.
+MAX_BIT_DIFFERENCE = 12
+MAX_GRAY_DIFFERENCE = 5.0
+# Images with a smaller standard deviation of gray values are too uniform to be distinguished.
+MIN_CONTRAST = 4.0
+# Larger buckets of hashes that share a 16-bit word come from uniform images.
+MAX_BUCKET_SIZE = 64
 
-ODD = (EXIF_ROTATED, TRANSPARENT, DEEPER_THAN_8_BITS, OTHER_COLOURS, SEVERAL_PICTURES)
+CONVERSIONS = (EXIF_ROTATED, TRANSPARENT, DEEPER_THAN_8_BITS, NOT_RGB, MULTIPLE_FRAMES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """Hold what is compared of a picture.
+class ImageSummary:
+    """Properties of an image that the checks compare.
 
     Attributes:
-        size: height and width of the upright picture, pixels.
-        problems: of ``ISSUE_POLICIES``, repaired whenever it is read.
-        gray: thumbnail (SIDE, SIDE + 1), 0..255.
+        path: image file.
+        size: height and width of the upright image, pixels.
+        problems: issues of ``ISSUE_POLICIES`` that are repaired on every read.
+        gray: thumbnail, (THUMBNAIL_SIDE, THUMBNAIL_SIDE + 1), 0..255.
     """
 
     path: str
@@ -55,17 +55,20 @@ class Picture:
 
     @property
     def bits(self) -> NDArray[np.bool_]:
-        """Whether each pixel of the thumbnail is darker than its right neighbor, (256,)."""
+        """Difference hash, (256,): whether each thumbnail pixel is darker than its right neighbor.
+
+        Source: N. Krawetz, "Kind of Like That", The Hacker Factor blog, 2013 (dHash).
+        """
         bits: NDArray[np.bool_] = (self.gray[:, 1:] > self.gray[:, :-1]).reshape(-1)
         return bits
 
 
-def open_all(paths: Sequence[str]) -> tuple[list[Picture], list[Finding]]:
-    """Open pictures.
+def read_summaries(paths: Sequence[str]) -> tuple[list[ImageSummary], list[Finding]]:
+    """Read images and summarize them.
 
-    Returns: those that can be read, in order; and findings about missing and unreadable ones.
+    Returns: summaries of readable images, in order; and findings on missing and unreadable ones.
     """
-    pictures, missing, unreadable = [], [], []
+    summaries, missing, unreadable = [], [], []
     for path in dict.fromkeys(paths):
         try:
             image, problems = read_rgb(path)
@@ -75,9 +78,9 @@ def open_all(paths: Sequence[str]) -> tuple[list[Picture], list[Finding]]:
         except UnreadableImageError as error:
             unreadable.append(str(error))
             continue
-        gray = image.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
-        pictures.append(
-            Picture(
+        gray = image.convert("L").resize((THUMBNAIL_SIDE + 1, THUMBNAIL_SIDE), Image.Resampling.BOX)
+        summaries.append(
+            ImageSummary(
                 path=path,
                 size=(image.height, image.width),
                 problems=tuple(problems),
@@ -89,68 +92,76 @@ def open_all(paths: Sequence[str]) -> tuple[list[Picture], list[Finding]]:
         remedy = "Check the image folder, and file_name in the annotation file."
         findings.append(Finding(problem="missing images", remedy=remedy, examples=tuple(missing)))
     if unreadable:
-        remedy = "Copy them again, convert them, or remove them."
+        remedy = "Copy them again, convert them to a supported format, or remove them."
         findings.append(
             Finding(problem="unreadable images", remedy=remedy, examples=tuple(unreadable))
         )
-    return pictures, findings
+    return summaries, findings
 
 
-def odd_pictures(pictures: Sequence[Picture]) -> Iterator[Finding]:
-    """Yield notes on pictures that are converted whenever they are read."""
-    for problem in ODD:
-        found = [picture.path for picture in pictures if problem in picture.problems]
-        if found:
+def conversion_notes(summaries: Sequence[ImageSummary]) -> Iterator[Finding]:
+    """Yield notes on images that are converted on every read."""
+    for problem in CONVERSIONS:
+        paths = [summary.path for summary in summaries if problem in summary.problems]
+        if paths:
             yield Finding(
                 problem=problem,
                 remedy=ISSUE_POLICIES[problem].explanation,
-                examples=tuple(found),
+                examples=tuple(paths),
                 fatal=False,
             )
 
 
-def odd_sizes(pictures: Sequence[Picture]) -> Iterator[Finding]:
-    """Yield notes on pictures that are tiny or very long."""
-    tiny = [p.path for p in pictures if min(p.size) < SMALLEST_SIDE]
-    long = [p.path for p in pictures if max(p.size) > LONGEST_SHAPE * min(p.size)]
+def unusual_size_notes(summaries: Sequence[ImageSummary]) -> Iterator[Finding]:
+    """Yield notes on images that are tiny or have an extreme aspect ratio."""
+    tiny = [s.path for s in summaries if min(s.size) < MIN_SIDE]
+    long = [s.path for s in summaries if max(s.size) > MAX_ASPECT_RATIO * min(s.size)]
     if tiny:
         yield Finding(
-            problem=f"images with a side below {SMALLEST_SIDE} pixels",
-            remedy="They are enlarged; look whether they are meant, and no thumbnails.",
+            problem=f"images with a side below {MIN_SIDE} pixels",
+            remedy="They are upsampled. Check that they are not thumbnails.",
             examples=tuple(tiny),
             fatal=False,
         )
     if long:
         yield Finding(
-            problem=f"images more than {LONGEST_SHAPE} times as long as wide",
-            remedy="Little is left of the short side when they are resized: cut them into tiles.",
+            problem=f"images with an aspect ratio above {MAX_ASPECT_RATIO}",
+            remedy="Resizing leaves few pixels on the short side. Cut them into tiles.",
             examples=tuple(long),
             fatal=False,
         )
 
 
-def wrong_sizes(
-    pictures: Sequence[Picture], said: Mapping[str, tuple[Any, Any]]
+def size_mismatches(
+    summaries: Sequence[ImageSummary], listed_sizes: Mapping[str, tuple[Any, Any]]
 ) -> Iterator[Finding]:
-    """Yield a finding of pictures whose height and width are not those of the file, by path."""
-    found = [
-        f"{p.path} is {p.size[1]} x {p.size[0]}, the file says {said[p.path][1]} x "
-        f"{said[p.path][0]}"
-        for p in pictures
-        if p.path in said and None not in said[p.path] and said[p.path] != p.size
-    ]
-    if found:
+    """Yield a finding on images whose size differs from the annotation file.
+
+    Args:
+        summaries: of the images.
+        listed_sizes: path -> height and width in the annotation file, pixels; None if absent.
+    """
+    mismatches = []
+    for summary in summaries:
+        listed = listed_sizes.get(summary.path, (None, None))
+        if None not in listed and listed != summary.size:
+            height, width = summary.size
+            mismatches.append(
+                f"{summary.path} is {width} x {height}, the file lists {listed[1]} x {listed[0]}"
+            )
+    if mismatches:
         yield Finding(
-            problem="images of another size than the file says",
-            remedy="Give width and height of the upright image; boxes and masks have to fit it.",
-            examples=tuple(found),
+            problem="images whose size differs from the annotation file",
+            remedy="Set width and height to those of the upright image; boxes and masks must "
+            "match it too.",
+            examples=tuple(mismatches),
         )
 
 
-def alike(pictures: Sequence[Picture]) -> list[tuple[Picture, Picture]]:
-    """Return pairs of pictures that show the same, compressed or resized differently perhaps."""
-    textured = [picture for picture in pictures if picture.gray.std() > PLAIN]
-    hashes = [np.packbits(picture.bits).view(np.uint16) for picture in textured]
+def near_duplicates(summaries: Sequence[ImageSummary]) -> list[tuple[ImageSummary, ImageSummary]]:
+    """Return pairs of images with the same content, up to compression and resizing."""
+    textured = [summary for summary in summaries if summary.gray.std() > MIN_CONTRAST]
+    hashes = [np.packbits(summary.bits).view(np.uint16) for summary in textured]
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, words in enumerate(hashes):
         for position, word in enumerate(words.tolist()):
@@ -158,35 +169,37 @@ def alike(pictures: Sequence[Picture]) -> list[tuple[Picture, Picture]]:
     candidates = {
         pair
         for members in buckets.values()
-        if 1 < len(members) <= LARGEST_BUCKET
+        if 1 < len(members) <= MAX_BUCKET_SIZE
         for pair in combinations(members, 2)
     }
     return [
         (textured[a], textured[b])
         for a, b in sorted(candidates)
-        if (textured[a].bits != textured[b].bits).sum() <= MOST_BITS
-        and np.abs(textured[a].gray - textured[b].gray).mean() <= MOST_GRAY
+        if (textured[a].bits != textured[b].bits).sum() <= MAX_BIT_DIFFERENCE
+        and np.abs(textured[a].gray - textured[b].gray).mean() <= MAX_GRAY_DIFFERENCE
     ]
 
 
-def repeated(pictures: Sequence[Picture], validation: Sequence[Picture] = ()) -> Iterator[Finding]:
-    """Yield findings of pictures that occur twice: within a split, and in both."""
-    held_out = {picture.path for picture in validation}
-    inside: list[str] = []
+def duplicate_findings(
+    training: Sequence[ImageSummary], validation: Sequence[ImageSummary] = ()
+) -> Iterator[Finding]:
+    """Yield findings on near-duplicate images, within a split and across splits."""
+    validation_paths = {summary.path for summary in validation}
+    within: list[str] = []
     across: list[str] = []
-    for one, two in alike([*pictures, *validation]):
-        both = (one.path in held_out) != (two.path in held_out)
-        (across if both else inside).append(f"{one.path} and {two.path}")
+    for first, second in near_duplicates([*training, *validation]):
+        is_leak = (first.path in validation_paths) != (second.path in validation_paths)
+        (across if is_leak else within).append(f"{first.path} and {second.path}")
     if across:
         yield Finding(
-            problem="images of training and validation that are alike",
-            remedy="Remove them from one of the two: scores of what was trained on mean nothing.",
+            problem="near-duplicate images shared by training and validation",
+            remedy="Remove them from one of the two; scores on training images are meaningless.",
             examples=tuple(across),
         )
-    if inside:
+    if within:
         yield Finding(
-            problem="images that are alike",
-            remedy="Keep one of each, unless they are meant.",
-            examples=tuple(inside),
+            problem="near-duplicate images",
+            remedy="Remove all but one of each, unless they are intended.",
+            examples=tuple(within),
             fatal=False,
         )

@@ -1,10 +1,10 @@
-"""What is wrong with a COCO panoptic set, and how to mend it."""
+"""Diagnose a COCO panoptic dataset: its JSON, PNGs and images."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from ..instances.mappers import size_message
+from ..instances.mappers import size_mismatch_message
 from ..io.issues import DataError
 from ..io.json_files import read_json_lists
 from ..io.labels import UnreadableLabelsError
@@ -19,79 +19,83 @@ from ..panoptic.segments import (
     segment_problems,
 )
 from ..shapes.export import mask_box
-from .findings import Finding, findings_of_faults
+from .findings import Finding, findings_from_errors
 
-# Problem: remedy, whether it is fatal.
+# Problem -> (remedy, fatal).
 REMEDIES = {
-    "categories missing": ("List them.", True),
-    "categories listed twice": ("Give each an id and a name of its own.", True),
-    "categories that are thing and stuff": ("Decide: isthing is 0 or 1.", True),
-    "images without annotation": ("They are left out: annotate them, or remove them.", False),
+    "missing categories": ("List the classes under `categories`.", True),
+    "duplicate categories": ("Use a unique id and name for each.", True),
+    "categories that are both thing and stuff": ("Set isthing to either 0 or 1.", True),
+    "images without annotation": ("They are ignored. Annotate or remove them.", False),
     "images annotated twice": ("Merge the annotations, or remove one.", True),
-    "annotations of an unlisted image": ("Add the image to the JSON, or remove them.", True),
+    "annotations of an unlisted image": ("Add the image to `images`, or remove them.", True),
     "missing images": ("Check the image folder, and file_name of images.", True),
     "unreadable images": ("Copy them again, or remove them.", True),
     "missing PNGs": ("Check the PNG folder, and file_name of annotations.", True),
-    "unreadable PNGs": ("Segments are colours of an RGB PNG: R + 256 G + 65536 B.", True),
-    "PNGs of another size than the image": (
-        "Resize with nearest-neighbour interpolation, or find the right one. An image that EXIF "
-        "rotates is taken upright.",
+    "unreadable PNGs": ("Segment ids are colors of an RGB PNG: R + 256 G + 65536 B.", True),
+    "PNGs whose size differs from the image": (
+        "Resize with nearest-neighbor interpolation, or use the matching file. Sizes are those of "
+        "the image after EXIF rotation.",
         True,
     ),
-    "segments with the id of void": ("0 means no segment: give it another id.", True),
-    "segment ids that repeat": (
-        "Give each segment of an image an id and a colour of its own; with one id for two, PQ "
-        "can exceed 100.",
+    "segments with id 0": ("0 means void. Use another id.", True),
+    "duplicate segment ids": (
+        "Use a unique id and color for each segment of an image; with duplicates, PQ can exceed "
+        "100.",
         True,
     ),
     "segments without pixels": ("Remove them from the JSON, or draw them in the PNG.", True),
-    "segments of no category": ("Add the category, or correct category_id.", True),
-    "pixels of no listed segment": ("List the segment, or make these pixels 0 (void).", True),
+    "segments with an unknown category": ("Add the category, or correct category_id.", True),
+    "pixels of an unlisted segment": ("List the segment, or set these pixels to 0 (void).", True),
     "areas that disagree with the PNG": (
-        "Correct them: they are not used here, but panopticapi computes IoU from them.",
+        "Correct them. They are not used here, but panopticapi computes IoU from them.",
         False,
     ),
-    "boxes that disagree with the PNG": ("Correct them: they are not used here.", False),
-    "things or stuff missing": (
-        "Panoptic segmentation needs both; train instance or semantic segmentation.",
+    "boxes that disagree with the PNG": ("Correct them. They are not used here.", False),
+    "missing things or stuff": (
+        "Panoptic segmentation needs both. Train instance or semantic segmentation instead.",
         True,
     ),
-    "classes without a segment": ("They cannot be learned or measured: add images.", False),
+    "classes without segments": ("They cannot be learned or evaluated. Add images.", False),
 }
 
 
 def verify_panoptic(panoptic_json: Path, panoptic_root: Path, images: Path) -> list[Finding]:
-    """Checks a panoptic JSON, its PNGs and its images.
+    """Check a panoptic JSON, its PNGs and its images.
 
-    Returns: findings, none if all is well.
+    Args:
+        panoptic_json: annotation file.
+        panoptic_root: folder of the PNGs.
+        images: image folder.
+    Returns: findings, none if the data is valid.
     Raises: FileNotFoundError if the JSON is missing, ValueError if it is not in COCO's panoptic
         format.
     """
     try:
         read_panoptic_json(panoptic_json)
     except DataError as error:
-        # What the checks below know, they explain with all examples.
-        if error.faults is None or not set(error.faults.counts) <= set(REMEDIES):
-            if error.faults is None:
+        # Continue if the checks below report the same errors, with all examples.
+        if error.errors is None or not set(error.errors.counts) <= set(REMEDIES):
+            if error.errors is None:
                 raise
-            return list(findings_of_faults(error.faults))
+            return list(findings_from_errors(error.errors))
     content = read_json_lists(panoptic_json, PANOPTIC_LISTS, "COCO panoptic")
-    found: dict[str, list[str]] = defaultdict(list)
+    examples: dict[str, list[str]] = defaultdict(list)
     for problem, detail in (
         *category_problems(content["categories"]),
-        *_problems_of_lists(content),
-        *_problems_of_files(content, Path(panoptic_root), Path(images)),
-        *_problems_of_classes(content),
+        *_check_lists(content),
+        *_check_files(content, Path(panoptic_root), Path(images)),
+        *_check_classes(content),
     ):
-        found[problem].append(detail)
+        examples[problem].append(detail)
     return [
-        Finding(problem=problem, remedy=remedy, examples=tuple(found[problem]), fatal=fatal)
+        Finding(problem=problem, remedy=remedy, examples=tuple(examples[problem]), fatal=fatal)
         for problem, (remedy, fatal) in REMEDIES.items()
-        if found[problem]
+        if examples[problem]
     ]
 
 
-def _problems_of_lists(content: Record) -> Iterator[tuple[str, str]]:
+def _check_lists(content: Record) -> Iterator[tuple[str, str]]:
     listed = {image["id"] for image in content["images"]}
     counts = Counter(annotation["image_id"] for annotation in content["annotations"])
     for image_id, count in counts.items():
@@ -104,25 +108,25 @@ def _problems_of_lists(content: Record) -> Iterator[tuple[str, str]]:
             yield "images without annotation", str(image["file_name"])
 
 
-def _problems_of_files(content: Record, root: Path, images: Path) -> Iterator[tuple[str, str]]:
+def _check_files(content: Record, root: Path, images: Path) -> Iterator[tuple[str, str]]:
     categories = {category["id"] for category in content["categories"]}
     names = {image["id"]: image["file_name"] for image in content["images"]}
     for annotation in content["annotations"]:
         if annotation["image_id"] not in names:
             continue
         size = None
-        picture = images / names[annotation["image_id"]]
+        path = images / names[annotation["image_id"]]
         try:
-            upright, _ = read_rgb(picture)
+            upright, _ = read_rgb(path)
             size = (upright.height, upright.width)
         except FileNotFoundError:
-            yield "missing images", str(picture)
+            yield "missing images", str(path)
         except UnreadableImageError:
-            yield "unreadable images", str(picture)
-        yield from _problems_of_png(annotation, root, size, categories)
+            yield "unreadable images", str(path)
+        yield from _check_png(annotation, root, size, categories)
 
 
-def _problems_of_png(
+def _check_png(
     annotation: Record, root: Path, size: tuple[int, int] | None, categories: Collection[int]
 ) -> Iterator[tuple[str, str]]:
     path = root / annotation["file_name"]
@@ -135,7 +139,8 @@ def _problems_of_png(
         yield "unreadable PNGs", str(error)
         return
     if size is not None and ids.shape != size:
-        yield "PNGs of another size than the image", size_message(path, ids.shape, size)
+        message = size_mismatch_message(path, ids.shape, size)
+        yield "PNGs whose size differs from the image", message
     pixels = segment_pixels(ids)
     segments = annotation["segments_info"]
     for problem, detail in segment_problems(pixels, segments, categories):
@@ -144,10 +149,10 @@ def _problems_of_png(
         if segment["id"] not in pixels:
             continue
         box = mask_box(ids == segment["id"])
-        yield from _wrong_numbers(annotation, segment, pixels, box)
+        yield from _check_area_and_box(annotation, segment, pixels, box)
 
 
-def _wrong_numbers(
+def _check_area_and_box(
     annotation: Record, segment: Record, pixels: Mapping[int, int], box: list[int]
 ) -> Iterator[tuple[str, str]]:
     where = f"{annotation['file_name']}: id {segment['id']}"
@@ -164,12 +169,12 @@ def _wrong_numbers(
         )
 
 
-def _problems_of_classes(content: Record) -> Iterator[tuple[str, str]]:
+def _check_classes(content: Record) -> Iterator[tuple[str, str]]:
     kinds = {bool(category["isthing"]) for category in content["categories"]}
-    for kind, name in ((True, "no thing"), (False, "no stuff")):
+    for kind, detail in ((True, "no thing"), (False, "no stuff")):
         if kind not in kinds:
-            yield "things or stuff missing", name
+            yield "missing things or stuff", detail
     used = {s["category_id"] for a in content["annotations"] for s in a["segments_info"]}
     for category in content["categories"]:
         if category["id"] not in used:
-            yield "classes without a segment", str(category["name"])
+            yield "classes without segments", str(category["name"])

@@ -1,4 +1,4 @@
-"""From a record of a data set to what a model takes, whatever its image and labels are like."""
+"""Map dataset records to model inputs, and handle invalid images and annotations."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,22 +29,22 @@ from ..issue_policies import (
 from ..panoptic.segments import all_listed, read_segment_ids, segment_annotations
 
 DATA_ISSUES = "data_issues"
-# Published coordinates have two decimals.
+# Pixels; published coordinates have two decimals.
 BOX_ROUNDING = 0.01
-# Narrower boxes count as empty in Detectron2 too (filter_empty_instances).
-SMALLEST_SIDE = 1e-5
+# Pixels; Detectron2 treats narrower boxes as empty too (filter_empty_instances).
+MIN_BOX_SIDE = 1e-5
 
 
 class SkippedImage(Exception):
-    """An image that training does without: draw another one.
+    """Signal an image that training cannot use and should replace by another one.
 
     Attributes:
-        problem: name of the row in ``ISSUE_POLICIES``.
-        issues: {problem: 1}, for ``DataTally.add``.
+        problem: issue of ``ISSUE_POLICIES``.
+        issues: {problem: 1}, for ``IssueCounter.add``.
     """
 
     def __init__(self, problem: str, detail: str) -> None:
-        super().__init__(problem, detail)  # both, or it could not be pickled
+        super().__init__(problem, detail)  # pickling recreates the exception from these
         self.problem = problem
         self.issues = {problem: 1}
 
@@ -53,12 +53,12 @@ class SkippedImage(Exception):
 
 
 class InstanceMapper(DatasetMapper):
-    """Reads, augments and converts images with boxes, masks and keypoints.
+    """Read, augment and convert images with boxes, masks and keypoints.
 
-    Gives what Detectron2's ``DatasetMapper`` gives where a record has no problem. Where it has, it
-    does what ``ISSUE_POLICIES`` says, and ``data_issues`` of its result holds {problem: count}.
+    For valid records the result equals that of Detectron2's ``DatasetMapper``. Issues are handled
+    as ``ISSUE_POLICIES`` says, and counted under ``data_issues`` of the result.
 
-    An image without annotation has fields of length 0, masks included.
+    Images without annotations get instances of length 0, including masks.
     """
 
     def __init__(
@@ -72,20 +72,22 @@ class InstanceMapper(DatasetMapper):
         recompute_boxes: bool = False,
         keypoint_hflip_indices: Sequence[int] | None = None,
     ) -> None:
-        """Args:
-            is_train: whether to give annotations, and to skip unusable images; in evaluation these
-                stop the run.
+        """Create a mapper.
+
+        Args:
+            is_train: return annotations, and skip unusable images, which are errors in evaluation.
             augmentations: applied in order.
             image_format: channel order, "RGB" or "BGR".
-            masks: give instance masks, as bitmaps: polygons, RLE and arrays alike.
-            keypoints: give keypoints.
-            recompute_boxes: take the boxes of objects that augmentation cut, or rotated, from what
-                is left of their masks; other boxes keep their fractions of a pixel.
-            keypoint_hflip_indices: where each keypoint goes in a horizontal flip.
-        Raises: ValueError if boxes are to be recomputed without masks.
+            masks: return instance masks as bitmaps, whether given as polygons, RLE or arrays.
+            keypoints: return keypoints.
+            recompute_boxes: recompute the boxes of objects that augmentation cuts or rotates from
+                their masks; other boxes keep their subpixel coordinates.
+            keypoint_hflip_indices: permutation of the keypoints in a horizontal flip.
+
+        Raises: ValueError if ``recompute_boxes`` is set without ``masks``.
         """
         if recompute_boxes and not masks:
-            raise ValueError("recompute_boxes=True needs masks=True.")
+            raise ValueError("recompute_boxes=True requires masks=True.")
         super().__init__(
             is_train=is_train,
             augmentations=list(augmentations),
@@ -98,18 +100,20 @@ class InstanceMapper(DatasetMapper):
         self.recompute_boxes = recompute_boxes
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Args:
-            dataset_dict: a record in Detectron2's format, or with an RGB ``picture`` of Pillow in
-                place of ``file_name``; left unchanged.
-        Returns: the record with ``image``, uint8 (3, H, W); in training ``sem_seg``, int64 (H, W),
-            in place of ``sem_seg_file_name`` and ``label_rule``, and ``instances`` in place of
-            ``annotations``, or of the things of panoptic segments where there are none; and
-            ``data_issues``, {problem: count}, if there were any.
+        """Map a record to a sample.
+
+        Args:
+            dataset_dict: a record in Detectron2's format, or with an RGB ``picture`` of Pillow
+                instead of ``file_name``; left unchanged.
+        Returns: the record with ``image``, uint8 (3, H, W). In training, ``sem_seg``, int64 (H, W),
+            replaces ``sem_seg_file_name`` and ``label_rule``; ``instances`` replaces
+            ``annotations``, or is created from the things of panoptic segments; ``data_issues``,
+            {issue: count}, is added if there are any.
 
         Raises:
-            SkippedImage if training has to do without the image;
+            SkippedImage if training cannot use the image;
             UnreadableImageError or SizeMismatchError in the same cases in evaluation;
-            another OSError if the file does not exist or may not be read.
+            another OSError if the file does not exist or cannot be opened.
         """
         record = dict(dataset_dict)
         annotations = record.pop("annotations", None)
@@ -129,16 +133,16 @@ class InstanceMapper(DatasetMapper):
             record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype("long"))
 
         if self.is_train and annotations is not None:
-            kept, found = clean_annotations(annotations, size, masks=self.use_instance_mask)
+            cleaned, found = clean_annotations(annotations, size, masks=self.use_instance_mask)
             issues.update(found)
-            record["annotations"] = kept
+            record["annotations"] = cleaned
             self._transform_annotations(record, transforms, image.shape[:2])
         if issues:
             record[DATA_ISSUES] = dict(issues)
         return record
 
     def _read(self, record: dict[str, Any]) -> tuple[NDArray[np.uint8], list[str]]:
-        """Reads and checks the image of a record; adds its size to a record that has none."""
+        """Read the image of a record and check its size, or add the size if it is absent."""
         try:
             image, problems = (
                 (record.pop("picture"), [])
@@ -159,7 +163,7 @@ class InstanceMapper(DatasetMapper):
     def _read_labels(
         self, record: dict[str, Any], size: tuple[int, int]
     ) -> NDArray[np.uint8] | NDArray[np.int32] | None:
-        """Takes the semantic labels out of a record, if it names any."""
+        """Remove the label file from a record and read it, if there is one."""
         path, rule = record.pop("sem_seg_file_name", None), record.pop("label_rule", None)
         if path is None:
             return None
@@ -168,12 +172,12 @@ class InstanceMapper(DatasetMapper):
         except UnreadableLabelsError as error:
             raise SkippedImage(UNREADABLE_LABELS, str(error)) from error
         if labels.shape != size:
-            raise SkippedImage(LABEL_SIZE_DIFFERS, size_message(path, labels.shape, size))
-        # Types that the resizing of transforms can handle.
+            raise SkippedImage(LABEL_SIZE_DIFFERS, size_mismatch_message(path, labels.shape, size))
+        # Detectron2's transforms can resize these types, but not int64.
         return labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.int32)
 
     def _read_segments(self, record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return instances of the panoptic segments of a record, and problems."""
+        """Return annotations of the panoptic segments of a record, and issues."""
         try:
             ids = read_segment_ids(record["pan_seg_file_name"])
         except UnreadableLabelsError as error:
@@ -185,28 +189,32 @@ class InstanceMapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: Sequence[int]
     ) -> None:
-        """Put augmented instances in place of annotations, whose boxes are xyxy in the image."""
+        """Replace annotations, with xyxy boxes in pixels of the input, by augmented instances."""
         annotations, shape = dataset_dict.pop("annotations"), tuple(image_shape)
         for annotation in annotations:
             self._choose_fields(annotation)
         boxes = np.array([annotation["bbox"] for annotation in annotations]).reshape(-1, 4)
-        moved = [
+        transformed = [
             detection_utils.transform_instance_annotations(
                 annotation, transforms, shape, keypoint_hflip_indices=self.keypoint_hflip_indices
             )
             for annotation in annotations
         ]
-        instances = detection_utils.annotations_to_instances(moved, shape, mask_format="bitmask")
-        if not moved:
+        instances = detection_utils.annotations_to_instances(
+            transformed, shape, mask_format="bitmask"
+        )
+        if not transformed:
             self._add_empty_fields(instances, shape)
         elif self.recompute_boxes:
             instances.gt_boxes = Boxes(
-                tight_boxes(instances, transforms.apply_box(boxes), is_rotated(transforms))
+                recompute_cut_boxes(
+                    instances, transforms.apply_box(boxes), rotated=has_rotation(transforms)
+                )
             )
         dataset_dict["instances"] = detection_utils.filter_empty_instances(instances)
 
     def _choose_fields(self, annotation: dict[str, Any]) -> None:
-        """Remove what is not trained; objects without keypoints get invisible ones."""
+        """Remove unused fields, and give objects without keypoints invisible ones."""
         if not self.use_instance_mask:
             annotation.pop("segmentation", None)
         if not self.use_keypoint:
@@ -215,7 +223,7 @@ class InstanceMapper(DatasetMapper):
             annotation["keypoints"] = np.zeros(3 * len(self.keypoint_hflip_indices))
 
     def _add_empty_fields(self, instances: Instances, shape: tuple[int, ...]) -> None:
-        """Add masks and keypoints of length 0, which Detectron2 leaves out."""
+        """Add masks and keypoints of length 0, which Detectron2 omits."""
         if self.use_instance_mask:
             instances.gt_masks = BitMasks(torch.zeros(0, *shape, dtype=torch.bool))
         if self.use_keypoint and self.keypoint_hflip_indices is not None:
@@ -223,43 +231,52 @@ class InstanceMapper(DatasetMapper):
             instances.gt_keypoints = Keypoints(np.zeros((0, count, 3), dtype=np.float32))
 
 
-def is_rotated(transforms: T.TransformList) -> bool:
-    """Return whether transforms turn boxes by other than right angles."""
+def has_rotation(transforms: T.TransformList) -> bool:
+    """Return whether transforms include a rotation, after which boxes are loose."""
     return any(isinstance(transform, T.RotationTransform) for transform in transforms.transforms)
 
 
-def tight_boxes(instances: Instances, moved: NDArray[np.float64], rotated: bool) -> torch.Tensor:
-    """Return boxes that are tight around what augmentation has left of the masks.
+def recompute_cut_boxes(
+    instances: Instances, unclipped: NDArray[np.float64], *, rotated: bool
+) -> torch.Tensor:
+    """Recompute the boxes of objects that augmentation cut or rotated from their masks.
 
     Args:
         instances: with boxes clipped to the image, and bitmap masks.
-        moved: the boxes before clipping, (N, 4), xyxy, absolute pixels.
-        rotated: whether all boxes, and not only those that reach out of the image, are loose.
-    Returns: (N, 4). A side that the mask confirms to a pixel keeps its fraction.
+        unclipped: the boxes before clipping, (N, 4), xyxy, absolute pixels.
+        rotated: recompute all boxes, not only those that extend beyond the image.
+    Returns: (N, 4), xyxy, absolute pixels.
     """
     height, width = instances.image_size
     clipped = instances.gt_boxes.tensor
     limits = np.array([width, height, width, height])
-    cut = ((moved < -BOX_ROUNDING) | (moved > limits + BOX_ROUNDING)).any(axis=1) | rotated
-    return follow_masks(clipped, instances.gt_masks, torch.as_tensor(cut))
+    outside = (unclipped < -BOX_ROUNDING) | (unclipped > limits + BOX_ROUNDING)
+    is_cut = outside.any(axis=1) | rotated
+    return fit_boxes_to_masks(clipped, instances.gt_masks, torch.as_tensor(is_cut))
 
 
-def follow_masks(boxes: torch.Tensor, masks: BitMasks, changed: torch.Tensor) -> torch.Tensor:
-    """Return boxes, (N, 4), of which those of changed masks, (N,), are tight around them.
+def fit_boxes_to_masks(boxes: torch.Tensor, masks: BitMasks, changed: torch.Tensor) -> torch.Tensor:
+    """Replace the boxes of changed masks by tight ones.
 
-    A side that the mask confirms to a pixel keeps its fraction.
+    A side within a pixel of its tight position keeps its subpixel coordinate.
+
+    Args:
+        boxes: (N, 4), xyxy, absolute pixels.
+        masks: N bitmaps.
+        changed: which masks changed, bool (N,).
+    Returns: (N, 4).
     """
     if not changed.any():
         return boxes
     result = boxes.clone()
     tight = masks[changed].get_bounding_boxes().tensor
-    own = result[changed]
-    result[changed] = torch.where((tight - own).abs() < 1, own, tight)
+    loose = result[changed]
+    result[changed] = torch.where((tight - loose).abs() < 1, loose, tight)
     return result
 
 
 class ViewMapper(InstanceMapper):
-    """For evaluation with test-time augmentation: an image at several sizes, and mirrored.
+    """Map an image to several resized and mirrored views, for test-time augmentation.
 
     Args:
         views: augmentations of each view.
@@ -271,8 +288,11 @@ class ViewMapper(InstanceMapper):
         self.views = [T.AugmentationList(list(view)) for view in views]
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns: the record with ``views``, a list of {``image``, ``height``, ``width``,
-        ``transforms``}, in place of ``image``; errors as in InstanceMapper.
+        """Map a record to a sample.
+
+        Returns: the record with ``views``, a list of {``image``, ``height``, ``width``,
+            ``transforms``}, instead of ``image``.
+        Raises: as :class:`InstanceMapper` in evaluation.
         """
         record = super().__call__(dataset_dict)
         original = record.pop("image").permute(1, 2, 0).numpy()
@@ -286,8 +306,13 @@ class ViewMapper(InstanceMapper):
         return record
 
 
-def size_message(path: Any, labels: tuple[int, ...], image: tuple[int, ...]) -> str:
-    """What is wrong with labels of another size than their image, (height, width) each."""
+def size_mismatch_message(path: Any, labels: tuple[int, ...], image: tuple[int, ...]) -> str:
+    """Format an error message about labels whose size differs from the image.
+
+    Args:
+        path: label file.
+        labels, image: height and width, pixels.
+    """
     return (
         f"Label file {path} is {labels[0]} x {labels[1]} (height x width), its image "
         f"{image[0]} x {image[1]}."
@@ -297,31 +322,35 @@ def size_message(path: Any, labels: tuple[int, ...], image: tuple[int, ...]) -> 
 def clean_annotations(
     annotations: Iterable[Mapping[str, Any]], size: tuple[int, int], *, masks: bool
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Annotations that can be trained on.
+    """Repair or drop invalid annotations of an image.
 
     Args:
-        annotations: of one image, in Detectron2's format; left unchanged.
+        annotations: in Detectron2's format; left unchanged.
         size: height and width of the image, pixels.
-        masks: whether each must have a mask.
-    Returns: copies, repaired where need be, and counts by issue of ``ISSUE_POLICIES``. Boxes are
-        xyxy, absolute pixels, inside the image; masks are polygons in float64 or compressed RLE.
+        masks: drop annotations without a valid mask.
+    Returns: usable annotations (copies), and counts by issue of ``ISSUE_POLICIES``. Boxes are
+        xyxy, absolute pixels, clipped to the image; masks are polygons in float64 or compressed
+        RLE.
     """
     issues: Counter[str] = Counter()
-    kept = []
+    usable = []
     for annotation in annotations:
         cleaned, problems = clean_annotation(annotation, size, masks=masks)
         issues.update(problems)
         if cleaned is not None:
-            kept.append(cleaned)
-    if not kept:
+            usable.append(cleaned)
+    if not usable:
         issues[NO_ANNOTATION] += 1
-    return kept, issues
+    return usable, issues
 
 
 def clean_annotation(
     annotation: Mapping[str, Any], size: tuple[int, int], *, masks: bool
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """One annotation of ``clean_annotations``, None if it is dropped, and its problems."""
+    """Repair one annotation; return it, or None if it is dropped, and its issues.
+
+    Arguments as in ``clean_annotations``.
+    """
     if annotation.get("iscrowd", 0):
         return None, [CROWD]
     box = box_xyxy(annotation)
@@ -329,13 +358,13 @@ def clean_annotation(
         return None, [MALFORMED_BOX]
     height, width = size
     clipped = np.clip(box, 0, [width, height, width, height])
-    if (clipped[2:] - clipped[:2] <= SMALLEST_SIDE).any():
+    if (clipped[2:] - clipped[:2] <= MIN_BOX_SIDE).any():
         return None, [EMPTY_BOX]
     outside = bool((np.abs(clipped - box) > BOX_ROUNDING).any())
     problems = [BOX_OUTSIDE] if outside else []
     cleaned = {**annotation, "bbox": clipped.tolist(), "bbox_mode": BoxMode.XYXY_ABS}
     if "keypoints" in annotation:
-        # Detectron2 moves the points of an array in place.
+        # Copied: Detectron2 transforms the points of an array in place.
         cleaned["keypoints"] = np.array(annotation["keypoints"], dtype=np.float64)
     if masks:
         segmentation, problem = clean_segmentation(annotation.get("segmentation"), size)
@@ -348,9 +377,9 @@ def clean_annotation(
 
 
 def box_xyxy(annotation: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    """Box of an annotation, xyxy, absolute pixels; None if it is missing or malformed."""
+    """Return the box of an annotation, xyxy, absolute pixels; None if missing or malformed."""
     try:
-        # As floats: Detectron2 cuts off the decimals when it resizes boxes of integers.
+        # As floats: Detectron2 truncates when it resizes integer boxes.
         numbers = [float(number) for number in annotation["bbox"]]
         if any(isinstance(number, str) for number in annotation["bbox"]):
             return None
@@ -358,5 +387,5 @@ def box_xyxy(annotation: Mapping[str, Any]) -> NDArray[np.float64] | None:
     except (KeyError, TypeError, ValueError, OverflowError, AssertionError):
         return None
     box = np.asarray(box, dtype=np.float64)
-    sound = box.shape == (4,) and np.isfinite(box).all() and (box[2:] >= box[:2]).all()
-    return box if sound else None
+    is_valid = box.shape == (4,) and np.isfinite(box).all() and (box[2:] >= box[:2]).all()
+    return box if is_valid else None

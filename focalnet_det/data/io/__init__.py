@@ -1,1 +1,1 @@
-"""Readers of what users bring: one per format, each checks every row and shows all faults."""
+"""Read and validate user data, one module per format, reporting all errors together."""

@@ -1,28 +1,28 @@
-"""Faults of data files, collected and shown together."""
+"""Collect the errors of data files, to report them together."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 
-# Rows of each kind that a message names.
+# Examples of each kind of error in a message.
 SHOWN = 3
 
 
 class DataError(ValueError):
-    """Say why a data set cannot be used: a line for each kind of fault, with rows and remedy.
+    """Report why a dataset is unusable: one line per kind of error, with examples and remedy.
 
     Attributes:
-        faults: by kind, None where there is no table of them.
+        errors: the errors by kind, None if there is only a message.
     """
 
-    faults: "Faults | None" = None
+    errors: "ValidationErrors | None" = None
 
 
-class Faults:
-    """Collect the faults of a data set by kind.
+class ValidationErrors:
+    """Collector of the errors of a dataset, by kind.
 
     Args:
         subject: file or folder that the message begins with.
-        remedies: kind -> what to do about it, a sentence.
+        remedies: kind -> remedy, a sentence.
     """
 
     def __init__(self, subject: object, remedies: Mapping[str, str]) -> None:
@@ -32,11 +32,11 @@ class Faults:
         self.counts: dict[str, int] = defaultdict(int)
 
     def add(self, kind: str, row: object = "") -> None:
-        """Add a fault.
+        """Add an error.
 
         Args:
             kind: key of ``remedies``.
-            row: where it is, and what was read there; shortened to 160 characters.
+            row: location and value, shortened to 160 characters.
         Raises: KeyError if the kind has no remedy.
         """
         if kind not in self.remedies:
@@ -50,7 +50,7 @@ class Faults:
         return bool(self.counts)
 
     def lines(self) -> list[str]:
-        """Return "N kind: rows. Remedy" of each kind, in the order of ``remedies``."""
+        """Format each kind as "N x kind: rows. Remedy", in the order of ``remedies``."""
         result = []
         for kind, remedy in self.remedies.items():
             if count := self.counts.get(kind):
@@ -59,16 +59,16 @@ class Faults:
                 result.append(f"{count} x {kind}{f': {rows}{more}' if rows else ''}. {remedy}")
         return result
 
-    def stop(self) -> None:
-        """Raise DataError with all faults, if there are any."""
+    def raise_if_any(self) -> None:
+        """Raise DataError with all errors, if any."""
         if self:
             text = "\n".join(f"- {line}" for line in self.lines())
             error = DataError(f"{self.subject} cannot be used:\n{text}")
-            error.faults = self
+            error.errors = self
             raise error
 
 
-def shown(value: object) -> str:
-    """Return a short form of a value for a message."""
+def shorten(value: object) -> str:
+    """Return the repr of a value, truncated to 60 characters for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""JSON files of annotations, and checks of the values in them."""
+"""Read JSON annotation files, and validate their values."""
 
 import json
 import math
@@ -10,19 +10,20 @@ from typing import Any, TypeGuard
 
 from detectron2.utils.file_io import PathManager
 
-from .issues import DataError, shown
+from .issues import DataError, shorten
 
 Record = dict[str, Any]
 
-# Ids have to be exact as doubles, which some readers of JSON take.
-LARGEST_ID = 2**53
+# Largest integer that is exact as a double, as which some JSON readers parse numbers.
+MAX_ID = 2**53
 
 
 def check_regular(path: str | Path, what: str) -> None:
-    """Check that a path of this machine, if it exists, is a file: devices and pipes never end.
+    """Check that a local path, if it exists, is a regular file; reading a pipe may never end.
 
     Args:
-        what: name of the file's kind for the message.
+        path: the file.
+        what: kind of file, for messages.
     Raises: DataError for devices, pipes and sockets, IsADirectoryError for a folder.
     """
     try:
@@ -30,7 +31,7 @@ def check_regular(path: str | Path, what: str) -> None:
     except OSError:
         return
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{what} {path} is a folder.")
+        raise IsADirectoryError(f"{what} {path} is a folder, not a file.")
     if not stat.S_ISREG(mode):
         raise DataError(f"{what} {path} is a device or a pipe, not a file.")
 
@@ -38,28 +39,30 @@ def check_regular(path: str | Path, what: str) -> None:
 def read_json_lists(
     path: str | Path, lists: Sequence[str], what: str, optional: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Read a JSON object and check that it has some lists of objects.
+    """Read a JSON object, and check that its values under some keys are lists of objects.
 
     Args:
-        lists: keys that must be there.
-        optional: keys that are lists of objects too if they are there.
-        what: name of the format for messages.
-    Raises: FileNotFoundError if there is no such file, DataError if it is no JSON or not as above.
+        path: the file.
+        lists: required keys.
+        what: name of the format, for messages.
+        optional: keys that may be absent.
+    Raises: FileNotFoundError if the file does not exist, DataError if it is not valid JSON or not
+        of this structure.
     """
     if not PathManager.exists(str(path)):
         raise FileNotFoundError(2, f"No such {what} file", str(path))
     check_regular(path, f"{what} file")
     try:
-        # Editors of some systems begin a file with a byte-order mark.
+        # Some editors write a byte-order mark.
         with PathManager.open(str(path), "r", encoding="utf-8-sig") as file:
             content = json.load(file)
-    # RecursionError: brackets nested thousands deep. ValueError: JSON, encoding, endless numbers.
+    # RecursionError: deeply nested brackets. ValueError: JSON syntax, encoding or huge integers.
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a JSON file: {error}.") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise DataError(
-            f"{path} is not in {what} format: it holds a {kind}, no object, and lacks "
+            f"{path} is not in {what} format: it contains a {kind} instead of an object, and lacks "
             f"{', '.join(sorted(lists))}."
         )
     missing = sorted(name for name in lists if name not in content)
@@ -68,36 +71,38 @@ def read_json_lists(
     for name in (*lists, *(other for other in optional if other in content)):
         rows = content[name]
         if not isinstance(rows, list):
-            raise DataError(f"{path} is not in {what} format: {name} is {shown(rows)}, no list.")
+            raise DataError(
+                f"{path} is not in {what} format: {name} is {shorten(rows)}, not a list."
+            )
         for index, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise DataError(
-                    f"{path} is not in {what} format: {name}[{index}] is {shown(row)}, no object."
+                    f"{path} is not in {what} format: {name}[{index}] is {shorten(row)}, no object."
                 )
     return content
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value is a finite number, and no bool."""
+    """Return whether a value is a finite number, excluding bool."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e300 and math.isfinite(value)
 
 
 def is_id(value: object) -> TypeGuard[int]:
-    """Return whether a value is a whole number that can be an id."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_ID
+    """Return whether a value is an integer from 0 to ``MAX_ID``."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
 
 
-def whole(value: object) -> int | None:
-    """Return a positive whole number, also one written as 640.0; None if it is not one."""
+def positive_int(value: object) -> int | None:
+    """Convert a positive number without fraction, such as 640 or 640.0; None for other values."""
     if is_number(value) and value > 0 and value == int(value):
         return int(value)
     return None
 
 
-def numbers(values: object, count: int) -> list[float] | None:
-    """Return a list of finite numbers as floats; None if it is not one of that length."""
+def float_list(values: object, count: int) -> list[float] | None:
+    """Convert a list of ``count`` finite numbers to floats; None for other values."""
     if not isinstance(values, list | tuple) or len(values) != count:
         return None
     if not all(map(is_number, values)):
@@ -106,8 +111,8 @@ def numbers(values: object, count: int) -> list[float] | None:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Name the place of a row, such as ``annotations[3] (id 7)``, when it is shown."""
+class RowLocation:
+    """Location of a row in a file, such as ``annotations[3] (id 7)``; formatted lazily."""
 
     rows: object
     index: int
@@ -115,4 +120,4 @@ class Place:
 
     def __str__(self) -> str:
         name = f"{self.rows}[{self.index}]"
-        return f"{name} (id {shown(self.record['id'])})" if "id" in self.record else name
+        return f"{name} (id {shorten(self.record['id'])})" if "id" in self.record else name

@@ -1,4 +1,4 @@
-"""Pairs of keypoints that change places in a mirrored image, from their names."""
+"""Infer which keypoints a horizontal flip swaps, from their names."""
 
 import re
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ SIDES = {
     **dict.fromkeys(("left", "l", "lt", "lft"), "left"),
     **dict.fromkeys(("right", "r", "rt", "rgt"), "right"),
 }
-# Parts of "left_eye", "Left Eye", "LeftEye", "eyeL", "l.eye", "EYE-R2".
+# Splits "left_eye", "Left Eye", "LeftEye", "eyeL", "l.eye", "EYE-R2" into words.
 WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
-# "lefteye", "eyeright": where no word is a side.
+# Fallback for "lefteye" and "eyeright", where no word is a side.
 INSIDE = re.compile("left|right", re.IGNORECASE)
 
 
 def side_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return the side that a name holds ("left", "right" or None), and its other words."""
+    """Return the side that a name contains ("left", "right" or None), and its other words."""
     words = [word.lower() for word in WORDS.findall(name)]
     sides = [k for k, word in enumerate(words) if word in SIDES]
     if len(sides) == 1:
@@ -27,7 +27,7 @@ def side_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def flip_pairs(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return pairs of (left, right) names, and the names of a side that have no partner."""
+    """Return (left, right) pairs of names, and names with a side but without counterpart."""
     left: dict[tuple[str, ...], str] = {}
     right: dict[tuple[str, ...], str] = {}
     for name in names:
@@ -35,5 +35,5 @@ def flip_pairs(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
         if side is not None:
             (left if side == "left" else right)[rest] = name
     pairs = [(name, right[rest]) for rest, name in left.items() if rest in right]
-    alone = [name for rest, name in left.items() if rest not in right]
-    return pairs, alone + [name for rest, name in right.items() if rest not in left]
+    unpaired = [name for rest, name in left.items() if rest not in right]
+    return pairs, unpaired + [name for rest, name in right.items() if rest not in left]

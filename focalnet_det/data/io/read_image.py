@@ -1,4 +1,4 @@
-"""Images of many formats and modes, as upright 8-bit RGB."""
+"""Read images of many formats and modes as upright 8-bit RGB."""
 
 from pathlib import Path
 from typing import Any
@@ -11,67 +11,69 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ..issue_policies import (
     DEEPER_THAN_8_BITS,
     EXIF_ROTATED,
-    OTHER_COLOURS,
-    SEVERAL_PICTURES,
+    MULTIPLE_FRAMES,
+    NOT_RGB,
     TRANSPARENT,
 )
-from .open_image import FORMATS, number_of_pages, open_picture
+from .open_image import FORMATS, num_frames, open_image
 
 IMAGE_FORMATS = ("RGB", "BGR")
 ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 FULL_RANGE = 65535
-# Ranges in which pictures are stored as floats.
+# Upper ends of the value ranges that float images use.
 FLOAT_RANGES = (1, 255, FULL_RANGE)
 
 
 class UnreadableImageError(OSError):
-    """A file is there and can be opened, but no complete image can be decoded from it."""
+    """Signal that an existing file does not contain a complete, supported image."""
 
 
 def read_image(path: str | Path, image_format: str) -> NDArray[np.uint8]:
-    """Read an image file.
+    """Read an image file, rotated upright by its EXIF orientation.
 
-    The image is turned upright by its EXIF orientation. ``ISSUE_POLICIES`` says how each kind of
-    image is converted. Of an animation or a file of several pages, the first picture.
+    ``ISSUE_POLICIES`` says how each kind of image is converted. For animations and multi-page
+    files, the first frame is used.
 
     Args:
-        path: of the file.
+        path: image file.
         image_format: channel order, "RGB" or "BGR".
-    Returns: (H, W, 3), 0..255.
+    Returns: uint8 (H, W, 3).
 
     Raises:
-        UnreadableImageError if the file is empty, truncated or not a picture, with path and reason;
-        another OSError if it does not exist or may not be read;
-        ValueError if the format is another.
+        UnreadableImageError if the file is empty, truncated or not an image;
+        another OSError if it does not exist or cannot be opened;
+        ValueError for another ``image_format``.
     """
     image, _ = read_rgb(path)
     return to_array(image, image_format)
 
 
 def to_array(image: Image.Image, image_format: str) -> NDArray[np.uint8]:
-    """An RGB picture as (H, W, 3) in the channel order "RGB" or "BGR".
+    """Convert an RGB image to uint8 (H, W, 3) with channels in the order "RGB" or "BGR".
 
-    Raises: ValueError if the format is another.
+    Raises: ValueError for another ``image_format``.
     """
     if image_format not in IMAGE_FORMATS:
-        raise ValueError(f"Image format {image_format!r}: must be {' or '.join(IMAGE_FORMATS)}.")
+        raise ValueError(
+            f"Unknown image format {image_format!r}. Use {' or '.join(IMAGE_FORMATS)}."
+        )
     array: NDArray[np.uint8] = detection_utils.convert_PIL_to_numpy(image, image_format)
     return array
 
 
 def read_rgb(path: str | Path) -> tuple[Image.Image, list[str]]:
-    """Reads an image file as an upright RGB picture.
+    """Read an image file as an upright RGB image.
 
-    Returns: the picture, and the problems of ``tally`` that were repaired in it.
-    Raises: OSError as ``read_image`` does.
+    Returns: the image, and the issues of ``ISSUE_POLICIES`` that were repaired.
+    Raises: OSError as ``read_image``.
     """
     try:
-        with open_picture(path) as image:
-            pages = [SEVERAL_PICTURES] if number_of_pages(image) > 1 else []
+        with open_image(path) as image:
+            pages = [MULTIPLE_FRAMES] if num_frames(image) > 1 else []
             image.load()
-            picture, problems = repaired(image)
-            return picture, pages + problems
+            rgb, problems = to_upright_rgb(image)
+            return rgb, pages + problems
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Image {path} does not exist. Check the image folder, and file_name in the "
@@ -81,19 +83,18 @@ def read_rgb(path: str | Path) -> tuple[Image.Image, list[str]]:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(
-            f"Cannot read image {path}: unsupported image format ({', '.join(FORMATS)} can be "
-            "read)."
+            f"Cannot read image {path}: unsupported image format (supported: {', '.join(FORMATS)})."
         ) from error
-    # Pillow's decoders meet damage with OSError, SyntaxError, ValueError, EOFError, struct.error,
-    # IndexError and more, depending on the format.
+    # Depending on the format, Pillow raises OSError, SyntaxError, ValueError, EOFError,
+    # struct.error, IndexError and others on damaged files.
     except Exception as error:
         raise UnreadableImageError(f"Cannot read image {path}: {error}.") from error
 
 
-def repaired(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """A loaded picture of any mode as upright RGB, and the problems of ``tally`` that it had.
+def to_upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Convert a loaded image of any mode to upright RGB; also return the issues it had.
 
-    Raises: ValueError if the mode or the values have no RGB equivalent.
+    Raises: ValueError if its values cannot be converted.
     """
     problems = []
     upright: Image.Image = detection_utils._apply_exif_orientation(image)
@@ -110,22 +111,22 @@ def repaired(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if upright.mode == "RGB":
         return upright, problems
     if upright.mode == "LAB":
-        return lab_to_rgb(upright), [*problems, OTHER_COLOURS]
-    return upright.convert("RGB"), [*problems, OTHER_COLOURS]
+        return lab_to_rgb(upright), [*problems, NOT_RGB]
+    return upright.convert("RGB"), [*problems, NOT_RGB]
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
-    """A picture with transparency of any kind as RGBA."""
-    # Pillow has no direct way from grey with premultiplied alpha.
+    """Convert an image with any kind of transparency to RGBA."""
+    # Pillow cannot convert premultiplied grayscale directly.
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or floats, as grey of 8 bits (mode L).
+    """Convert a 16- or 32-bit integer or float grayscale image to 8 bits (mode L).
 
-    Integers 0..65535 are scaled by 255 / 65535: the rule is the same for every image, so that a
-    dark image stays darker than a bright one. Floats have no such full range; theirs is the
-    smallest of ``FLOAT_RANGES`` that holds the largest value.
+    Integers are scaled by 255 / 65535, independently of the image, so that a dark image remains
+    darker than a bright one. The full range of floats is the smallest of ``FLOAT_RANGES`` that
+    contains the largest value.
 
     Raises: ValueError if a value is outside 0..65535 or NaN.
     """
@@ -133,8 +134,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     smallest, largest = values.min(), values.max()
     if not (smallest >= 0 and largest <= FULL_RANGE):
         raise ValueError(
-            f"its values are {smallest:g} to {largest:g}; only 0 to {FULL_RANGE} can be scaled to "
-            "8 bits"
+            f"its values range from {smallest:g} to {largest:g}; only 0 to {FULL_RANGE} can be "
+            "scaled to 8 bits"
         )
     full = FULL_RANGE
     if image.mode == "F":
@@ -144,7 +145,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def lab_to_rgb(image: Image.Image) -> Image.Image:
-    """CIE Lab as sRGB; Pillow's plain conversion lacks it."""
+    """Convert CIE Lab to sRGB, which ``Image.convert`` does not support."""
     transform = ImageCms.buildTransform(
         ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
     )

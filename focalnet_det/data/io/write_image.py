@@ -1,4 +1,4 @@
-"""Pictures that are whole or absent, and many of them in parallel."""
+"""Write images atomically, and process many files in parallel."""
 
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
@@ -16,8 +16,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def write_picture(path: Path, pixels: NDArray[Any]) -> None:
-    """Write a PNG of bytes, (H, W) or (H, W, 3), whole or not at all."""
+def write_png(path: Path, pixels: NDArray[Any]) -> None:
+    """Write a PNG atomically.
+
+    Args:
+        path: file to write or replace.
+        pixels: (H, W) or (H, W, 3), 0..255.
+    """
     with replacing(path, durable=False) as temporary:
         Image.fromarray(pixels.astype(np.uint8)).save(temporary, format="png")
 
@@ -25,10 +30,12 @@ def write_picture(path: Path, pixels: NDArray[Any]) -> None:
 def run_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
 ) -> Iterator[Result]:
-    """Results of a function of a module, in order, with a progress bar.
+    """Yield the results of a function in the order of its jobs, with a progress bar.
 
     Args:
-        workers: processes; 1 for this one.
+        function: picklable, so defined at the top level of a module.
+        jobs: arguments.
+        workers: number of processes; 1 runs in the current process.
     """
 
     def results() -> Iterator[Result]:

@@ -1,1 +1,1 @@
-"""Panoptic data sets: COCO's format, and what is derived from it."""
+"""Read, convert and register panoptic datasets in COCO's format."""

@@ -1,8 +1,8 @@
-"""Panoptic data sets by name: the generated one, COCO's, ADE20K's, and any folder.
+"""Register panoptic datasets: the generated one, COCO's, ADE20K's, and any other in COCO format.
 
-In two numberings. "separated", of panoptic FPN: things are 0, 1, ... for the box head, and for the
-semantic head 0 stands for all things and 1, 2, ... for the stuff. "unified", of Mask2Former: 0, 1,
-... for all classes in order of category id, things and stuff alike.
+There are two class layouts. "separated" (Panoptic FPN): the box head predicts things 0, 1, ...; the
+semantic head predicts 0 for all things and 1, 2, ... for stuff. "unified" (Mask2Former): all
+classes are 0, 1, ... in order of category id, things and stuff alike.
 """
 
 import os
@@ -18,29 +18,29 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from ..io.coco_files import read_coco
 from ..io.labels import IGNORE, LabelReader, LabelRule
 from ..io.panoptic_files import check_segment_files
-from ..registry import check_images, coco_records, register_coco_later, replace_registered
+from ..registry import check_images, coco_records, register_coco_lazily, register_or_replace
 from ..semantic.ade20k import default_ade20k_root
 from ..semantic.label_folders import ClassList, paired_files, register_sem_seg
-from ..shapes.export import ADE_NAMES, COLOURS, STUFF_IDS, THING_IDS
+from ..shapes.export import ADE_NAMES, COLORS, STUFF_IDS, THING_IDS
 from ..shapes.generate import default_root
 from ..shapes.scene import STUFF_CLASSES, THING_CLASSES
 from .ade20k_objects import panoptic_categories
 from .segments import PanopticFile, Record, SegmentLabels, read_panoptic_json
 
 THINGS = "things"
-# Of panoptic FPN, RGB 0..255.
+# Color of "things" in Detectron2's metadata of Panoptic FPN, RGB 0..255.
 THINGS_COLOR = (82, 18, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticFiles:
-    """Where a panoptic set is.
+    """Paths of a panoptic dataset.
 
     Attributes:
-        panoptic_json, panoptic_root: the JSON, and the folder of the PNGs that it names.
-        images: folder of the images.
-        instances_json: of the same things, for box and mask AP; None for none.
-        sem_seg_root: label files of the same names as the PNGs; None takes them from the PNGs.
+        panoptic_json, panoptic_root: the JSON, and the folder of its PNGs.
+        images: image folder.
+        instances_json: COCO instances of the things, for box and mask AP; None for none.
+        sem_seg_root: semantic labels, named like the PNGs; None derives them from the PNGs.
     """
 
     panoptic_json: str | Path
@@ -52,13 +52,13 @@ class PanopticFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticClasses:
-    """Category ids -> classes of the model.
+    """Mapping of category ids to classes of the model.
 
     Attributes:
         thing_ids, stuff_ids: category id -> class.
         thing_classes, stuff_classes: names, by class.
         thing_colors, stuff_colors: RGB 0..255, by class; None for none.
-        separated: the numbering, see above.
+        separated: class layout, see the module docstring.
     """
 
     thing_ids: Mapping[int, int]
@@ -70,8 +70,8 @@ class PanopticClasses:
     separated: bool = True
 
     def metadata(self) -> Record:
-        """In the form that Detectron2's own panoptic sets have."""
-        found = {
+        """Return metadata with the keys of Detectron2's panoptic datasets."""
+        metadata = {
             "thing_dataset_id_to_contiguous_id": dict(self.thing_ids),
             "stuff_dataset_id_to_contiguous_id": dict(self.stuff_ids),
             "thing_classes": list(self.thing_classes),
@@ -79,21 +79,23 @@ class PanopticClasses:
         }
         for name in ("thing_colors", "stuff_colors"):
             if (colors := getattr(self, name)) is not None:
-                found[name] = [tuple(color) for color in colors]
-        return found
+                metadata[name] = [tuple(color) for color in colors]
+        return metadata
 
     def semantic_class(self, category_id: int) -> int:
-        """Class of a category for the semantic head."""
+        """Return the class of a category in the semantic head."""
         if category_id not in self.thing_ids:
             return self.stuff_ids[category_id]
         return 0 if self.separated else self.thing_ids[category_id]
 
 
 def separated_classes(categories: Sequence[Record]) -> PanopticClasses:
-    """The numbering of panoptic FPN.
+    """Build the class layout of Panoptic FPN.
 
     Args:
         categories: of a panoptic JSON, in order of id.
+    Source: facebookresearch/detectron2:detectron2/data/datasets/builtin_meta.py
+        (_get_coco_panoptic_separated_meta).
     """
     things = [c for c in categories if c["isthing"]]
     stuff = [c for c in categories if not c["isthing"]]
@@ -109,7 +111,11 @@ def separated_classes(categories: Sequence[Record]) -> PanopticClasses:
 
 
 def unified_classes(categories: Sequence[Record]) -> PanopticClasses:
-    """The numbering of Mask2Former; arguments as above."""
+    """Build the class layout of Mask2Former.
+
+    Args:
+        categories: of a panoptic JSON, in order of id.
+    """
     ids = {c["id"]: k for k, c in enumerate(categories)}
     names = [c["name"] for c in categories]
     colors = [c["color"] for c in categories] if all("color" in c for c in categories) else None
@@ -127,9 +133,9 @@ def unified_classes(categories: Sequence[Record]) -> PanopticClasses:
 def panoptic_records(
     file: PanopticFile, files: PanopticFiles, classes: PanopticClasses
 ) -> list[Record]:
-    """Records in Detectron2's format, with "label_rule" for the semantic labels.
+    """Build records in Detectron2's format, with "label_rule" for the semantic labels.
 
-    Raises: ValueError that names the image if a segment is of no class.
+    Raises: ValueError if a segment has an unknown category.
     """
     rule = LabelRule(num_classes=len(classes.stuff_classes))
     records = []
@@ -138,8 +144,10 @@ def panoptic_records(
         png = Path(files.panoptic_root) / annotation["file_name"]
         labels: tuple[Path, LabelReader]
         if files.sem_seg_root is None:
-            found = annotation["segments_info"]
-            table = {s["id"]: classes.semantic_class(s["category_id"]) for s in found}
+            table = {
+                segment["id"]: classes.semantic_class(segment["category_id"])
+                for segment in annotation["segments_info"]
+            }
             labels = (png, SegmentLabels(table))
         else:
             labels = (Path(files.sem_seg_root) / annotation["file_name"], rule)
@@ -160,21 +168,21 @@ def panoptic_records(
 
 
 def _classified(segment: Record, classes: PanopticClasses, annotation: Record) -> Record:
-    """A segment with its class in place of the category, and "isthing"."""
+    """Replace the category id of a segment by its class, and add "isthing"."""
     category = segment["category_id"]
     for ids, isthing in ((classes.thing_ids, True), (classes.stuff_ids, False)):
         if category in ids:
             return {**segment, "category_id": ids[category], "isthing": isthing}
     raise ValueError(
         f"Image {annotation['image_id']} ({annotation['file_name']}) has a segment of category "
-        f"{category}, which is none of the data set."
+        f"{category}, which is unknown to the dataset."
     )
 
 
 def register_panoptic(name: str, files: PanopticFiles, classes: PanopticClasses) -> None:
-    """Registers a panoptic set under a name, replacing what had that name.
+    """Register a panoptic dataset, replacing any dataset of the same name.
 
-    The files are read when the data is asked for.
+    The files are read when the records are first requested.
     """
 
     def records() -> list[Record]:
@@ -186,7 +194,7 @@ def register_panoptic(name: str, files: PanopticFiles, classes: PanopticClasses)
 def _replace(
     name: str, records: Callable[[], list[Record]], files: PanopticFiles, metadata: Record
 ) -> None:
-    replace_registered(name, records)
+    register_or_replace(name, records)
     json_file = None if files.instances_json is None else str(files.instances_json)
     MetadataCatalog.get(name).set(
         panoptic_json=str(files.panoptic_json),
@@ -203,26 +211,26 @@ def _replace(
 def register_panoptic_json(
     name: str, files: PanopticFiles, *, evaluation: bool = False, separated: bool = True
 ) -> PanopticClasses:
-    """Check a panoptic JSON, its images and PNGs, and register it under a name.
-
-    Things and stuff are those that the file names.
+    """Check a panoptic JSON, its images and PNGs, and register it.
 
     Args:
-        evaluation: hold the files to what an evaluation needs: segments and PNGs must agree.
+        name: name in Detectron2's catalogs; an existing dataset of this name is replaced.
+        files: paths.
+        evaluation: apply the stricter rules of evaluation: segments and PNGs must agree.
         separated: the numbering, see above.
-    Returns: its classes.
-    Raises: ValueError if a folder does not exist or with all faults of the files,
-        FileNotFoundError if there is no such file.
+    Returns: the classes that the file lists.
+    Raises: ValueError if a folder does not exist, or with all errors of the files,
+        FileNotFoundError if the JSON does not exist.
     """
     for what, folder in (("image", files.images), ("panoptic", files.panoptic_root)):
         if not Path(folder).is_dir():
-            raise ValueError(f"No such {what} folder: {folder}.")
+            raise ValueError(f"The {what} folder {folder} does not exist.")
     file = read_panoptic_json(files.panoptic_json)
     for things in (True, False):
         if not file.names(things=things):
             raise ValueError(
-                f"{file.path} has no category that is {'a thing' if things else 'stuff'}: train "
-                f"{'semantic' if things else 'instance'} segmentation."
+                f"{file.path} has no {'thing' if things else 'stuff'} categories. Train "
+                f"{'semantic' if things else 'instance'} segmentation instead."
             )
     numbering = separated_classes if separated else unified_classes
     classes = numbering(list(file.categories.values()))
@@ -235,10 +243,10 @@ def register_panoptic_json(
 
 
 def register_shapes_panoptic() -> None:
-    """Registers ``shapes_panoptic_{train,val}``, and ``..._unified`` in the other numbering."""
+    """Register ``shapes_panoptic_train``, ``_val``, and both as ``..._unified``."""
     root = default_root()
     names, ids = (*THING_CLASSES, *STUFF_CLASSES), (*THING_IDS, *STUFF_IDS)
-    rows = zip(ids, names, COLOURS, strict=True)
+    rows = zip(ids, names, COLORS, strict=True)
     categories: list[Record] = [
         {"id": i, "name": name, "isthing": int(i in THING_IDS), "color": color}
         for i, name, color in rows
@@ -256,12 +264,12 @@ def register_shapes_panoptic() -> None:
 
 
 def register_coco_panoptic() -> None:
-    """Registers COCO's panoptic sets under Detectron2's names, with checks of their files.
+    """Replace Detectron2's COCO panoptic datasets by ones whose files are checked.
 
-    ``coco_2017_{train,val}_panoptic_separated`` (panoptic FPN: official instances, and semantic
-    labels as ``datasets/prepare_coco_panoptic.py`` writes them), ``..._panoptic_stuffonly`` (the
-    semantic labels alone), ``..._panoptic`` (unified numbering) and ``..._panoptic_with_sem_seg``
-    (the same with Mask2Former's semantic labels).
+    They are ``coco_2017_{train,val}_panoptic_separated`` (Panoptic FPN: official instances, and
+    semantic labels from ``datasets/prepare_coco_panoptic.py``), ``..._panoptic_stuffonly`` (only
+    these semantic labels), ``..._panoptic`` (unified layout) and ``..._panoptic_with_sem_seg``
+    (unified layout with Mask2Former's semantic labels).
     """
     root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / "coco"
     ordered = sorted(COCO_CATEGORIES, key=lambda category: category["id"])
@@ -287,7 +295,7 @@ def register_coco_panoptic() -> None:
 
 
 def separated_records(files: PanopticFiles, name: str) -> list[Record]:
-    """Official instances with semantic labels, as panoptic FPN was trained.
+    """Load official instances with semantic labels, the training data of Panoptic FPN.
 
     Raises: FileNotFoundError if a file is missing, ValueError if images have no labels.
     """
@@ -295,11 +303,11 @@ def separated_records(files: PanopticFiles, name: str) -> list[Record]:
     assert files.instances_json is not None
     instances = coco_records(read_coco(files.instances_json, files.images), files.images)
     labels = {str(image): str(png) for image, png in paired_files(files.images, files.sem_seg_root)}
-    unlabelled = [r["file_name"] for r in instances if r["file_name"] not in labels]
-    if unlabelled:
+    unlabeled = [r["file_name"] for r in instances if r["file_name"] not in labels]
+    if unlabeled:
         raise ValueError(
-            f"{len(unlabelled)} images have no semantic labels in {files.sem_seg_root}, such as "
-            f"{unlabelled[0]}: run datasets/prepare_coco_panoptic.py."
+            f"{len(unlabeled)} images have no semantic labels in {files.sem_seg_root}, such as "
+            f"{unlabeled[0]}. Run datasets/prepare_coco_panoptic.py."
         )
     rule = LabelRule(num_classes=len(MetadataCatalog.get(name).stuff_classes))
     return [
@@ -308,10 +316,10 @@ def separated_records(files: PanopticFiles, name: str) -> list[Record]:
 
 
 def register_ade20k_panoptic() -> None:
-    """Registers ADE20K's objects as ``prepare_ade20k_{ins,pan}_seg.py`` write them.
+    """Register the output of ``datasets/prepare_ade20k_{ins,pan}_seg.py``.
 
-    ``ade20k_instance_{train,val}`` (100 things) and ``ade20k_panoptic_{train,val}`` (150 classes,
-    separated numbering; ``..._unified`` in the other one).
+    These are ``ade20k_instance_{train,val}`` (100 things) and ``ade20k_panoptic_{train,val}`` (150
+    classes, separated layout; ``..._unified`` in the other one).
     """
     root = default_ade20k_root()
     categories = panoptic_categories()
@@ -329,4 +337,4 @@ def register_ade20k_panoptic() -> None:
         register_panoptic(f"ade20k_panoptic_{split}_unified", files, unified)
         if (name := f"ade20k_instance_{split}") not in DatasetCatalog.list():
             metadata = {"thing_classes": [thing["name"] for thing in things]}
-            register_coco_later(name, instances, images, metadata)
+            register_coco_lazily(name, instances, images, metadata)

@@ -1,1 +1,1 @@
-"""Semantic segmentation data sets: label maps and their class lists."""
+"""Read, augment and register datasets of semantic segmentation."""

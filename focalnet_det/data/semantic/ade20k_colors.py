@@ -1,7 +1,7 @@
-"""The colours that ADE20K's 150 classes are drawn in, in the order of the classes.
+"""Define the standard color palette of ADE20K's 150 classes, in class order.
 
-Source: CSAILVision/semantic-segmentation-pytorch:data/color150.mat; the same numbers are in
-open-mmlab/mmsegmentation:mmseg/utils/class_names.py (ade_palette). Classes 7 and 49 share one.
+Source: CSAILVision/semantic-segmentation-pytorch:data/color150.mat; the same palette is in
+open-mmlab/mmsegmentation:mmseg/utils/class_names.py (ade_palette). Classes 7 and 49 share a color.
 """
 
 _HEX = """

@@ -1,4 +1,4 @@
-"""Data sets of semantic segmentation: a folder of images, and one of label maps."""
+"""Register semantic segmentation datasets: a folder of images and a folder of label maps."""
 
 import errno
 import json
@@ -15,8 +15,8 @@ from PIL import Image
 from ..io.label_files import check_label_files
 from ..io.labels import IGNORE, LabelRule
 from ..io.open_image import FORMATS
-from ..registry import replace_registered
-from ..shapes.export import ADE_NAMES, COLOURS
+from ..registry import register_or_replace
+from ..shapes.export import ADE_NAMES, COLORS
 from ..shapes.generate import default_root
 from ..shapes.scene import STUFF_CLASSES, THING_CLASSES
 from .ade20k_colors import ADE20K_COLORS
@@ -28,56 +28,59 @@ LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassList:
-    """Class names in order, and the value of the first one in label files."""
+    """Class names in order, and the value of the first class in label files."""
 
     names: tuple[str, ...]
     first_label: int = 0
 
     @property
     def rule(self) -> LabelRule:
-        """How label files are read."""
+        """Mapping of label values to classes."""
         return LabelRule(num_classes=len(self.names), first_label=self.first_label)
 
 
 def read_class_list(path: str | Path, first_label: int | None = None) -> ClassList:
-    """Reads a file of class names.
+    """Read a file of class names.
 
-    One name a line; or ADE20K's table (objectInfo150.txt); or JSON, a list of names or of objects
-    with "name" and perhaps "id". Ids are the values in label files: 0, 1, 2, ... or 1, 2, 3, ...
+    Supported formats are one name per line, ADE20K's table (objectInfo150.txt), and JSON: a list of
+    names, or of objects with "name" and optionally "id". Ids are the values in label files: 0, 1,
+    2, ... or 1, 2, 3, ...
 
     Args:
-        first_label: value of the first class, where the file does not number the classes; None
-            for 0.
-    Raises: ValueError if the file is none of these, or its numbers and ``first_label`` disagree.
+        path: text or JSON file.
+        first_label: value of the first class, if the file has no ids; None for 0.
+    Raises: ValueError if the file has another format, or its ids and ``first_label`` disagree.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"No such class list: {path}.")
+        raise ValueError(f"Class list {path} does not exist.")
     try:
         text = path.read_text(encoding="utf-8")
         rows = numbered_json(text) if path.suffix == ".json" else numbered_lines(text)
     except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a list of classes: {error}.") from error
+        raise ValueError(f"{path} is not a class list: {error}.") from error
     names = tuple(name for _, name in rows)
     if len(set(names)) != len(names) or not all(names):
-        raise ValueError(f"{path} must give a different name for each class.")
+        raise ValueError(f"Class names in {path} must be unique and not empty.")
     if len(names) > IGNORE - (first_label or 0):
-        raise ValueError(f"{path} names {len(names)} classes; label values 255 and above are none.")
+        raise ValueError(
+            f"{path} lists {len(names)} classes, but label values of classes must be below 255."
+        )
     ids = [number for number, _ in rows if number is not None]
     if not ids:
         return ClassList(names=names, first_label=first_label or 0)
     if ids != list(range(ids[0], ids[0] + len(names))) or ids[0] not in (0, 1):
         raise ValueError(f"{path}: ids must be 0, 1, 2, ... or 1, 2, 3, ... without gaps.")
     if first_label not in (None, ids[0]):
-        raise ValueError(f"{path} numbers its classes from {ids[0]}, not from {first_label}.")
+        raise ValueError(f"Ids in {path} start at {ids[0]}, but the first label is {first_label}.")
     return ClassList(names=names, first_label=ids[0])
 
 
 def numbered_json(text: str) -> list[tuple[int | None, str]]:
-    """(id or None, name) of each class of a JSON list, in order of id."""
+    """Parse a JSON list into (id or None, name) of each class, in order of id."""
     content = json.loads(text)
     if not isinstance(content, list) or not content:
-        raise ValueError("a JSON list is expected")
+        raise ValueError("expected a JSON list")
     if all(isinstance(item, str) for item in content):
         return [(None, item) for item in content]
     if any("id" in item for item in content):
@@ -86,10 +89,10 @@ def numbered_json(text: str) -> list[tuple[int | None, str]]:
 
 
 def numbered_lines(text: str) -> list[tuple[int | None, str]]:
-    """(number or None, name) of each line that is not empty."""
+    """Parse a text file into (id or None, name) of each class."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError("it is empty")
+        raise ValueError("the file is empty")
     header = lines[0].split("\t")
     if header[0] == "Idx" and header[-1] == "Name":
         cells = [line.split("\t") for line in lines[1:]]
@@ -98,10 +101,9 @@ def numbered_lines(text: str) -> list[tuple[int | None, str]]:
 
 
 def paired_files(images: str | Path, labels: str | Path) -> list[tuple[Path, Path]]:
-    """Images with their label files: same path below the two folders, but for the suffix.
+    """Pair images with label files of the same relative path, ignoring suffixes.
 
-    Raises: FileNotFoundError if a folder is missing, ValueError if no file of one has a partner in
-        the other.
+    Raises: FileNotFoundError if a folder is missing, ValueError if no file has a counterpart.
     """
     image_files, label_files = files_by_stem(images, None), files_by_stem(labels, LABEL_SUFFIXES)
     common = sorted(image_files.keys() & label_files.keys())
@@ -110,46 +112,49 @@ def paired_files(images: str | Path, labels: str | Path) -> list[tuple[Path, Pat
             f"No image in {images} ({len(image_files)} files) has a label file of the same name in "
             f"{labels} ({len(label_files)} files)."
         )
-    alone = sorted(image_files.keys() ^ label_files.keys())
-    if alone:
+    unpaired = sorted(image_files.keys() ^ label_files.keys())
+    if unpaired:
         logger.warning(
-            "%s and %s: %d files have no partner and are left out, such as %s.",
+            "%s and %s: %d files without a counterpart are ignored, such as %s.",
             images,
             labels,
-            len(alone),
-            alone[0],
+            len(unpaired),
+            unpaired[0],
         )
     return [(image_files[stem], label_files[stem]) for stem in common]
 
 
 def files_by_stem(folder: str | Path, suffixes: Sequence[str] | None) -> dict[str, Path]:
-    """Pictures below a folder by their relative path without suffix.
+    """Map the relative path without suffix to each image file below a folder.
 
     Args:
-        suffixes: None for all formats of images that can be read.
-    Raises: FileNotFoundError if there is no such folder, ValueError if two files differ in their
-        suffix alone.
+        folder: searched recursively.
+        suffixes: file extensions; None for all readable image formats.
+    Raises: FileNotFoundError if the folder does not exist, ValueError if two files differ only in
+        their suffix.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(folder))
     extensions = Image.registered_extensions().items()
     known = set(suffixes or (suffix for suffix, kind in extensions if kind in FORMATS))
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in known or path.name.startswith("."):
             continue
         stem = str(path.relative_to(folder).with_suffix(""))
-        if stem in found:
-            raise ValueError(f"{found[stem]} and {path} have the same name: which one is meant?")
-        found[stem] = path
-    return found
+        if stem in files:
+            raise ValueError(
+                f"{files[stem]} and {path} differ only in their extension. Remove one of them."
+            )
+        files[stem] = path
+    return files
 
 
 def sem_seg_records(
     images: str | Path, labels: str | Path, rule: LabelRule
 ) -> list[dict[str, Any]]:
-    """Records in Detectron2's format; errors as in :func:`paired_files`."""
+    """Build records in Detectron2's format; raises as :func:`paired_files`."""
     return [
         {
             "file_name": str(image),
@@ -169,13 +174,17 @@ def register_label_folders(
     *,
     evaluation: bool = False,
 ) -> int:
-    """Check a pair of folders, and register it under a name.
+    """Check a sample of the files in a pair of folders, and register it.
 
     Args:
-        evaluation: hold the files to what an evaluation needs.
+        name: name in Detectron2's catalogs; an existing dataset of this name is replaced.
+        images: image folder.
+        labels: folder of label files.
+        classes: class list of the label values.
+        evaluation: apply the stricter rules of evaluation.
     Returns: number of images.
-    Raises: ValueError with all faults of a sample of the files, or if no names agree;
-        FileNotFoundError if a folder is missing.
+    Raises: ValueError with all errors of the sample, or if no file names match; FileNotFoundError
+        if a folder is missing.
     """
     pairs = paired_files(images, labels)
     check_label_files(
@@ -197,14 +206,16 @@ def register_sem_seg(
     *,
     colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> None:
-    """Registers a pair of folders under a name, replacing what had that name.
-
-    The folders are read when the data is asked for.
+    """Register a pair of folders, which are read when the records are first requested.
 
     Args:
-        colors: RGB of each class, 0..255, for pictures.
+        name: name in Detectron2's catalogs; an existing dataset of this name is replaced.
+        images: image folder.
+        labels: folder of label files.
+        classes: class list of the label values.
+        colors: RGB of each class, 0..255, for visualization; None for none.
     """
-    replace_registered(name, lambda: sem_seg_records(images, labels, classes.rule))
+    register_or_replace(name, lambda: sem_seg_records(images, labels, classes.rule))
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes.names),
         stuff_colors=None if colors is None else [tuple(color) for color in colors],
@@ -216,19 +227,19 @@ def register_sem_seg(
 
 
 def register_shapes_sem_seg() -> None:
-    """Registers ``shapes_sem_seg_train`` and ``shapes_sem_seg_val``, in ADE20K's layout."""
+    """Register ``shapes_sem_seg_train`` and ``shapes_sem_seg_val``, in ADE20K's layout."""
     root = default_root() / "ade"
     classes = ClassList(names=(*THING_CLASSES, *STUFF_CLASSES), first_label=1)
     for split, folder in ADE_NAMES.items():
         name = f"shapes_sem_seg_{split}"
         images, labels = root / "images" / folder, root / "annotations" / folder
-        register_sem_seg(name, images, labels, classes, colors=COLOURS)
+        register_sem_seg(name, images, labels, classes, colors=COLORS)
 
 
 def register_ade20k_sem_seg() -> None:
-    """Registers ADE20K's 150 classes under Detectron2's names, ``ade20k_sem_seg_{train,val}``.
+    """Replace Detectron2's ``ade20k_sem_seg_{train,val}`` by ones whose labels are checked.
 
-    As there, from ``annotations_detectron2``; labels are checked.
+    The labels are read from ``annotations_detectron2``.
     """
     root = Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / "ADEChallengeData2016"
     for split, folder in ADE_NAMES.items():

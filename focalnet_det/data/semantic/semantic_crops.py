@@ -1,4 +1,4 @@
-"""Training augmentation of semantic segmentation, as in the published ADE20K recipes."""
+"""Augment training images of semantic segmentation as in the published ADE20K recipes."""
 
 from typing import Any
 
@@ -12,11 +12,12 @@ from ..io.labels import IGNORE
 
 
 class RandomRatioResize(T.Augmentation):
-    """Resizes to fit into a box of random size; the aspect ratio stays.
+    """Resize to fit into a box of random size, preserving the aspect ratio.
 
     Args:
-        long_side, short_side: of the box at ratio 1, pixels.
-        ratios: smallest and largest factor on both, drawn uniformly.
+        long_side, short_side: sides of the box at ratio 1, pixels.
+        ratios: range of the factor on both sides, sampled uniformly.
+    Source: open-mmlab/mmcv:mmcv/transforms/processing.py (RandomResize).
     """
 
     def __init__(self, long_side: int, short_side: int, ratios: tuple[float, float]) -> None:
@@ -24,10 +25,10 @@ class RandomRatioResize(T.Augmentation):
         self.long_side, self.short_side, self.ratios = long_side, short_side, ratios
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
-        """Draws the ratio."""
+        """Sample the ratio."""
         ratio = np.random.uniform(*self.ratios)
         height, width = image.shape[:2]
-        # Whole pixels, as in mmcv.
+        # Truncated to integers as in mmcv.
         long_side, short_side = int(self.long_side * ratio), int(self.short_side * ratio)
         factor = min(long_side / max(height, width), short_side / min(height, width))
         size = [max(1, int(side * factor + 0.5)) for side in (height, width)]
@@ -35,13 +36,14 @@ class RandomRatioResize(T.Augmentation):
 
 
 class PhotometricTransform(T.Transform):
-    """Changes brightness, contrast, saturation and hue of an RGB or BGR image.
+    """Change brightness, contrast, saturation and hue of an RGB or BGR image.
 
     Args:
-        brightness: added, of 255.
-        contrast: factor, before the change of colours or after it.
+        brightness: offset, on the scale 0..255.
+        contrast: factor.
+        contrast_first: change the contrast before saturation and hue, instead of after them.
         saturation: factor.
-        hue: added, degrees / 2.
+        hue: offset in units of 2 degrees, as in OpenCV.
         channels: channel order, "RGB" or "BGR".
     """
 
@@ -60,7 +62,7 @@ class PhotometricTransform(T.Transform):
         self.saturation, self.hue, self.channels = saturation, hue, channels
 
     def apply_image(self, img: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3), 0..255; each step is rounded to whole numbers, as in the source."""
+        """Transform an image, (H, W, 3), 0..255; each step rounds to integers, as in mmseg."""
         img = linear(img, 1.0, self.brightness)
         if self.contrast_first:
             img = linear(img, self.contrast, 0.0)
@@ -75,23 +77,23 @@ class PhotometricTransform(T.Transform):
         return img if self.contrast_first else linear(img, self.contrast, 0.0)
 
     def apply_coords(self, coords: NDArray[Any]) -> NDArray[Any]:
-        """Nothing moves."""
+        """Return coordinates unchanged."""
         return coords
 
     def apply_segmentation(self, segmentation: NDArray[Any]) -> NDArray[Any]:
-        """Labels have no colours."""
+        """Return label maps unchanged."""
         return segmentation
 
 
 def linear(values: NDArray[np.uint8], factor: float, offset: float) -> NDArray[np.uint8]:
-    """``factor * values + offset``, limited to 0..255."""
+    """Compute ``factor * values + offset``, clipped to 0..255."""
     if factor == 1.0 and offset == 0.0:
         return values
     return np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
 
 
 class PhotometricDistortion(T.Augmentation):
-    """Random photometric transform: each of the four changes with probability 1/2.
+    """Apply a random photometric transform; each of the four changes has probability 1/2.
 
     Source: arXiv:1512.02325, section 3.6 (its reference 14); open-mmlab/mmsegmentation:
     mmseg/datasets/transforms/transforms.py (PhotoMetricDistortion).
@@ -102,7 +104,7 @@ class PhotometricDistortion(T.Augmentation):
         self.channels = channels
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:  # noqa: ARG002
-        """Draws the changes."""
+        """Sample the changes."""
         chosen = np.random.randint(2, size=4).astype(bool)
         return PhotometricTransform(
             brightness=np.random.uniform(-32, 32) if chosen[0] else 0.0,
@@ -124,13 +126,15 @@ def semantic_crops(
     photometric: bool = True,
     channels: str = "RGB",
 ) -> list[T.Augmentation]:
-    """Random size, square crop, flip, photometric distortion.
+    """Resize randomly, crop a square, flip, and distort colors.
 
     Args:
-        crop: side, pixels; an image smaller than it keeps its size and is padded by the model.
-        short_side, long_side: of the box that an image is fitted into at ratio 1, pixels.
-        ratios: smallest and largest factor on both.
-        largest_share: a crop of which one class covers more is drawn anew, up to ten times.
+        crop: side of the square, pixels; smaller images keep their size, and the model pads them.
+        short_side, long_side: sides of the box that images are resized to fit at ratio 1, pixels.
+        ratios: range of the factor on both sides.
+        largest_share: crops in which a class covers more are resampled, up to ten times.
+        photometric: apply :class:`PhotometricDistortion`.
+        channels: channel order, "RGB" or "BGR".
     Source: microsoft/FocalNet:semantic_segmentation/configs/_base_/datasets/ade20k.py.
     """
     augmentations = [

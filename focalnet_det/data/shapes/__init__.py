@@ -1,1 +1,1 @@
-"""Generate the data set `shapes`: textured shapes that overlap on textured backgrounds."""
+"""Generate the dataset `shapes`: overlapping textured shapes on textured backgrounds."""

@@ -1,6 +1,6 @@
-"""Label files of the generated data set `shapes`: COCO, COCO panoptic, Detectron2 and ADE20K.
+"""Write the labels of the generated dataset `shapes`: COCO, COCO panoptic, Detectron2 and ADE20K.
 
-All of them are made from one owner map per image, so they agree with each other by construction.
+All of them derive from one owner map per image, so they agree by construction.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from focalnet_det.data.shapes.scene import FIRST_OBJECT, STUFF_CLASSES, THING_CL
 
 Record = dict[str, Any]
 
-# Category ids have gaps on purpose, as COCO's have: code that takes an id for an index must fail.
+# Category ids have gaps, like COCO's, so that code that confuses ids and indices fails.
 THING_IDS: tuple[int, ...] = (1, 2, 4, 5, 8, 9)
 STUFF_IDS: tuple[int, ...] = (21, 22, 25, 28)
-COLOURS: tuple[tuple[int, int, int], ...] = (
+COLORS: tuple[tuple[int, int, int], ...] = (
     *((220, 60, 70), (60, 130, 220), (250, 190, 60), (130, 80, 200), (240, 130, 40)),
     *((40, 170, 150), (150, 200, 235), (120, 170, 80), (180, 120, 100), (70, 110, 160)),
 )
@@ -37,7 +37,7 @@ PNG_LEVEL = 3
 
 @dataclass(frozen=True)
 class Split:
-    """`name` is train or val; image ids start at `first_id`."""
+    """Split of the dataset: `name` is train or val, and image ids start at `first_id`."""
 
     name: str
     index: int
@@ -48,7 +48,7 @@ SPLITS = (Split("train", 0, 1), Split("val", 1, 900001))
 
 
 def categories() -> list[Record]:
-    """All categories, things first, with their number in every layout."""
+    """Return all categories, things first, with their label in each layout."""
     rows: list[Record] = []
     names, ids = THING_CLASSES + STUFF_CLASSES, THING_IDS + STUFF_IDS
     for index, (name, category_id) in enumerate(zip(names, ids, strict=True)):
@@ -58,7 +58,7 @@ def categories() -> list[Record]:
             "name": name,
             "supercategory": "shape" if isthing else "texture",
             "isthing": int(isthing),
-            "color": list(COLOURS[index]),
+            "color": list(COLORS[index]),
             "panoptic_semseg_label": 0 if isthing else index - len(THING_CLASSES) + 1,
             "ade_label": index + 1,
         }
@@ -67,24 +67,30 @@ def categories() -> list[Record]:
 
 
 def mask_box(mask: NDArray[np.bool_]) -> list[int]:
-    """Xywh in whole pixels."""
+    """Return the bounding box of a mask, (H, W), as xywh, pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> Record:
-    """Exact compressed RLE, `counts` as str."""
+    """Encode a mask, (H, W), as compressed RLE with `counts` as str."""
     rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def trace_polygons(mask: NDArray[np.bool_], tolerance: float) -> list[list[float]] | None:
-    """Outlines of all parts in pixels, [x0, y0, x1, ...]; None where a part has a hole."""
+    """Trace the outlines of a mask.
+
+    Args:
+        mask: (H, W).
+        tolerance: largest distance of the polygon to the outline, pixels.
+    Returns: polygons [x0, y0, x1, ...], pixels; None if there is none or a part has a hole.
+    """
     zoom = 4
     left, top, width, height = mask_box(mask)
     crop = mask[top : top + height, left : left + width].astype(np.uint8)
-    # Contours run through pixel centres: on a zoomed mask they come close to the pixels' edges.
+    # Contours pass through pixel centers; on an upsampled mask, these are close to pixel edges.
     large = np.pad(crop.repeat(zoom, axis=0).repeat(zoom, axis=1), 1)
     contours, tree = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if (tree[0, :, 3] >= 0).any():
@@ -100,7 +106,7 @@ def trace_polygons(mask: NDArray[np.bool_], tolerance: float) -> list[list[float
 
 
 def segmentation(mask: NDArray[np.bool_]) -> list[list[float]] | Record:
-    """Polygons where they fit (no hole, IoU with the mask of 0.98 or more), else exact RLE."""
+    """Encode a mask as polygons if they are accurate (IoU of 0.98 or more), else as RLE."""
     exact = encode_rle(mask)
     height, width = mask.shape
     for tolerance in (0.6, 0.3):
@@ -114,7 +120,7 @@ def segmentation(mask: NDArray[np.bool_]) -> list[list[float]] | Record:
 
 
 def _segment_ids(rng: Generator, count: int) -> NDArray[np.int64]:
-    """Distinct bright colours as ids R + 256 G + 65536 B, none of them 0."""
+    """Sample distinct bright colors as ids R + 256 G + 65536 B, excluding 0."""
     ids: dict[int, None] = {}
     while len(ids) < count:
         red, green, blue = (int(value) for value in rng.integers(40, 256, 3))
@@ -122,8 +128,10 @@ def _segment_ids(rng: Generator, count: int) -> NDArray[np.int64]:
     return np.array(list(ids), dtype=np.int64)
 
 
-def describe(scene: Scene, rng: Generator) -> tuple[list[Record], list[Record], NDArray[np.int64]]:
-    """Instances, panoptic segments, and the id map (H, W) of the panoptic PNG, 0 = void."""
+def annotate_scene(
+    scene: Scene, rng: Generator
+) -> tuple[list[Record], list[Record], NDArray[np.int64]]:
+    """Return instances, panoptic segments, and the id map (H, W) of the panoptic PNG, 0 = void."""
     labels = [int(label) for label in np.unique(scene.owner) if label > 0]
     table = np.zeros(FIRST_OBJECT + len(scene.objects), dtype=np.int64)
     table[labels] = _segment_ids(rng, len(labels))
@@ -145,7 +153,7 @@ def describe(scene: Scene, rng: Generator) -> tuple[list[Record], list[Record], 
 
 
 def semantic_labels(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Detectron2's panoptic FPN labels (0 things, 1.. stuff, 255 ignore) and ADE20K labels."""
+    """Return label maps (H, W) of Panoptic FPN (0 things, 1.. stuff, 255 ignored) and ADE20K."""
     things = len(THING_CLASSES)
     stuff = range(1, FIRST_OBJECT)
     semseg = [SEMSEG_IGNORE, *stuff, *(0 for _ in scene.objects)]
@@ -156,7 +164,7 @@ def semantic_labels(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def output_folders(root: Path, split: str) -> dict[str, Path]:
-    """Where the files of one split go."""
+    """Return the output folders of one split."""
     return {
         "images": root / "images" / split,
         "panoptic": root / f"panoptic_{split}",
@@ -173,20 +181,20 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_image(
+def write_sample(
     root: Path, split: Split, index: int, scene: Scene, image: NDArray[np.uint8], rng: Generator
 ) -> Record:
-    """Write one image and its label maps; returns its rows of the JSON files."""
+    """Write one image and its label maps, and return its entries in the JSON files."""
     image_id = split.first_id + index
     stem = f"{image_id:06d}"
     folders = output_folders(root, split.name)
-    instances, segments, ids = describe(scene, rng)
+    instances, segments, ids = annotate_scene(scene, rng)
     semseg, ade = semantic_labels(scene)
     picture = folders["images"] / f"{stem}.jpg"
     Image.fromarray(image).save(picture, quality=95, subsampling=0)
     _link(picture, folders["ade_images"] / picture.name)
-    colours = np.stack((ids % 256, ids // 256 % 256, ids // 65536), axis=-1).astype(np.uint8)
-    Image.fromarray(colours).save(folders["panoptic"] / f"{stem}.png", compress_level=PNG_LEVEL)
+    colors = np.stack((ids % 256, ids // 256 % 256, ids // 65536), axis=-1).astype(np.uint8)
+    Image.fromarray(colors).save(folders["panoptic"] / f"{stem}.png", compress_level=PNG_LEVEL)
     Image.fromarray(semseg).save(folders["semseg"] / f"{stem}.png", compress_level=PNG_LEVEL)
     Image.fromarray(ade).save(folders["ade_labels"] / f"{stem}.png", compress_level=PNG_LEVEL)
     height, width = scene.owner.shape
@@ -202,7 +210,7 @@ def write_image(
 
 
 def json_files(split: Split, records: list[Record], info: Record) -> dict[str, Record]:
-    """The two annotation files of a split, by name."""
+    """Build the contents of the two annotation files of a split, by file name."""
     rows = categories()
     keys = ("id", "name", "supercategory")
     images = [record["image"] for record in records]

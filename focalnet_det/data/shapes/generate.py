@@ -1,6 +1,7 @@
-"""The generated data set `shapes`: textured shapes that overlap on textured backgrounds.
+"""Generate the dataset `shapes`: overlapping textured shapes on textured backgrounds.
 
-Same parameters, same bytes: each image has its own random stream, whatever the number of workers.
+Equal parameters give equal bytes, regardless of the number of workers, because each image has its
+own random stream.
 """
 
 from __future__ import annotations
@@ -26,27 +27,32 @@ from focalnet_det.data.shapes.export import (
     categories,
     json_files,
     output_folders,
-    write_image,
+    write_sample,
 )
-from focalnet_det.data.shapes.scene import STUFF_CLASSES, THING_CLASSES, draw_scene, finish
+from focalnet_det.data.shapes.scene import (
+    STUFF_CLASSES,
+    THING_CLASSES,
+    apply_camera_effects,
+    draw_scene,
+)
 
 __all__ = ["STUFF_CLASSES", "THING_CLASSES", "default_root", "make_shapes", "parse_size"]
 
 logger = logging.getLogger(__name__)
 
-# Raise it whenever the same parameters would give other bytes.
+# Increase it whenever a change alters the output for equal parameters.
 VERSION = 3
 MIN_SIDE, MAX_SIDE = 64, 4096
 MARKER = "dataset.json"
 
 
 def default_root() -> Path:
-    """`$DETECTRON2_DATASETS/shapes`, or `datasets/shapes` where that is not set."""
+    """Return `$DETECTRON2_DATASETS/shapes`, or `datasets/shapes` if the variable is not set."""
     return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets") / "shapes"
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`192` or `256x192` (width x height) to (width, height) in pixels.
+    """Parse `192` or `256x192` (width x height) to (width, height) in pixels.
 
     Raises: ValueError if it is neither.
     """
@@ -60,7 +66,7 @@ def _draw_one(root: Path, size: tuple[int, int], seed: int, job: tuple[Split, in
     split, index = job
     rng = np.random.default_rng((seed, split.index, index))
     scene = draw_scene(rng, *size)
-    return write_image(root, split, index, scene, finish(rng, scene), rng)
+    return write_sample(root, split, index, scene, apply_camera_effects(rng, scene), rng)
 
 
 @contextmanager
@@ -81,7 +87,7 @@ def _draw_split(
     if workers == 1:
         with _one_opencv_thread():
             return [draw(job) for job in jobs]
-    # Forking spares each worker the imports; where it does not exist the default works too.
+    # Forked workers need not import anything; platforms without fork use the default.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else None)
     with ProcessPoolExecutor(
@@ -110,34 +116,36 @@ def _build(
 
 
 def _is_current(root: Path, parameters: Record, force: bool) -> bool:
-    """Whether `root` holds this very data set.
+    """Return whether `root` contains the dataset with these parameters.
 
-    Raises: FileExistsError if it holds something else that must not be replaced.
+    Raises: FileExistsError if it contains anything else, unless `force` allows replacing it.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     marker = root / MARKER
     if not marker.is_file():
-        raise FileExistsError(f"{root} exists and is no generated data set; choose another --out.")
-    found = json.loads(marker.read_text(encoding="utf-8"))
-    if found == parameters:
+        raise FileExistsError(
+            f"{root} exists and is not a generated dataset. Choose another --out."
+        )
+    existing = json.loads(marker.read_text(encoding="utf-8"))
+    if existing == parameters:
         return not force
     if not force:
-        changed = [key for key in parameters if found.get(key) != parameters[key]]
+        changed = [key for key in parameters if existing.get(key) != parameters[key]]
         raise FileExistsError(
-            f"{root} holds shapes made with other values of {', '.join(changed)}; "
-            "give --force to replace it or another --out."
+            f"{root} was generated with different values of {', '.join(changed)}. Use --force to "
+            "replace it, or choose another --out."
         )
     return False
 
 
 def _check(train: int, val: int, size: tuple[int, int], seed: int, workers: int) -> None:
     if min(train, val) < 1:
-        raise ValueError(f"Each split needs an image at least; got train={train}, val={val}.")
+        raise ValueError(f"Each split needs at least one image, got train={train}, val={val}.")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
-        raise ValueError(f"Sides must be {MIN_SIDE} to {MAX_SIDE} px; got {size[0]}x{size[1]}.")
+        raise ValueError(f"Sides must be {MIN_SIDE} to {MAX_SIDE} pixels, got {size[0]}x{size[1]}.")
     if seed < 0 or workers < 1:
-        raise ValueError(f"Need seed >= 0 and workers >= 1; got {seed} and {workers}.")
+        raise ValueError(f"seed must be >= 0 and workers >= 1, got {seed} and {workers}.")
 
 
 def make_shapes(
@@ -150,13 +158,17 @@ def make_shapes(
     workers: int,
     force: bool = False,
 ) -> Path:
-    """Draw the data set into `root`, or keep the one that is there with the same parameters.
+    """Generate the dataset in `root`, unless it already exists with the same parameters.
 
     Args:
+        root: output folder.
+        train, val: number of images of each split.
         size: (width, height) in pixels.
-        force: draw anew, replacing a generated data set that is there.
+        seed: of all random numbers.
+        workers: number of processes.
+        force: replace an existing generated dataset.
     Returns: `root`.
-    Raises: ValueError on parameters out of range; FileExistsError if `root` holds something else.
+    Raises: ValueError on parameters out of range; FileExistsError if `root` contains other data.
     """
     _check(train, val, size, seed, workers)
     counts = {"train": train, "val": val}
@@ -164,7 +176,7 @@ def make_shapes(
     parameters.update(width=size[0], height=size[1])
     root = Path(root)
     if _is_current(root, parameters, force):
-        logger.info("Kept %s: made before with the same parameters.", root)
+        logger.info("%s already exists with the same parameters.", root)
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch:
@@ -174,5 +186,5 @@ def make_shapes(
         if root.exists():
             root.rename(old)
         fresh.rename(root)
-    logger.info("Made %s: %d train and %d val images.", root, train, val)
+    logger.info("Generated %s: %d train and %d val images.", root, train, val)
     return root

@@ -1,4 +1,4 @@
-"""Scenes of the generated data set `shapes`: outlines, placement and painting."""
+"""Draw the scenes of the generated dataset `shapes`: outlines, placement and painting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from focalnet_det.data.shapes.textures import (
     STUFF_TEXTURES,
     Array,
     Texture,
-    checks,
+    checkerboard,
     dots,
     gradient,
     hue_palette,
@@ -27,7 +27,7 @@ from focalnet_det.data.shapes.textures import (
     stripes,
 )
 
-# left, top, right, bottom in whole pixels; right and bottom are excluded.
+# left, top, right, bottom in integer pixels; right and bottom are exclusive.
 Box = tuple[int, int, int, int]
 
 MIN_VISIBLE_SHARE = 0.6
@@ -37,21 +37,21 @@ SUPERSAMPLING = 4
 
 @dataclass
 class Outline:
-    """Closed curves in pixels, xy; `hole` is None where there is none."""
+    """Outline of a shape: closed curves, (N, 2), xy in pixels; `hole` is None for none."""
 
     outer: Array
     hole: Array | None = None
 
     @property
     def area(self) -> float:
-        """Area in pixels, parts outside the image included."""
+        """Area in pixels, including parts outside the image."""
         inner = 0.0 if self.hole is None else cv2.contourArea(self.hole)
         return float(cv2.contourArea(self.outer) - inner)
 
 
 @dataclass
 class SceneObject:
-    """A thing, or a crowd of one class. `full_area` is its area before occlusion, in pixels."""
+    """A thing or a crowd of one class; `full_area` is its area before occlusion, in pixels."""
 
     class_index: int
     full_area: float
@@ -60,10 +60,13 @@ class SceneObject:
 
 @dataclass
 class Scene:
-    """A picture and who owns each pixel.
+    """An image and the owner of each pixel.
 
-    image: (H, W, 3) float32 RGB, 0..1.
-    owner: (H, W) int32; 0 = unlabelled, 1..S = stuff class, S+1+i = object i.
+    Attributes:
+        image: (H, W, 3) float32 RGB, 0..1.
+        owner: (H, W) int32; 0 = unlabeled, 1..S = stuff class, S+1+i = object i.
+        unit: scale of the image, 1.0 for a short side of 192 pixels.
+        objects: things and crowds, in order of drawing.
     """
 
     image: Array
@@ -72,7 +75,7 @@ class Scene:
     objects: list[SceneObject] = field(default_factory=list)
 
     def visible(self, index: int) -> NDArray[np.bool_]:
-        """Visible mask of object `index`, (H, W)."""
+        """Return the visible mask of object `index`, (H, W)."""
         return np.asarray(self.owner == FIRST_OBJECT + index)
 
 
@@ -111,11 +114,11 @@ def _cross(rng: Generator) -> Outline:
     return Outline((1.1 * np.concatenate(parts)).astype(np.float32))
 
 
-# Each class has an outline, a pattern and, by its place here, a range of hues of its own, as things
-# in photographs tend to: a small network learns them from scratch in minutes.
+# Each class has its own outline, texture and, by its index, range of hues, so that a small network
+# can learn them from scratch in minutes.
 CLASSES: dict[str, tuple[Callable[[Generator], Outline], Texture]] = {
     "circle": (_circle, dots),
-    "square": (_square, checks),
+    "square": (_square, checkerboard),
     "triangle": (_triangle, stripes),
     "star": (_star, gradient),
     "ring": (_ring, speckle),
@@ -126,8 +129,15 @@ STUFF_CLASSES: tuple[str, ...] = tuple(STUFF_TEXTURES)
 FIRST_OBJECT = 1 + len(STUFF_CLASSES)
 
 
-def random_outline(rng: Generator, name: str, centre: Array, diameter: float) -> Outline:
-    """An outline of class `name`, turned by up to 23 degrees and stretched by up to a third."""
+def random_outline(rng: Generator, name: str, center: Array, diameter: float) -> Outline:
+    """Sample an outline of a class, rotated by up to 23 degrees and stretched by up to a third.
+
+    Args:
+        rng: random generator.
+        name: class.
+        center: xy, pixels.
+        diameter: pixels.
+    """
     outline, _ = CLASSES[name]
     template = outline(rng)
     turn, stretch = rng.uniform(-0.4, 0.4), np.sqrt(rng.uniform(0.75, 1.33))
@@ -135,18 +145,18 @@ def random_outline(rng: Generator, name: str, centre: Array, diameter: float) ->
     placed = spin * (diameter / 2) * np.array([stretch, 1 / stretch])
 
     def place(points: Array) -> Array:
-        return (points @ placed + centre).astype(np.float32)
+        return (points @ placed + center).astype(np.float32)
 
     return Outline(place(template.outer), None if template.hole is None else place(template.hole))
 
 
 def coverage(outline: Outline, box: Box) -> Array:
-    """Share of each pixel of a window that the outline covers, (height, width), 0..1."""
+    """Compute the share of each pixel of a window that an outline covers, (height, width), 0..1."""
     left, top, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
     canvas = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), dtype=np.uint8)
     curves = [outline.outer] if outline.hole is None else [outline.outer, outline.hole]
     corner = np.array((left, top), dtype=np.float32)
-    # A sample is a point at its centre, hence the half; the shift keeps 4 fractional bits.
+    # Samples are at pixel centers, hence the half; fillPoly takes 4 fractional bits.
     points = [np.round(((c - corner) * SUPERSAMPLING - 0.5) * 16).astype(np.int32) for c in curves]
     cv2.fillPoly(canvas, points, 255, cv2.LINE_8, 4)
     small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
@@ -154,7 +164,7 @@ def coverage(outline: Outline, box: Box) -> Array:
 
 
 def _window(outline: Outline, pad: int, shape: tuple[int, int]) -> Box | None:
-    """The window around the outline, within the image; None when outside."""
+    """Return the padded bounding box of an outline, clipped to the image; None if outside."""
     low = np.floor(outline.outer.min(axis=0)).astype(int) - pad
     high = np.ceil(outline.outer.max(axis=0)).astype(int) + pad + 1
     left, top = max(0, int(low[0])), max(0, int(low[1]))
@@ -163,7 +173,7 @@ def _window(outline: Outline, pad: int, shape: tuple[int, int]) -> Box | None:
 
 
 def _leaves_enough(scene: Scene, owner: NDArray[np.int32], mask: NDArray[np.bool_]) -> bool:
-    """Whether every object that `mask` covers in part stays sufficiently visible."""
+    """Return whether every object that `mask` partly covers remains sufficiently visible."""
     counts = np.bincount(owner[mask], minlength=FIRST_OBJECT)
     for label in np.flatnonzero(counts[FIRST_OBJECT:]) + FIRST_OBJECT:
         item = scene.objects[label - FIRST_OBJECT]
@@ -174,7 +184,7 @@ def _leaves_enough(scene: Scene, owner: NDArray[np.int32], mask: NDArray[np.bool
 
 
 def _fill(rng: Generator, scene: Scene, class_index: int, shape: tuple[int, int]) -> Array:
-    """The pattern of a class in one of its colours, half of the time lit from a side, (H, W, 3)."""
+    """Sample the texture of a class, often with directional lighting, (H, W, 3), 0..1."""
     _, texture = CLASSES[THING_CLASSES[class_index]]
     hue = (class_index + rng.uniform(-0.45, 0.45)) / len(CLASSES)
     fill = texture(rng, *shape, scene.unit, hue_palette(rng, hue))
@@ -186,7 +196,7 @@ def _fill(rng: Generator, scene: Scene, class_index: int, shape: tuple[int, int]
 
 
 def _paint(rng: Generator, scene: Scene, class_index: int, alpha: Array, box: Box) -> None:
-    """Shadow, fill and rim of one shape; `alpha` is its coverage of the window `box`."""
+    """Paint shadow, fill and rim of a shape; `alpha` is its coverage of the window `box`."""
     left, top, right, bottom = box
     patch = scene.image[top:bottom, left:right]
     if rng.uniform() < 0.6:
@@ -202,25 +212,25 @@ def _paint(rng: Generator, scene: Scene, class_index: int, alpha: Array, box: Bo
     patch[...] = mix(patch, fill.astype(np.float32), alpha)
 
 
-def _choose_centre(rng: Generator, scene: Scene, anchors: list[Array], diameter: float) -> Array:
-    """A place in the image, half of the time close to another shape so that they overlap."""
+def _choose_center(rng: Generator, scene: Scene, anchors: list[Array], diameter: float) -> Array:
+    """Sample a position, half of the time close to another shape so that they overlap."""
     height, width = scene.owner.shape
     if anchors and rng.uniform() < 0.5:
         angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.45, 1.0) * diameter
         anchor = anchors[rng.integers(len(anchors))]
-        centre = anchor + reach * np.array((np.cos(angle), np.sin(angle)))
-        return np.clip(centre, (0, 0), (width, height)).astype(np.float32)
+        center = anchor + reach * np.array((np.cos(angle), np.sin(angle)))
+        return np.clip(center, (0, 0), (width, height)).astype(np.float32)
     return rng.uniform((0.04 * width, 0.04 * height), (0.96 * width, 0.96 * height)).astype(
         np.float32
     )
 
 
-def try_shape(rng: Generator, scene: Scene, anchors: list[Array]) -> None:
-    """Put one more shape on top, unless it or one below it would be hardly visible."""
+def try_add_shape(rng: Generator, scene: Scene, anchors: list[Array]) -> None:
+    """Add a shape on top, unless it or an occluded one would be hardly visible."""
     class_index = int(rng.integers(len(THING_CLASSES)))
     diameter = scene.unit * (40 + 72 * rng.beta(1.2, 1.9))
-    centre = _choose_centre(rng, scene, anchors, diameter)
-    outline = random_outline(rng, THING_CLASSES[class_index], centre, diameter)
+    center = _choose_center(rng, scene, anchors, diameter)
+    outline = random_outline(rng, THING_CLASSES[class_index], center, diameter)
     box = _window(outline, max(2, round(8 * scene.unit)), scene.owner.shape)
     if box is None:
         return
@@ -234,20 +244,20 @@ def try_shape(rng: Generator, scene: Scene, anchors: list[Array]) -> None:
     _paint(rng, scene, class_index, alpha, box)
     owner[mask] = FIRST_OBJECT + len(scene.objects)
     scene.objects.append(SceneObject(class_index, outline.area))
-    anchors.append(centre)
+    anchors.append(center)
 
 
 def add_crowd(rng: Generator, scene: Scene) -> None:
-    """A cluster of tiny shapes of one class, labelled as one crowd region."""
+    """Add a cluster of tiny shapes of one class, labeled as a crowd."""
     height, width = scene.owner.shape
     class_index = int(rng.integers(len(THING_CLASSES)))
     spread = scene.unit * rng.uniform(12, 20)
     middle = rng.uniform((0.2 * width, 0.2 * height), (0.8 * width, 0.8 * height))
     union = np.zeros((height, width), dtype=np.uint8)
     for _ in range(int(rng.integers(14, 28))):
-        centre = (middle + rng.normal(0, spread, 2) * (1.3, 0.8)).astype(np.float32)
+        center = (middle + rng.normal(0, spread, 2) * (1.3, 0.8)).astype(np.float32)
         size = scene.unit * rng.uniform(8, 12)
-        outline = random_outline(rng, THING_CLASSES[class_index], centre, size)
+        outline = random_outline(rng, THING_CLASSES[class_index], center, size)
         box = _window(outline, 3, scene.owner.shape)
         if box is not None:
             alpha = coverage(outline, box)
@@ -261,7 +271,7 @@ def add_crowd(rng: Generator, scene: Scene) -> None:
 
 
 def _wavy_side(rng: Generator, height: int, width: int, unit: float, middle: float) -> Array:
-    """Signed distance (about, in px) to a wavy line across the image, (H, W)."""
+    """Sample the approximate signed distance to a wavy line across the image, (H, W), pixels."""
     angle = rng.normal(0, 0.5) + rng.choice((0.0, 0.0, np.pi / 2))
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x - width / 2, y - height / 2
@@ -275,7 +285,7 @@ def _wavy_side(rng: Generator, height: int, width: int, unit: float, middle: flo
 
 
 def draw_background(rng: Generator, width: int, height: int) -> Scene:
-    """One to three textured stuff regions with wavy borders; seldom an unlabelled smudge."""
+    """Draw one to three textured stuff regions with wavy borders; rarely an unlabeled smudge."""
     unit = min(width, height) / 192
     classes = rng.permutation(len(STUFF_CLASSES))[: rng.choice((1, 2, 3), p=(0.25, 0.5, 0.25))]
     image = np.zeros((height, width, 3), dtype=np.float32)
@@ -296,10 +306,10 @@ def draw_background(rng: Generator, width: int, height: int) -> Scene:
 
 
 def _smudge(rng: Generator, scene: Scene) -> None:
-    """A blurred blot that belongs to no class: the unlabelled pixels of the set."""
+    """Add a blurred region of unlabeled pixels."""
     height, width = scene.owner.shape
-    centre = rng.uniform((0, 0), (width, height)).astype(np.float32)
-    outline = random_outline(rng, "circle", centre, scene.unit * rng.uniform(24, 56))
+    center = rng.uniform((0, 0), (width, height)).astype(np.float32)
+    outline = random_outline(rng, "circle", center, scene.unit * rng.uniform(24, 56))
     alpha = coverage(outline, (0, 0, width, height))
     haze = 0.5 + 0.15 * smooth_noise(rng, height, width, 8 * scene.unit)
     soft = cv2.GaussianBlur(scene.image, (0, 0), 6 * scene.unit)
@@ -307,8 +317,8 @@ def _smudge(rng: Generator, scene: Scene) -> None:
     scene.owner[alpha > 0.5] = 0
 
 
-def finish(rng: Generator, scene: Scene) -> NDArray[np.uint8]:
-    """Camera effects: exposure, mild blur, mild noise. Returns (H, W, 3) uint8 RGB."""
+def apply_camera_effects(rng: Generator, scene: Scene) -> NDArray[np.uint8]:
+    """Apply exposure, mild blur and mild noise; return uint8 RGB, (H, W, 3)."""
     image: NDArray[Any] = (
         (scene.image - 0.5) * rng.uniform(0.85, 1.1) + 0.5 + rng.uniform(-0.06, 0.06)
     )
@@ -320,7 +330,7 @@ def finish(rng: Generator, scene: Scene) -> NDArray[np.uint8]:
 
 
 def draw_scene(rng: Generator, width: int, height: int) -> Scene:
-    """A whole scene with two to eight shapes, not yet `finish`ed."""
+    """Draw a complete scene with two to eight shapes, without camera effects."""
     scene = draw_background(rng, width, height)
     if rng.uniform() < 0.03:
         add_crowd(rng, scene)
@@ -329,5 +339,5 @@ def draw_scene(rng: Generator, width: int, height: int) -> Scene:
     for _ in range(60):
         if len(scene.objects) == wanted:
             break
-        try_shape(rng, scene, anchors)
+        try_add_shape(rng, scene, anchors)
     return scene

@@ -1,8 +1,8 @@
-"""Textures of the generated data set `shapes`: fills of shapes and stuff backgrounds.
+"""Draw the textures of the generated dataset `shapes`: fills of shapes and stuff backgrounds.
 
-Every texture is `f(rng, height, width, unit, palette) -> (height, width, 3)` float32, 0..1, where
-`unit` is the image's scale (1.0 for a short side of 192 px) and `palette` holds three RGB colours.
-Stuff classes differ by the kind of texture alone: none of them is tied to a colour.
+Each texture is `f(rng, height, width, unit, palette) -> (height, width, 3)` float32, 0..1, where
+`unit` is the image scale (1.0 for a short side of 192 pixels) and `palette` is three RGB colors.
+Stuff classes differ only in texture, not in color.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Texture = Callable[[Generator, int, int, float, Array], Array]
 
 
 def random_palette(rng: Generator, saturation: tuple[float, float]) -> Array:
-    """Three colours that go together, (3, 3) RGB 0..1: a base, a variant, a contrast."""
+    """Sample three matching colors, (3, 3) RGB 0..1: a base, a variant and a contrast."""
     hue, sat = rng.uniform(), rng.uniform(*saturation)
     value = rng.uniform(0.35, 0.95)
     away = value - rng.uniform(0.2, 0.45) if value > 0.62 else value + rng.uniform(0.2, 0.45)
@@ -31,21 +31,21 @@ def random_palette(rng: Generator, saturation: tuple[float, float]) -> Array:
         (hue + rng.uniform(-0.04, 0.04), sat, np.clip(away, 0.1, 1.0)),
         (other, sat * rng.uniform(0.6, 1.0), rng.uniform(0.3, 1.0)),
     )
-    colours = [colorsys.hsv_to_rgb(h % 1.0, s, float(v)) for h, s, v in hsv]
-    return np.asarray(colours, dtype=np.float32)
+    colors = [colorsys.hsv_to_rgb(h % 1.0, s, float(v)) for h, s, v in hsv]
+    return np.asarray(colors, dtype=np.float32)
 
 
 def hue_palette(rng: Generator, hue: float) -> Array:
-    """Three strong colours of one hue (0..1, wrapping), (3, 3) RGB 0..1."""
+    """Sample three saturated colors of one hue (0..1, periodic), (3, 3) RGB 0..1."""
     sat, value = rng.uniform(0.65, 1.0), rng.uniform(0.45, 0.95)
     away = value - rng.uniform(0.2, 0.4) if value > 0.65 else value + rng.uniform(0.2, 0.4)
     hsv = ((sat, value), (sat, away), (0.5 * sat, min(1.0, away + 0.2)))
-    colours = [colorsys.hsv_to_rgb(hue % 1.0, s, float(v)) for s, v in hsv]
-    return np.asarray(colours, dtype=np.float32)
+    colors = [colorsys.hsv_to_rgb(hue % 1.0, s, float(v)) for s, v in hsv]
+    return np.asarray(colors, dtype=np.float32)
 
 
 def mix(first: Array, second: Array, weight: Array) -> Array:
-    """Blend two colours (3,) or images (H, W, 3) by weight (H, W), 0..1."""
+    """Blend two colors (3,) or images (H, W, 3) by weight (H, W), 0..1."""
     weight = np.clip(weight, 0.0, 1.0).astype(np.float32, copy=False)
     if first.ndim == second.ndim == 1:
         # Channel by channel: broadcasting over an inner axis of 3 is several times slower.
@@ -56,7 +56,7 @@ def mix(first: Array, second: Array, weight: Array) -> Array:
 
 
 def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> Array:
-    """Value noise of about zero mean and unit spread, features of `cell` px, (H, W)."""
+    """Sample value noise with about zero mean and unit variance, features of `cell` px, (H, W)."""
     rows, cols = int(height / cell) + 4, int(width / cell) + 4
     coarse = rng.standard_normal((rows, cols), dtype=np.float32)
     full = cv2.resize(coarse, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)
@@ -65,7 +65,7 @@ def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> Array:
 
 
 def _rotated(rng: Generator, height: int, width: int, angle: float) -> tuple[Array, Array]:
-    """Pixel coordinates turned by `angle` radians, with a random phase."""
+    """Return pixel coordinates rotated by `angle` radians, with a random phase."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     u = x * np.cos(angle) + y * np.sin(angle) + rng.uniform(0, 1000)
     v = y * np.cos(angle) - x * np.sin(angle) + rng.uniform(0, 1000)
@@ -73,19 +73,19 @@ def _rotated(rng: Generator, height: int, width: int, angle: float) -> tuple[Arr
 
 
 def _soft_square(phase: Array, sharpness: float) -> Array:
-    """Square wave with soft edges, 0..1; one period per 2 pi."""
+    """Compute a square wave with soft edges, 0..1, of period 2 pi."""
     return np.clip(0.5 + sharpness * np.sin(phase), 0.0, 1.0).astype(np.float32)
 
 
 def stripes(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Straight bands at any angle."""
+    """Draw straight stripes at a random angle."""
     u, _ = _rotated(rng, height, width, rng.uniform(0, np.pi))
     wave = 2 * np.pi * u / (unit * rng.uniform(5, 16))
     return mix(palette[0], palette[rng.integers(1, 3)], _soft_square(wave, 1.5))
 
 
-def checks(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Chequerboard at any angle."""
+def checkerboard(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
+    """Draw a checkerboard at a random angle."""
     u, v = _rotated(rng, height, width, rng.uniform(0, np.pi))
     rate = 2 * np.pi / (unit * rng.uniform(8, 20))
     board = (np.sin(u * rate) * np.sin(v * rate)).astype(np.float32)
@@ -93,7 +93,7 @@ def checks(rng: Generator, height: int, width: int, unit: float, palette: Array)
 
 
 def dots(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Regular dots."""
+    """Draw a regular grid of dots."""
     u, v = _rotated(rng, height, width, rng.uniform(0, np.pi))
     rate = 2 * np.pi / (unit * rng.uniform(7, 14))
     bumps = np.cos(u * rate) + np.cos(v * rate) - rng.uniform(0.5, 0.9)
@@ -101,27 +101,27 @@ def dots(rng: Generator, height: int, width: int, unit: float, palette: Array) -
 
 
 def speckle(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Blotches of two sizes."""
+    """Draw blotches of two sizes."""
     coarse = smooth_noise(rng, height, width, unit * rng.uniform(5, 11))
     fine = smooth_noise(rng, height, width, max(1.5, 2 * unit))
     return mix(palette[0], palette[1], 0.5 + 0.45 * coarse + 0.12 * fine)
 
 
 def gradient(rng: Generator, height: int, width: int, _unit: float, palette: Array) -> Array:
-    """Linear ramp between two colours."""
+    """Draw a linear ramp between two colors."""
     u, _ = _rotated(rng, height, width, rng.uniform(0, 2 * np.pi))
     ramp = (u - u.min()) / max(float(np.ptp(u)), 1.0)
     return mix(palette[0], palette[rng.integers(1, 3)], ramp)
 
 
 def plain(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """One colour with a faint grain."""
+    """Draw a single color with faint grain."""
     grain = smooth_noise(rng, height, width, max(1.5, 3 * unit))
     return mix(palette[0], palette[1], 0.08 + 0.06 * grain)
 
 
 def sky(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Smooth vertical ramp with soft clouds."""
+    """Draw a smooth vertical ramp with soft clouds."""
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None].repeat(width, axis=1)
     wide = smooth_noise(rng, height, width, unit * 44)
     cloud = wide + 0.45 * smooth_noise(rng, height, width, unit * 18)
@@ -131,8 +131,8 @@ def sky(rng: Generator, height: int, width: int, unit: float, palette: Array) ->
 
 
 def grass(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Short upright blades in a few shades."""
-    dark, light = sorted(palette[:2], key=lambda colour: float(colour.sum()))
+    """Draw short upright blades in a few shades."""
+    dark, light = sorted(palette[:2], key=lambda color: float(color.sum()))
     patches = smooth_noise(rng, height, width, unit * 30)
     base = mix((0.8 * dark).astype(np.float32), light, 0.35 + 0.15 * patches)
     count = max(4, int(height * width / (unit * unit) / 110))
@@ -145,16 +145,16 @@ def grass(rng: Generator, height: int, width: int, unit: float, palette: Array) 
             (np.sin(tilt), -np.cos(tilt)), axis=1
         )
         blades = np.round(np.stack((foot, tip), axis=1) * 8).astype(np.int32)
-        colour = np.clip(0.8 * dark + (light - 0.8 * dark) * shade, 0, 1) * 255
+        color = np.clip(0.8 * dark + (light - 0.8 * dark) * shade, 0, 1) * 255
         canvas = np.round(np.clip(base, 0, 1) * 255).astype(np.uint8)
         thickness = max(1, round(unit))
-        cv2.polylines(canvas, list(blades), False, colour.tolist(), thickness, cv2.LINE_AA, 3)
+        cv2.polylines(canvas, list(blades), False, color.tolist(), thickness, cv2.LINE_AA, 3)
         base = canvas.astype(np.float32) / np.float32(255)
     return base
 
 
 def brick(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Rows of bricks, each of its own shade, with mortar between."""
+    """Draw rows of bricks of individual shades, with mortar in between."""
     u, v = _rotated(rng, height, width, rng.normal(0, 0.08))
     tall = unit * rng.uniform(9, 15)
     wide = tall * rng.uniform(1.9, 2.5)
@@ -174,7 +174,7 @@ def brick(rng: Generator, height: int, width: int, unit: float, palette: Array) 
 
 
 def water(rng: Generator, height: int, width: int, unit: float, palette: Array) -> Array:
-    """Long wavy ripples with bright crests."""
+    """Draw long wavy ripples with bright crests."""
     u, v = _rotated(rng, height, width, rng.normal(0, 0.2))
     period = unit * rng.uniform(8, 15)
     bend = smooth_noise(rng, height, width, unit * 24) + 0.5 * np.sin(u / (unit * 9))

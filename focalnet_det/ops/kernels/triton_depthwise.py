@@ -251,6 +251,7 @@ class Tiles(NamedTuple):
         return cls(rows, columns, down, across, n * down * across)
 
     def constants(self) -> dict[str, int]:
+        """Return the compile-time constants of the kernels."""
         return {"ROWS": self.rows, "COLUMNS": self.columns, "PIXELS": _RUN}
 
 

@@ -251,7 +251,7 @@ def test_hostile_files_run_nothing(name: str, zipped: bool, tmp_path: Path) -> N
 def test_known_attacks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.pth"
     torch.save({"a": torch.ones(1), "b": Call(os.system, "true")}, path)
-    message = r"bad\.pth: it asks for (posix|nt)\.system, which no weights need: do not trust this file\.$"
+    message = r"it asks for (posix|nt)\.system, which no weights need: do not trust this file\.$"
     with pytest.raises(ValueError, match=message):
         read_checkpoint(path)
 

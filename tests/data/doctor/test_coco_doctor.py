@@ -14,7 +14,7 @@ from focalnet_det.data import issue_policies
 from focalnet_det.data.doctor.coco_doctor import fix_coco, verify_coco
 from focalnet_det.data.doctor.findings import Finding
 from focalnet_det.data.doctor.folder_doctor import verify_folders
-from focalnet_det.data.doctor.image_checks import alike, open_all
+from focalnet_det.data.doctor.image_checks import near_duplicates, read_summaries
 from focalnet_det.data.doctor.panoptic_doctor import verify_panoptic
 from focalnet_det.data.io.coco_files import read_coco
 from focalnet_det.data.io.issues import DataError
@@ -62,20 +62,20 @@ def test_a_sound_file_has_a_note_at_most(tmp_path: Path, images: Path) -> None:
     ("change", "problem", "remedy", "fatal"),
     [
         (corners, "look like [left, top", "--fix does", True),
-        (put("images", 1, "id", 10), "image ids that repeat", "id of its own", True),
-        (put(*ALL, "id", 1), issue_policies.NO_ID, "numbered anew", False),
+        (put("images", 1, "id", 10), "duplicate image ids", "unique id", True),
+        (put(*ALL, "id", 1), issue_policies.NO_ID, "renumbered", False),
         (
             put("annotations", 1, "area", 0),
             issue_policies.AREA_REPLACED,
-            "counted in the mask",
+            "computed from the mask",
             False,
         ),
-        (put("annotations", 1, "bbox", [40, 3, 30, 9]), "reach out of", "clipped", False),
-        (put("annotations", 1, "bbox", None), issue_policies.BOX_FROM_MASK, "box around it", False),
+        (put("annotations", 1, "bbox", [40, 3, 30, 9]), "extend beyond", "clipped", False),
+        (put("annotations", 1, "bbox", None), issue_policies.BOX_FROM_MASK, "bounding box", False),
         (put("annotations", 1, "segmentation", "abc"), "malformed mask", "polygons", True),
-        (put(*ALL, "category_id", 1), "classes without an object", "add images", False),
+        (put(*ALL, "category_id", 1), "classes without objects", "Add images", False),
         (put("images", 1, "file_name", "absent.png"), "missing images", "image folder", True),
-        (put("images", 1, "width", 50), "another size", "upright image", True),
+        (put("images", 1, "width", 50), "size differs", "upright image", True),
     ],
 )
 def test_problems(
@@ -101,7 +101,7 @@ def test_odd_sizes(tmp_path: Path) -> None:
     Image.new("RGB", (400, 15)).save(images / "1.png")
     change = both(drop("images", "*", "width"), drop("images", "*", "height"))
     findings = verify_coco(write(tmp_path, change), images)
-    for part in ("a side below 16 pixels", "more than 10 times as long"):
+    for part in ("a side below 16 pixels", "aspect ratio above 10"):
         assert named(findings, part).examples == (str(images / "1.png"),)
 
 
@@ -111,12 +111,12 @@ def test_images_in_both_splits(tmp_path: Path) -> None:
     files = [root / f"annotations/instances_{split}.json" for split in ("train", "val")]
     folders = [root / "images/train", root / "images/val"]
     arguments = (files[0], folders[0], files[1], folders[1])
-    assert not [f for f in verify_coco(*arguments) if "alike" in f.problem]
+    assert not [f for f in verify_coco(*arguments) if "near-duplicate" in f.problem]
     source = sorted(folders[0].iterdir())[3]
     target = sorted(folders[1].iterdir())[2]
     image = Image.open(source)
     image.resize((96, 96)).save(target, quality=40)
-    found = named(verify_coco(*arguments), "training and validation that are alike")
+    found = named(verify_coco(*arguments), "near-duplicate images shared by")
     assert found.fatal
     assert found.examples == (f"{source} and {target}",)
 
@@ -124,17 +124,17 @@ def test_images_in_both_splits(tmp_path: Path) -> None:
 def test_plain_pictures_are_not_alike(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (32, 32), (number, number, number)).save(tmp_path / f"{number}.png")
-    pictures, _ = open_all([str(path) for path in sorted(tmp_path.iterdir())])
-    assert alike(pictures) == []
+    pictures, _ = read_summaries([str(path) for path in sorted(tmp_path.iterdir())])
+    assert near_duplicates(pictures) == []
 
 
 def test_classes_of_one_split(tmp_path: Path, images: Path) -> None:
     first = write(tmp_path)
     second = write(tmp_path, put(*ALL, "category_id", 1), "b.json")
     findings = verify_coco(first, images, second, images)
-    assert named(findings, f"without an object in {second}").examples == ("b",)
+    assert named(findings, f"without objects in {second}").examples == ("b",)
     other = write(tmp_path, put("categories", 1, "name", "c"), "c.json")
-    found = named(verify_coco(first, images, other, images), "other categories")
+    found = named(verify_coco(first, images, other, images), "different categories")
     assert found.fatal
     assert found.examples == ("b", "c")
 
@@ -142,7 +142,7 @@ def test_classes_of_one_split(tmp_path: Path, images: Path) -> None:
 def test_corners_are_mended(tmp_path: Path, images: Path) -> None:
     target = tmp_path / "fixed.json"
     done = fix_coco(write(tmp_path, corners), images, target)
-    assert done[0] == "7 boxes given as corners."
+    assert done[0] == "7 boxes converted from corners to [x, y, width, height]."
     rows = read_coco(target, images, evaluation=True).annotations
     assert [row["bbox"] for row in rows[:3]] == [[2, 3, 38, 27], [20, 12, 24, 18], [5, 5, 42, 26]]
     assert rows[0]["area"] == 38 * 27
@@ -158,7 +158,7 @@ def test_a_repaired_copy_has_nothing_to_repair(tmp_path: Path, images: Path) -> 
     )
     target = tmp_path / "fixed.json"
     done = fix_coco(write(tmp_path, change), images, target)
-    assert "1 annotations without a sound box or mask left out." in done
+    assert "1 annotations without a valid box or mask removed." in done
     assert len(done) == 6
     file = read_coco(target, images, evaluation=True)
     assert set(file.issues) == {issue_policies.CROWD}
@@ -172,7 +172,7 @@ def test_a_repaired_copy_has_nothing_to_repair(tmp_path: Path, images: Path) -> 
 
 def test_what_cannot_be_mended_stays(tmp_path: Path, images: Path) -> None:
     path = write(tmp_path, put("images", 1, "id", 10))
-    with pytest.raises(DataError, match="image ids that repeat"):
+    with pytest.raises(DataError, match="duplicate image ids"):
         fix_coco(path, images, tmp_path / "fixed.json")
     assert not (tmp_path / "fixed.json").exists()
     with pytest.raises(ValueError, match="writes a copy"):
@@ -211,7 +211,10 @@ def test_command_line(tmp_path: Path, images: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert out.startswith(f"ERROR: {path}: boxes that look like [left, top, right, bottom] (6)")
     assert run_tool(*options, "--fix", target) == 1
-    assert f"Written: {target}\n7 boxes given as corners." in capsys.readouterr().out
+    assert (
+        f"Written: {target}\n7 boxes converted from corners to [x, y, width, height]."
+        in capsys.readouterr().out
+    )
     assert run_tool("--coco-json", target, "--images", images) == 0
     assert "fewer than 10 objects (2): a, b" in capsys.readouterr().out
     path.write_text("{")
@@ -227,7 +230,7 @@ def test_panoptic_images_in_both_splits(tmp_path: Path, capsys: pytest.CaptureFi
     images = bad_files.write_images(tmp_path / "images", 2)
     options = ("--panoptic-json", path, "--panoptic-root", pngs, "--images", images)
     run_tool(*options)
-    assert "alike" not in capsys.readouterr().out
+    assert "near-duplicate" not in capsys.readouterr().out
     assert run_tool(*options, "--val-images", images) == 0
     held_out = tmp_path / "val"
     held_out.mkdir()

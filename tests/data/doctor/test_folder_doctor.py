@@ -37,7 +37,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_sound_folders(folders: tuple[Path, Path]) -> None:
     assert verify_sem_seg(*folders, FROM_0) == []
-    assert report([]) == "No problem was found."
+    assert report([]) == "No problems found."
 
 
 def set_all(*values: int) -> Callable[[Path, Path], None]:
@@ -60,27 +60,27 @@ def set_all(*values: int) -> Callable[[Path, Path], None]:
             lambda _, x: write(x, {"b.png": np.zeros((1, 4, 3), dtype=np.uint8)}),
             FROM_0,
             "unreadable label files",
-            "save colours as values",
+            "Convert colors to indices",
             True,
         ),
         (
             lambda _, x: write(x, {"b.png": labels(0, 1)}),
             FROM_0,
-            "labels of another size than the image",
-            "nearest-neighbour",
+            "labels whose size differs from the image",
+            "nearest-neighbor",
             True,
         ),
         (
             lambda _, x: write(x, {"b.png": labels(255, 255, 255, 255)}),
             FROM_0,
             "labels that are 255 everywhere",
-            "remove them",
+            "Remove them",
             False,
         ),
-        (set_all(1, 2, 3, 255), FROM_0, "labels shifted by one", "use --first-label 1", True),
-        (set_all(0, 1, 2, 3), FROM_0, "labels shifted by one", "0 to 3: use --first-label 1", True),
-        (set_all(0, 1, 2, 9), FROM_0, "label values of no class", "complete the class list", True),
-        (set_all(1, 2, 3, 77), FROM_1, "label values of no class", "1 to 3", True),
+        (set_all(1, 2, 3, 255), FROM_0, "labels shifted by one", "Use --first-label 1", True),
+        (set_all(0, 1, 2, 3), FROM_0, "labels shifted by one", "0 to 3. Use --first-label 1", True),
+        (set_all(0, 1, 2, 9), FROM_0, "unknown label values", "Complete the class list", True),
+        (set_all(1, 2, 3, 77), FROM_1, "unknown label values", "1 to 3", True),
         (
             set_all(0, 0, 1, 2),
             FROM_1,
@@ -88,7 +88,7 @@ def set_all(*values: int) -> Callable[[Path, Path], None]:
             "covers 50% .* use --first-label 0",
             False,
         ),
-        (set_all(0, 1, 1, 1), FROM_0, "classes without a pixel", "add images", False),
+        (set_all(0, 1, 1, 1), FROM_0, "classes without pixels", "Add images", False),
     ],
 )
 def test_problems(
@@ -120,7 +120,7 @@ def test_tool(
     set_all(1, 2, 3, 3)(*folders)
     assert run_tool(*options) == 1
     found = capsys.readouterr().out
-    assert "ERROR: labels shifted by one (1): 3\n  Values run from 1 to 3" in found
+    assert "ERROR: labels shifted by one (1): 3\n  Values range from 1 to 3" in found
 
 
 def test_real_sets_are_sound(shared_data: Path) -> None:

@@ -40,37 +40,35 @@ def first_segments(content: dict) -> list[dict]:
 
 
 BREAK_JSON = {
-    "segment ids that repeat": lambda c: first_segments(c).append(first_segments(c)[0]),
+    "duplicate segment ids": lambda c: first_segments(c).append(first_segments(c)[0]),
     "segments without pixels": lambda c: first_segments(c).append(
         {**first_segments(c)[0], "id": 77}
     ),
-    "segments with the id of void": lambda c: first_segments(c).append(
-        {**first_segments(c)[0], "id": 0}
-    ),
-    "segments of no category": lambda c: first_segments(c)[0].update(category_id=1000),
-    "pixels of no listed segment": lambda c: first_segments(c).pop(0),
+    "segments with id 0": lambda c: first_segments(c).append({**first_segments(c)[0], "id": 0}),
+    "segments with an unknown category": lambda c: first_segments(c)[0].update(category_id=1000),
+    "pixels of an unlisted segment": lambda c: first_segments(c).pop(0),
     "areas that disagree with the PNG": lambda c: first_segments(c)[0].update(area=5),
     "boxes that disagree with the PNG": lambda c: first_segments(c)[0].update(bbox=[0, 0, 1, 1]),
-    "categories that are thing and stuff": lambda c: c["categories"].append(
+    "categories that are both thing and stuff": lambda c: c["categories"].append(
         {**c["categories"][0], "isthing": 1 - c["categories"][0]["isthing"]}
     ),
-    "categories listed twice": lambda c: c["categories"].append(c["categories"][0]),
+    "duplicate categories": lambda c: c["categories"].append(c["categories"][0]),
     "images without annotation": lambda c: c["images"].append({"id": 1, "file_name": "1.jpg"}),
     "images annotated twice": lambda c: c["annotations"].append(c["annotations"][0]),
     "annotations of an unlisted image": lambda c: c["images"].pop(0),
     "missing images": lambda c: c["images"][0].update(file_name="absent.jpg"),
     "missing PNGs": lambda c: c["annotations"][0].update(file_name="absent.png"),
-    "classes without a segment": lambda c: c["categories"].append(
+    "classes without segments": lambda c: c["categories"].append(
         {"id": 99, "name": "rare", "isthing": 1}
     ),
-    "things or stuff missing": lambda c: [c.update(isthing=1) for c in c["categories"]],
+    "missing things or stuff": lambda c: [c.update(isthing=1) for c in c["categories"]],
 }
 
 NOT_FATAL = {
     "areas that disagree with the PNG",
     "boxes that disagree with the PNG",
     "images without annotation",
-    "classes without a segment",
+    "classes without segments",
 }
 
 
@@ -85,7 +83,7 @@ def test_verification_finds(problem: str, own: Path) -> None:
     assert problem in found
     assert found[problem].fatal == (problem not in NOT_FATAL)
     # A category that is listed twice repeats its id and its name.
-    assert len(found[problem].examples) == (2 if problem.startswith("categories") else 1)
+    assert len(found[problem].examples) == (2 if "categories" in problem else 1)
 
 
 def test_verification_finds_broken_files(own: Path) -> None:
@@ -95,7 +93,7 @@ def test_verification_finds_broken_files(own: Path) -> None:
     third.write_bytes(b"no picture")
     sorted((own / "images").iterdir())[2].write_bytes(b"nor this")
     found = problems(own)
-    assert len(found["PNGs of another size than the image"].examples) == 1
+    assert len(found["PNGs whose size differs from the image"].examples) == 1
     assert len(found["unreadable PNGs"].examples) == 2
     assert len(found["unreadable images"].examples) == 1
 
@@ -103,12 +101,12 @@ def test_verification_finds_broken_files(own: Path) -> None:
 def test_verification_from_the_command_line(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--panoptic-json", own / "panoptic_val.json", "--images", own / "images")
     assert run_script("tools/verify_dataset.py", *arguments) == 0
-    assert capsys.readouterr().out == "No problem was found.\n"
+    assert capsys.readouterr().out == "No problems found.\n"
     content = json.loads((own / "panoptic_val.json").read_text())
     first_segments(content)[0]["category_id"] = 1000
     (own / "panoptic_val.json").write_text(json.dumps(content))
     assert run_script("tools/verify_dataset.py", *arguments) == 1
-    assert "ERROR: segments of no category (1)" in capsys.readouterr().out
+    assert "ERROR: segments with an unknown category (1)" in capsys.readouterr().out
     assert run_script("tools/verify_dataset.py", *arguments[:2]) == 2
     assert "label folders (--sem-images" in capsys.readouterr().err
 

@@ -76,11 +76,11 @@ def test_probability_and_subsets() -> None:
 
 
 def test_wrong_use() -> None:
-    with pytest.raises(ValueError, match="copy_paste is a probability"):
+    with pytest.raises(ValueError, match="copy_paste must be a probability"):
         CopyPaste(2)
-    with pytest.raises(ValueError, match="no semantic labels"):
+    with pytest.raises(ValueError, match="not semantic labels"):
         CopyPaste(1.0)({**example((4, 4), 1, []), "sem_seg": 0}, dict)
-    with pytest.raises(ValueError, match="copy_paste needs masks=True"):
+    with pytest.raises(ValueError, match="copy_paste requires masks=True"):
         build_train_loader(
             datasets="any", augmentations=[], batch_size=1, num_workers=0, masks=False, copy_paste=1
         )

@@ -184,7 +184,7 @@ def test_same_as_detectron2_on_real_data(shared_data: Path, name: str) -> None:
         assert_same(found, expected)
         crowds = sum(row["iscrowd"] for row in record["annotations"])
         assert issues.get(issue_policies.CROWD, 0) == crowds
-        assert set(issues) <= {issue_policies.CROWD, issue_policies.OTHER_COLOURS}
+        assert set(issues) <= {issue_policies.CROWD, issue_policies.NOT_RGB}
 
 
 def test_integers_are_as_good_as_floats(picture: Path) -> None:

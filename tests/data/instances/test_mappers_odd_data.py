@@ -21,7 +21,7 @@ from focalnet_det.data import issue_policies
 from focalnet_det.data.instances.mappers import SkippedImage
 from focalnet_det.data.io.coco_files import read_coco
 from focalnet_det.data.io.read_image import UnreadableImageError
-from focalnet_det.data.issue_policies import ISSUE_POLICIES, DataTally
+from focalnet_det.data.issue_policies import ISSUE_POLICIES, IssueCounter
 from focalnet_det.data.registry import register_coco_json
 from tests.helpers.records import (
     HEIGHT,
@@ -247,7 +247,7 @@ def test_repairs_of_images_are_counted_in_evaluation_too(tmp_path: Path) -> None
     Image.fromarray(np.full((HEIGHT, WIDTH), 3, dtype=np.uint8)).save(path)
     for is_train in (False, True):
         found = mapper(is_train=is_train)(make_record(path, [annotation()]))
-        assert found["data_issues"] == {issue_policies.OTHER_COLOURS: 1}
+        assert found["data_issues"] == {issue_policies.NOT_RGB: 1}
         assert (found["image"] == 3).all()
 
 
@@ -288,7 +288,7 @@ def test_a_coco_file_with_gaps_and_oddities(picture: Path, tmp_path: Path) -> No
     DatasetCatalog.remove("mapper_test")
     MetadataCatalog.remove("mapper_test")
 
-    counts = DataTally()
+    counts = IssueCounter()
     file = read_coco(path, picture.parent)
     counts.add(file.settled)
     for record, classes in ((empty, []), (full, [1, 0, 1, 0])):

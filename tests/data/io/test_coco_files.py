@@ -21,35 +21,35 @@ pytestmark = pytest.mark.usefixtures("forget_data_sets")
 ERRORS: dict[str, tuple[Change, str]] = {
     "no images": (drop("images"), "lacks images"),
     "no categories": (drop("categories"), "lacks categories"),
-    "images no list": (put("images", {"0": 1}), "images is .* no list"),
-    "images null": (put("images", None), "images is None, no list"),
+    "images no list": (put("images", {"0": 1}), "images is .* not a list"),
+    "images null": (put("images", None), "images is None, not a list"),
     "annotations no list": (put("annotations", 7), "annotations is 7"),
     "image no object": (put("images", 1, "x.png"), r"images\[1\] is 'x.png'"),
     "annotation no object": (put("annotations", 2, [1, 2]), r"annotations\[2\] is \[1, 2\]"),
     "annotation null": (put("annotations", 2, None), r"annotations\[2\] is None"),
     "category no object": (put("categories", 0, "a"), r"categories\[0\] is 'a'"),
-    "images empty": (put("images", []), "lists no images"),
-    "categories empty": (put("categories", []), "lists no categories"),
+    "images empty": (put("images", []), "missing images"),
+    "categories empty": (put("categories", []), "missing categories"),
     "category without id": (drop("categories", 0, "id"), r"without id: categories\[0\]"),
     "category id text": (put("categories", 0, "id", "1"), r"categories without id"),
     "category id negative": (put("categories", 0, "id", -1), "categories without id"),
     "category id half": (put("categories", 0, "id", 1.5), "categories without id"),
     "category id true": (put("categories", 0, "id", True), "categories without id"),
-    "category id twice": (put("categories", 1, "id", 1), "category ids that repeat"),
-    "category name twice": (put("categories", 1, "name", "a"), "names that repeat: 'a'"),
+    "category id twice": (put("categories", 1, "id", 1), "duplicate category ids"),
+    "category name twice": (put("categories", 1, "name", "a"), "duplicate category names: 'a'"),
     "category without name": (drop("categories", 1, "name"), r"without name: categories\[1\]"),
     "category name number": (put("categories", 1, "name", 5), "categories without name"),
     "category name blank": (put("categories", 1, "name", "  "), "categories without name"),
-    "keypoint names number": (put("categories", 0, "keypoints", 5), "no list of different"),
-    "keypoint names true": (put("categories", "*", "keypoints", True), "no list of different"),
-    "keypoint names text": (put("categories", 0, "keypoints", "eye"), "no list of different"),
+    "keypoint names number": (put("categories", 0, "keypoints", 5), "malformed keypoints"),
+    "keypoint names true": (put("categories", "*", "keypoints", True), "malformed keypoints"),
+    "keypoint names text": (put("categories", 0, "keypoints", "eye"), "malformed keypoints"),
     "keypoint names twice": (
         put("categories", "*", "keypoints", ["eye", "eye"]),
-        "no list of different names",
+        "categories with malformed keypoints",
     ),
     "other keypoint names": (
         put("categories", 1, "keypoints", ["left_ear", "right_ear"]),
-        "categories with other keypoints",
+        "categories with different keypoints",
     ),
     "image without id": (drop("images", 1, "id"), r"images without id: images\[1\]"),
     "image id text": (put("images", 1, "id", "11"), r"images without id: images\[1\]"),
@@ -61,7 +61,7 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "image id null": (put("images", 1, "id", None), "images without id"),
     "image id huge": (put("images", 1, "id", 2**70), "images without id"),
     "image id negative": (put("images", 1, "id", -3), "images without id"),
-    "image id twice": (put("images", 1, "id", 10), r"ids that repeat: 10 at images\[0\].*\[1\]"),
+    "image id twice": (put("images", 1, "id", 10), r"duplicate \w+ ids: 10 at images\[0\].*\[1\]"),
     "no file_name": (drop("images", 1, "file_name"), "without file_name"),
     "file_name null": (put("images", 1, "file_name", None), "without file_name"),
     "file_name number": (put("images", 1, "file_name", 3), "without file_name"),
@@ -72,20 +72,20 @@ ERRORS: dict[str, tuple[Change, str]] = {
         put("images", "*", "file_name", "absent/0.png"),
         r"3 x missing files.*no such folder",
     ),
-    "another suffix": (put("images", 1, "file_name", "1.jpg"), r"1\.jpg \(there is 1\.png\)"),
+    "another suffix": (put("images", 1, "file_name", "1.jpg"), r"1\.jpg \(did you mean 1\.png\?\)"),
     "width text": (put("images", 1, "width", "48"), r"malformed width or height: images\[1\]"),
     "width zero": (put("images", 1, "width", 0), "malformed width or height"),
     "width negative": (put("images", 1, "width", -48), "malformed width or height"),
     "width half": (put("images", 1, "width", 47.5), "malformed width or height"),
     "height list": (put("images", 1, "height", [32]), "malformed width or height"),
     "height nan": (put("images", 1, "height", NAN), "malformed width or height"),
-    "size endless": (put("images", 1, "height", 10**9), "images of too many pixels"),
+    "size endless": (put("images", 1, "height", 10**9), "images with too many pixels"),
     "sizes swapped": (
         both(
             drop("annotations", 6),
             both(put("images", "*", "width", HEIGHT), put("images", "*", "height", WIDTH)),
         ),
-        r"3 x images of another size .*0\.png is 48 x 32, the file says 32 x 48",
+        r"3 x images whose size differs .*0\.png is 48 x 32, the file lists 32 x 48",
     ),
     "no image_id": (drop(*OBJECT, "image_id"), r"without image_id: annotations\[1\]"),
     "image_id text": (put(*OBJECT, "image_id", "10"), r"annotations\[1\] \(id 101\): '10'"),
@@ -103,7 +103,7 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "keypoints text": (put(*OBJECT, "keypoints", "1 2 2"), "malformed keypoints"),
     "keypoints nan": (put(*OBJECT, "keypoints", [NAN, 2, 2, 1, 1, 1]), "malformed keypoints"),
     "keypoint flag": (put(*OBJECT, "keypoints", [1, 2, 3, 1, 1, 1]), "malformed keypoints"),
-    "keypoints unnamed": (drop("categories", "*", "keypoints"), "category that names none"),
+    "keypoints unnamed": (drop("categories", "*", "keypoints"), "category without keypoint names"),
     "all boxes nan": (
         both(put(*ALL, "bbox", [NAN] * 4), put(*ALL, "segmentation", [])),
         r"7 x objects with a malformed box: annotations\[0\]",
@@ -131,10 +131,10 @@ ERRORS: dict[str, tuple[Change, str]] = {
         r"6 x boxes that look like \[left, top, right, bottom\]",
     ),
     "xyxy": (put(*ALL, "bbox", [20, 12, 44, 30]), r"look like \[left, top, right, bottom\]"),
-    "relative": (put(*ALL, "bbox", [0.1, 0.2, 0.5, 0.4]), "look relative to the size"),
+    "relative": (put(*ALL, "bbox", [0.1, 0.2, 0.5, 0.4]), "look relative to the image size"),
     "20,000 objects": (
         lambda c: c["annotations"].extend([c["annotations"][1]] * 20_000),
-        r"1\.png \(id 11\) has 20,002.*cut the image",
+        r"1\.png \(id 11\) has 20,002.*Cut the image",
     ),
 }
 
@@ -143,11 +143,11 @@ TRAINING_ERRORS: dict[str, tuple[Change, str]] = {
     "no annotations": (drop("annotations"), "lacks annotations"),
     "all outside": (
         both(put(*ALL, "bbox", [60, 40, 10, 10]), drop(*ALL, "segmentation")),
-        "without one object inside its image",
+        "without any object inside its image",
     ),
     "all empty": (
         both(put(*ALL, "bbox", [4, 4, 0, 0]), drop(*ALL, "segmentation")),
-        "without one object inside its image",
+        "without any object inside its image",
     ),
 }
 
@@ -190,8 +190,8 @@ def test_all_faults_are_shown_together(images: Path, tmp_path: Path) -> None:
         (b"{", "not a JSON file"),
         (b"\xff\xfe\x00", "not a JSON file"),
         (b"<html>404</html>", "not a JSON file"),
-        (b"[]", "holds a list, no object, and lacks annotations, categories, images"),
-        (b"null", "holds a NoneType"),
+        (b"[]", "contains a list instead of an object, and lacks annotations, categories, images"),
+        (b"null", "contains a NoneType"),
         (b"[" * 100_000, "not a JSON file"),
         (b"{}", "lacks annotations, categories, images"),
         (b'{"images": ' + b"1" * 5000 + b"}", "not a JSON file"),
@@ -203,9 +203,9 @@ def test_files_that_are_no_coco(content: bytes, message: str, images: Path, tmp_
 
 
 def test_paths_that_are_no_files(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No such annotation file"):
+    with pytest.raises(ValueError, match="Annotation file .* does not exist"):
         register_coco_json(NAME, tmp_path / "absent.json", images)
-    with pytest.raises(ValueError, match="No such image folder"):
+    with pytest.raises(ValueError, match="Image folder .* does not exist"):
         register_coco_json(NAME, write(tmp_path, lambda _: None), tmp_path / "absent")
     with pytest.raises(IsADirectoryError):
         register_coco_json(NAME, images, images)

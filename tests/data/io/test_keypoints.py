@@ -45,7 +45,7 @@ def test_names_without_a_side_stay() -> None:
 def test_sides_without_partner_are_named(caplog: pytest.LogCaptureFixture) -> None:
     metadata = keypoint_metadata(["left_eye", "left_ear", "right_ear"])
     assert metadata["keypoint_flip_map"] == [("left_ear", "right_ear")]
-    assert "Keypoints left_eye name a side" in caplog.text
+    assert "Keypoints left_eye have a left or right name" in caplog.text
 
 
 def test_pairs_of_coco_are_the_published_ones() -> None:

@@ -77,7 +77,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no size": (write(png(0, 8)), ""),
     "100,000 a side": (write(png(100_000, 100_000)), "exceed"),
     "2**31 a side": (write(png(2**31 - 1, 2**31 - 1)), ""),
-    "13,000 a side": (huge, "13000 x 13000 pixels exceed the limit .*cut it into tiles"),
+    "13,000 a side": (
+        huge,
+        "13000 x 13000 pixels exceed the limit .*cut image and annotations into tiles",
+    ),
     "pipe": (os.mkfifo, "is a device or a pipe"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "is a device or a pipe"),
     "random device": (lambda path: path.symlink_to("/dev/urandom"), "is a device or a pipe"),
@@ -113,7 +116,7 @@ def test_files_that_are_no_pictures(case: str, tmp_path: Path) -> None:
 def test_files_of_more_bytes_than_any_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "MOST_BYTES", 100)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 100)
     path = tmp_path / "bad.jpg"
     path.write_bytes(bytes(101))
     with pytest.raises(UnreadableImageError, match="more than 100 bytes"):
@@ -143,10 +146,10 @@ def test_files_of_several_pictures_are_counted(suffix: str, tmp_path: Path) -> N
     options = {"lossless": True} if suffix == "webp" else {}
     pages[0].save(path, save_all=True, append_images=pages[1:], **options)
     picture, problems = read_rgb(path)
-    assert issue_policies.SEVERAL_PICTURES in problems
+    assert issue_policies.MULTIPLE_FRAMES in problems
     assert picture.getpixel((0, 0)) == (255, 0, 0)
     pages[0].save(path)
-    assert issue_policies.SEVERAL_PICTURES not in read_rgb(path)[1]
+    assert issue_policies.MULTIPLE_FRAMES not in read_rgb(path)[1]
 
 
 def test_a_header_tells_the_upright_size(tmp_path: Path) -> None:

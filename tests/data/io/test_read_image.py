@@ -21,7 +21,7 @@ from focalnet_det.data.io.read_image import UnreadableImageError, read_image, re
 from focalnet_det.data.issue_policies import (
     DEEPER_THAN_8_BITS,
     EXIF_ROTATED,
-    OTHER_COLOURS,
+    NOT_RGB,
     TRANSPARENT,
 )
 
@@ -65,7 +65,7 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
 def test_grey(tmp_path: Path) -> None:
     path = saved(Image.fromarray(GREY), tmp_path, "png")
     assert (read_image(path, "RGB") == grey_as_rgb(GREY)).all()
-    assert problems(path) == [OTHER_COLOURS]
+    assert problems(path) == [NOT_RGB]
 
 
 def test_black_and_white(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_palette(tmp_path: Path) -> None:
     path = saved(image, tmp_path, "png")
     table = np.array([(9, 8, 7), (60, 50, 40), (1, 2, 3)])
     assert (read_image(path, "RGB") == table[[[0, 1, 2], [2, 1, 0]]]).all()
-    assert problems(path) == [OTHER_COLOURS]
+    assert problems(path) == [NOT_RGB]
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif"])
@@ -106,7 +106,7 @@ def test_rgba_lies_on_white(tmp_path: Path) -> None:
 def test_alpha_that_hides_nothing_changes_nothing(tmp_path: Path) -> None:
     path = saved(Image.fromarray(COLOURS).convert("RGBA"), tmp_path, "png")
     assert (read_image(path, "RGB") == COLOURS).all()
-    assert problems(path) == [OTHER_COLOURS]
+    assert problems(path) == [NOT_RGB]
 
 
 def test_grey_with_alpha_lies_on_white(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_cmyk(tmp_path: Path) -> None:
     path = saved(Image.fromarray(np.array(pixels, dtype=np.uint8), "CMYK"), tmp_path, "tif")
     expected = [[(255, 255, 255), (0, 255, 255), (0, 0, 0), (255, 153, 255)]]
     assert (read_image(path, "RGB") == np.array(expected)).all()
-    assert problems(path) == [OTHER_COLOURS]
+    assert problems(path) == [NOT_RGB]
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
@@ -320,5 +320,5 @@ def test_real_grey_and_colour_images(shared_data: Path) -> None:
         pixels = np.asarray(image)
         expected = grey_as_rgb(pixels) if image.mode == "L" else pixels
         assert (read_image(path, "RGB") == expected).all()
-        assert problems(path) == ([OTHER_COLOURS] if image.mode == "L" else [])
+        assert problems(path) == ([NOT_RGB] if image.mode == "L" else [])
     assert modes == {"L", "RGB"}

@@ -76,7 +76,7 @@ def test_ade20k_objects_are_those_of_the_pictures(ade: Path, shapes: Path) -> No
             ade / f"ade20k_panoptic_{split}",
             ade / "images" / {"train": "training", "val": "validation"}[split],
         )
-        assert [f.problem for f in findings] == ["classes without a segment"]
+        assert [f.problem for f in findings] == ["classes without segments"]
 
 
 def test_ade20k_classes_are_the_published_ones() -> None:
@@ -102,11 +102,11 @@ def test_ade20k_preparation_continues(ade: Path) -> None:
 
 
 def test_ade20k_files_that_are_not_as_published(ade: Path) -> None:
-    with pytest.raises(ValueError, match="60 pairs of annotations_instance.*20210.*--partial"):
+    with pytest.raises(ValueError, match="60 images with annotations_instance.*20210.*--partial"):
         prepare_ade20k_instances(ade, workers=1)
     path = next((ade / "annotations_instance/training").iterdir())
     original = np.array(Image.open(path))
-    for (r, g), message in (((101, 9), "instance 9 is of class 101"), ((0, 8), "of class 0")):
+    for (r, g), message in (((101, 9), "instance 9 has class 101"), ((0, 8), "has class 0")):
         changed = original.copy()
         changed[:2] = (r, g, 0)
         changed[changed[..., 1] == g] = (r, g, 0)

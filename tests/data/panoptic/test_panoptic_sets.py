@@ -154,9 +154,12 @@ def test_own_json(shapes: Path, tmp_path: Path) -> None:
         for kind in (False, True)
     )
     for change, message in (
-        ({"categories": content["categories"][:6], "annotations": things}, "that is stuff"),
-        ({"categories": content["categories"][6:], "annotations": stuff}, "that is a thing"),
-        ({"categories": content["categories"][1:]}, r"segments of no category: .*category 1[;.]"),
+        ({"categories": content["categories"][:6], "annotations": things}, "no stuff categories"),
+        ({"categories": content["categories"][6:], "annotations": stuff}, "no thing categories"),
+        (
+            {"categories": content["categories"][1:]},
+            r"segments with an unknown category: .*category 1[;.]",
+        ),
     ):
         path = tmp_path / "broken.json"
         path.write_text(json.dumps(content | change))
@@ -167,5 +170,5 @@ def test_own_json(shapes: Path, tmp_path: Path) -> None:
             register_panoptic_json(NAME, broken)
     for key in ("panoptic_root", "images"):
         fields = {**vars(files), key: tmp_path / "absent"}
-        with pytest.raises(ValueError, match="No such .* folder: .*absent"):
+        with pytest.raises(ValueError, match="folder .*absent does not exist"):
             register_panoptic_json(NAME, PanopticFiles(**fields))

@@ -56,10 +56,10 @@ def test_a_second_run_writes_what_is_missing(root: Path) -> None:
 
 
 def test_what_is_not_as_published_is_an_error(root: Path) -> None:
-    with pytest.raises(ValueError, match="1 pairs of image and label in training.*20210"):
+    with pytest.raises(ValueError, match="1 images with labels in training.*20210"):
         prepare_ade20k_sem_seg(root, workers=1)
     write(root / "annotations/validation/a.png", np.full((2, 3), 151, dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png holds 151.*1 to 150"):
+    with pytest.raises(ValueError, match=r"a\.png contains 151.*1 to 150"):
         prepare_ade20k_sem_seg(root, workers=1, partial=True)
     write(root / "annotations/validation/a.png", np.zeros((3, 2), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"a\.png is 3 x 2 .*2 x 3"):

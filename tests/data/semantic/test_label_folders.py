@@ -55,18 +55,18 @@ def values(*wanted: int, **options: object) -> Callable[[Path, Path], None]:
 
 SIGNED = {"dtype": np.int32, "suffix": "tif"}
 ERRORS: dict[str, tuple[Callable[[Path, Path], object], ClassList, str]] = {
-    "from 1": (values(1, 2, 3), FROM_0, r"shifted by one: .*holds 3.*--first-label 1"),
+    "from 1": (values(1, 2, 3), FROM_0, r"shifted by one: .*contains 3.*--first-label 1"),
     "from 1 with none": (values(0, 1, 2, 3), FROM_0, r"shifted by one.*--first-label 1"),
-    "beyond": (values(0, 1, 7), FROM_0, r"of no class: .*0\.png holds 7, the classes are 0 to 2"),
-    "beyond 1": (values(0, 1, 4), FROM_1, "holds 4, the classes are 1 to 3"),
-    "negative": (values(0, 1, -5, **SIGNED), FROM_0, "holds -5"),
-    "above 255": (values(0, 1, 300, **SIGNED), FROM_0, "holds 300"),
-    "16 bits": (values(0, 256, dtype=np.uint16), FROM_0, "holds 256"),
-    "0 and 255": (values(0, 255), FROM_0, r"pixels of one class alone: values \[0, 255\]"),
-    "one class": (values(1), FROM_0, "pixels of one class alone"),
-    "ignored": (values(255), FROM_0, "without a pixel of a class"),
-    "ignored from 1": (values(0), FROM_1, "without a pixel of a class"),
-    "grays": (values(*range(0, 250, 10)), FROM_0, "24 x label values of no class"),
+    "beyond": (values(0, 1, 7), FROM_0, r"unknown .*0\.png contains 7, classes are 0 to 2"),
+    "beyond 1": (values(0, 1, 4), FROM_1, "contains 4, classes are 1 to 3"),
+    "negative": (values(0, 1, -5, **SIGNED), FROM_0, "contains -5"),
+    "above 255": (values(0, 1, 300, **SIGNED), FROM_0, "contains 300"),
+    "16 bits": (values(0, 256, dtype=np.uint16), FROM_0, "contains 256"),
+    "0 and 255": (values(0, 255), FROM_0, r"pixels of a single class: values \[0, 255\]"),
+    "one class": (values(1), FROM_0, "pixels of a single class"),
+    "ignored": (values(255), FROM_0, "without pixels of any class"),
+    "ignored from 1": (values(0), FROM_1, "without pixels of any class"),
+    "grays": (values(*range(0, 250, 10)), FROM_0, "24 x unknown label values"),
     "no partner": (lambda i, _: [p.rename(i / f"x{p.name}") for p in list(i.iterdir())], FROM_0,
                    "No image in"),
     "text": (lambda _, x: [p.write_text("x") for p in x.iterdir()], FROM_0, "3 x unreadable label"),
@@ -74,7 +74,7 @@ ERRORS: dict[str, tuple[Callable[[Path, Path], object], ClassList, str]] = {
     "another size": (
         lambda _, x: [Image.open(p).crop((0, 0, 9, 9)).save(p) for p in x.iterdir()],
         FROM_0,
-        "3 x label file of another size: .*is 9 x 9",
+        "3 x label size differs from image: .*is 9 x 9",
     ),
     "no images": (lambda i, _: [p.write_text("x") for p in i.iterdir()], FROM_0,
                   "3 x files that cannot be read"),
@@ -124,9 +124,9 @@ def test_sound_folders(folders: tuple[Path, Path]) -> None:
 def test_class_lists_have_fewer_names_than_a_label_has_values(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_text("\n".join(map(str, range(256))))
-    with pytest.raises(ValueError, match=r"classes\.txt names 256 classes"):
+    with pytest.raises(ValueError, match=r"classes\.txt lists 256 classes"):
         read_class_list(path)
     path.write_text("\n".join(map(str, range(255))))
     assert len(read_class_list(path).names) == 255
-    with pytest.raises(ValueError, match=r"classes\.txt names 255 classes"):
+    with pytest.raises(ValueError, match=r"classes\.txt lists 255 classes"):
         read_class_list(path, 1)

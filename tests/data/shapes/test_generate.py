@@ -234,7 +234,7 @@ def test_same_parameters_keep_the_data_set(
     before = (root / "dataset.json").stat().st_mtime_ns, digests(root)
     with caplog.at_level(logging.INFO):
         make_shapes(root, **TINY)
-    assert "Kept" in caplog.text
+    assert "already exists" in caplog.text
     assert ((root / "dataset.json").stat().st_mtime_ns, digests(root)) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shapes"]
 
@@ -252,7 +252,7 @@ def test_other_parameters_need_force(tmp_path: Path) -> None:
 
 def test_foreign_folders_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="no generated data set"):
+    with pytest.raises(FileExistsError, match="not a generated dataset"):
         make_shapes(tmp_path, **TINY, force=True)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -270,9 +270,9 @@ def test_interruption_leaves_no_half_data_set(
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return shapes_export.write_image(*args)
+        return shapes_export.write_sample(*args)
 
-    monkeypatch.setattr(shapes, "write_image", interrupted)
+    monkeypatch.setattr(shapes, "write_sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_shapes(root, **{**TINY, "seed": 5}, force=True)
     assert digests(root) == before
