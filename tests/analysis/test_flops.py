@@ -1,9 +1,7 @@
 """Counted costs of a tiny network against hand-worked numbers."""
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,8 @@ from torch import nn
 from focalnet_det import create_backbone
 from focalnet_det.analysis import analyze_backbone, component_parameters
 from focalnet_det.backbones import FocalNet
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TOOLS
+from tests.helpers.processes import run_program
 
 
 def tiny(**overrides: object) -> FocalNet:
@@ -139,13 +138,7 @@ def test_shared_parameters_count_once() -> None:
 
 
 def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "analyze_model.py"), *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_program(TOOLS / "analyze_model.py", *arguments, COLUMNS="120")
 
 
 def test_tool_prints_json() -> None:

@@ -22,7 +22,8 @@ from focalnet_det.benchmark import (
     gpu_suite,
 )
 from focalnet_det.ops import dispatch
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TOOLS
+from tests.helpers.processes import run_program
 
 
 def linear(scale: float = 1.0) -> peers.Contender:
@@ -128,13 +129,7 @@ def test_roofline_counts_the_least_traffic() -> None:
 
 
 def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--threads", "1", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    return run_program(TOOLS / "benchmark.py", "--threads", "1", *arguments)
 
 
 @pytest.mark.slow
@@ -243,8 +238,7 @@ def test_the_gpu_suite_compares_with_the_best_equal_peer_of_each_kind() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_suite_says_that_it_needs_a_gpu() -> None:
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "--suite", "gpu"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program(TOOLS / "benchmark.py", "--suite", "gpu")
     assert done.returncode
     assert done.stderr.strip().endswith("--suite gpu needs a CUDA device, and PyTorch finds none.")
 

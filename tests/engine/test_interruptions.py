@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +23,8 @@ from focalnet_det.engine.finish import Product, finish
 from focalnet_det.engine.run_folder import RunFolder
 from focalnet_det.engine.signals import RunStopped, StopSignals
 from tests.helpers import toy_training as toy
+from tests.helpers.processes import Program
 from tests.helpers.toy_runs import OPTIONS, assert_same_end, best, lines
-
-PROGRAM = [sys.executable, str(Path(toy.__file__))]
 
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 
@@ -180,12 +178,11 @@ def test_required_products_come_first_and_fail_last(tmp_path: Path) -> None:
 # Signals.
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*PROGRAM, str(folder), *options], start_new_session=True, **pipes)
+def start(folder: Path, *options: str) -> Program:
+    return Program(toy.__file__, folder, *options, merged=True)
 
 
-def wait_for_line(folder: Path, process: subprocess.Popen[str], count: int = 1) -> None:
+def wait_for_line(folder: Path, process: Program, count: int = 1) -> None:
     path = folder / "metrics.json"
     while process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= count:

@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,8 @@ from focalnet_det.engine.agreement import check_agreement, library_versions
 from focalnet_det.engine.launch import after_restart, launch_run
 from focalnet_det.engine.main import RunArguments
 from focalnet_det.experiment.arguments import check_arguments
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TOOLS
+from tests.helpers.processes import Program
 
 NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 ARGUMENTS = RunArguments(config_file="missing.py")
@@ -141,7 +140,7 @@ def test_versions_that_count() -> None:
 
 def start(
     shapes: Path, output: Path, *arguments: str, images: Path | None = None, **options: Any
-) -> subprocess.Popen[str]:
+) -> Program:
     """The tool with few, small images; `options` replace default overrides."""
     overrides = {
         "schedule.iterations": 1000,
@@ -150,18 +149,11 @@ def start(
         "dataloader.train.augmentations.crop": 64,
         "train.eval_period": 0,
     } | options
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(NANO)]
-    command += ["--coco-json", str(shapes / "annotations/instances_train.json")]
-    command += ["--images", str(images or shapes / "images/train")]
-    command += ["--output", str(output), *arguments]
-    command += [f"{key}={value}" for key, value in overrides.items()]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    words = ["--config-file", NANO, "--output", output, *arguments]
+    words += ["--coco-json", shapes / "annotations/instances_train.json"]
+    words += ["--images", images or shapes / "images/train"]
+    words += [f"{key}={value}" for key, value in overrides.items()]
+    return Program(TOOLS / "train_net.py", *words)
 
 
 def children(pid: int) -> list[int]:
@@ -175,10 +167,8 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 def test_killed_process_ends_the_job(shapes: Path, tmp_path: Path) -> None:
     job = start(shapes, tmp_path, "--num-cpus", "2")
-    assert job.stdout is not None
-    for line in job.stdout:
-        if "/1000" in line:
-            break
+    while job.poll() is None and "/1000" not in job.text()[0]:
+        time.sleep(0.05)
     # Gloo connections break in the other one: it must not be what is shown.
     os.kill(children(job.pid)[1], signal.SIGKILL)
     before = time.monotonic()

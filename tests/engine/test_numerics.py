@@ -1,7 +1,5 @@
 """Losses and gradients that are not finite: noticed, named, replayed, and never saved."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ from focalnet_det.engine.numerics import (
 )
 from focalnet_det.experiment import TrainOptions
 from tests.helpers import toy_training as toy
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TOOLS
+from tests.helpers.processes import run_program
 
 NANO = ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py"
 
@@ -246,8 +245,8 @@ def test_a_detectors_trouble_is_replayed(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(NumericalTrouble, match=r"trouble_\d+\.pth"):
         run(args)
     (path,) = tmp_path.glob("trouble_*.pth")
-    tool = [sys.executable, str(ROOT / "tools/replay_step.py"), str(path)]
-    done = subprocess.run(tool, capture_output=True, text=True, check=True)
+    done = run_program(TOOLS / "replay_step.py", path)
+    assert done.returncode == 0, done.stderr
     assert "process 0: " in done.stdout
     assert ".jpg" in done.stdout or ".png" in done.stdout
     assert "first module with an output that is not finite: backbone" in done.stdout

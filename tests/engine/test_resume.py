@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from focalnet_det.data.stream import StreamDataset, StreamSampler
 from focalnet_det.engine.iteration import drop_lines_from
 from focalnet_det.engine.trainer import Trainer
 from focalnet_det.experiment import TrainOptions
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TOOLS
+from tests.helpers.processes import Program
 
 CONFIGS = ROOT / "configs/COCO-InstanceSegmentation"
 KILLS = int(os.environ.get("SOAK_KILLS", "1"))
@@ -65,25 +65,17 @@ CONFIG = {
 TIMES = ("time", "data_time", "eta_seconds", "rank_data_time")
 
 
-def start(kind: str, processes: int, shapes: Path, output: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--resume"]
-    command += ["--config-file", str(CONFIG[kind]), "--output", str(output)]
-    command += ["--coco-json", str(shapes / "annotations/instances_train.json")]
-    command += ["--images", str(shapes / "images/train")]
-    command += ["--val-json", str(shapes / "annotations/instances_val.json")]
-    command += ["--val-images", str(shapes / "images/val")]
-    command += ["--num-cpus", str(processes), *OPTIONS[kind]]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start(kind: str, processes: int, shapes: Path, output: Path) -> Program:
+    words = ["--resume", "--config-file", CONFIG[kind], "--output", output]
+    words += ["--coco-json", shapes / "annotations/instances_train.json"]
+    words += ["--images", shapes / "images/train"]
+    words += ["--val-json", shapes / "annotations/instances_val.json"]
+    words += ["--val-images", shapes / "images/val"]
+    words += ["--num-cpus", processes, *OPTIONS[kind]]
+    return Program(TOOLS / "train_net.py", *words, merged=True)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Program) -> str:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-3000:]
     return output
@@ -95,7 +87,7 @@ def opened(output: Path) -> int:
     return lock.stat().st_mtime_ns if lock.exists() else 0
 
 
-def is_killed(process: subprocess.Popen[str], output: Path, seconds: float) -> bool:
+def is_killed(process: Program, output: Path, seconds: float) -> bool:
     """Kills a run and its children at a moment between the opening of its folder and its end.
 
     Returns: whether it was there to be killed.

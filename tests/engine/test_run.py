@@ -1,6 +1,5 @@
 """The start of a run, from the command line: what is said, and the record that it leaves."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CONFIGS, TOOLS
+from tests.helpers.processes import run_program
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
@@ -20,15 +20,8 @@ LABELS = "ADE20K-SemanticSegmentation/upernet_focalnet_nano_small.py"
 
 def start(output: Path, config: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Start an evaluation, which ends at once, as no weights are named."""
-    command = [sys.executable, "tools/train_net.py", "--eval-only", "--output", str(output)]
-    return subprocess.run(
-        [*command, "--config-file", f"configs/{config}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=240,
-    )
+    words = ["--eval-only", "--output", output, "--config-file", CONFIGS / config]
+    return run_program(TOOLS / "train_net.py", *words, *arguments)
 
 
 @pytest.mark.slow

@@ -2,15 +2,18 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: see tools/install_detectron2.py")
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
 
 from focalnet_det.evaluation import (
     COCODetectionEvaluator,
@@ -30,7 +33,7 @@ from tests.helpers.coco_scores import (
     to_rle,
     truth_as_predictions,
 )
-from tests.helpers.paths import ROOT
+from tests.helpers.processes import in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -226,28 +229,17 @@ def test_reset_forgets_and_repeated_images_count_once(tmp_path):
     assert evaluator.evaluate() == {}
 
 
-# Forks after one import: quicker than two, and safe while hotcoco has no threads yet.
-TWO_PROCESSES = """
-import json, sys
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from detectron2.utils import comm
-
-given = json.loads(sys.argv[1])
-sys.path.insert(0, given["root"])
-from tests.helpers import coco_scores as t
-
-def worker(rank):
-    dist.init_process_group("gloo", init_method=given["url"], world_size=2, rank=rank)
-    truth = json.load(open(given["json"]))
-    predictions = t.random_predictions(truth, t.np.random.default_rng(6))
-    evaluator = t.COCODetectionEvaluator(json_file=given["json"], output_dir=given["out"])
+def work(rank: int, store: str, json_file: str, folder: str) -> None:
+    dist.init_process_group("gloo", store, world_size=2, rank=rank)
+    truth = json.loads(Path(json_file).read_text())
+    predictions = random_predictions(truth, np.random.default_rng(6))
+    evaluator = COCODetectionEvaluator(json_file=json_file, output_dir=folder)
     # Image 8 is repeated, as samplers do to give every rank as many.
     shard = {k: v for i, (k, v) in enumerate(predictions.items()) if i % 2 == rank or i == 8}
-    t.feed(evaluator, shard)
+    feed(evaluator, shard)
     gather = comm.gather
 
-    def one_rank_at_a_time(data, dst):
+    def one_rank_at_a_time(data: Any, dst: int) -> Any:
         parts = gather(data, dst=dst)
         assert sum(part is not None for part in parts) == (rank == 0)
         return parts
@@ -257,9 +249,6 @@ def worker(rank):
     dist.barrier()
     dist.destroy_process_group()
 
-mp.start_processes(worker, nprocs=2, start_method="fork")
-"""
-
 
 def test_two_gloo_processes_agree_with_one(tmp_path):
     truth = random_truth(np.random.default_rng(6))
@@ -267,10 +256,8 @@ def test_two_gloo_processes_agree_with_one(tmp_path):
     evaluator = COCODetectionEvaluator(json_file=path, output_dir=tmp_path / "one")
     feed(evaluator, random_predictions(truth, np.random.default_rng(6)))
     expected = evaluator.evaluate()
-    given = {"root": str(ROOT), "json": str(path), "out": str(tmp_path / "two")}
-    given["url"] = f"file://{tmp_path}/rendezvous"
-    command = [sys.executable, "-c", TWO_PROCESSES, json.dumps(given)]
-    subprocess.run(command, check=True, timeout=120)
+    store = f"file://{tmp_path}/rendezvous"
+    in_two_processes("tests.evaluation.test_coco_ap", "work", store, path, tmp_path / "two")
     saved = json.loads((tmp_path / "two/coco_metrics.json").read_text())
     for task, metrics in expected.items():
         actual = {k: math.nan if v is None else v for k, v in saved[task].items()}

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from hotcoco.metrics import pixel_confusion
 from focalnet_det.data.io.labels import LabelRule
 from focalnet_det.evaluation import SemanticEvaluator, build_evaluator
 from focalnet_det.evaluation.semantic_iou import boundary_counts, confusion_of
+from tests.helpers.processes import in_two_processes
 
 NAMES = ["wall", "ghost", "sky", "phantom", "car"]  # "ghost" is only predicted, "phantom" is not
 ABSENT = ("ghost", "phantom")
@@ -252,9 +251,8 @@ def test_pictures_show_the_worst_images_of_the_run(
         assert np.asarray(Image.open(tmp_path / name)).std() > 5
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     try:
         evaluator = SemanticEvaluator(class_names=NAMES)
         pairs = maps()
@@ -273,10 +271,7 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, str(tmp_path)), nprocs=2)
+    in_two_processes("tests.evaluation.test_semantic_iou", "work", tmp_path)
     assert json.loads((tmp_path / "1.json").read_text()) == {}
     actual = json.loads((tmp_path / "0.json").read_text())["sem_seg"]
     assert_as_expected(actual, maps())

@@ -1,8 +1,5 @@
 """Bad configs and command lines: one clear line each, before the first step."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,8 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 from focalnet_det.experiment import RunArguments, check, describe
 from focalnet_det.experiment.check import disk_problems, skeleton, weight_problems
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import TOOLS
+from tests.helpers.processes import run_program
 from tests.helpers.refused import (
     BOXES,
     CONFIGS,
@@ -246,13 +244,7 @@ def test_weights_for_other_classes(
     ],
 )
 def test_command_line(words: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/train_net.py"), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_program(TOOLS / "train_net.py", *words)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr

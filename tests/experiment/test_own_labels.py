@@ -1,8 +1,5 @@
 """Folders of images and label maps from the command line."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from focalnet_det.data.io.labels import LabelRule
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.experiment import Experiment, describe
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TOOLS
+from tests.helpers.processes import run_program
 
 ADE = ROOT / "configs/ADE20K-SemanticSegmentation"
 PUBLISHED = ADE / "upernet_focalnet_tiny_srf_160k.py"
@@ -147,15 +145,13 @@ def test_a_shifted_class_list_stops_the_training(folders: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_two_processes_share_batch_norm(folders: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--num-cpus", "2"]
-    command += ["--config-file", str(NANO), "--output", str(tmp_path / "two")]
+    command = ["--num-cpus", "2", "--config-file", str(NANO), "--output", str(tmp_path / "two")]
     command += ["--sem-images", str(folders / "images"), "--sem-labels", str(folders / "labels")]
     command += ["--val-sem-images", str(folders / "images")]
     command += ["--val-sem-labels", str(folders / "labels"), "--first-label", "1"]
     command += ["--classes", str(folders / "classes.txt"), *THIN]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     # One image a process: its own batch norm would have nothing to normalise over.
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_program(TOOLS / "train_net.py", *command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Semantic segmentation, 4 images" in done.stdout
 

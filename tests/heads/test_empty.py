@@ -16,7 +16,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from focalnet_det.compat import create_ddp_model
 from focalnet_det.data.instances.mappers import InstanceMapper
@@ -32,6 +32,7 @@ from tests.helpers.nano_recipes import (
     build,
     record,
 )
+from tests.helpers.processes import in_two_processes
 
 Batch = list[dict[str, Any]]
 
@@ -197,7 +198,7 @@ def train_on_two_processes(rank: int, rendezvous: str) -> None:
 @pytest.mark.slow
 def test_data_parallel(tmp_path: Path) -> None:
     rendezvous = f"file://{tmp_path / 'rendezvous'}"
-    multiprocessing.spawn(train_on_two_processes, args=(rendezvous,), nprocs=2)
+    in_two_processes("tests.heads.test_empty", "train_on_two_processes", rendezvous)
 
 
 class FixedCrop(T.Augmentation):

@@ -1,8 +1,6 @@
 """Batch norm of one and of two processes against plain BatchNorm2d."""
 
 import copy
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from focalnet_det.layers.sync_batch_norm import DistributedBatchNorm, sync_batch_norm
+from tests.helpers.processes import in_two_processes
 
 # What two processes hold: different numbers of images, of different sizes.
 SIZES = ((3, 4, 5, 6), (1, 4, 3, 7))
@@ -43,9 +42,8 @@ def test_one_process_is_batch_norm() -> None:
     torch.testing.assert_close(own.eval()(x), plain.eval()(x), rtol=0, atol=0)
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     try:
         norm = layer()
         x = inputs()[rank].requires_grad_()
@@ -59,10 +57,7 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_are_one_batch(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, str(tmp_path)), nprocs=2)
+    in_two_processes("tests.layers.test_sync_batch_norm", "work", tmp_path)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
     plain = nn.BatchNorm2d(4)

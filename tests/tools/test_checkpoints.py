@@ -3,7 +3,6 @@
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import torch
 from focalnet_det import create_backbone
 from focalnet_det.checkpoint import read_state_dict, write_state_dict
 from tests.helpers.paths import TOOLS
+from tests.helpers.processes import run_program
 
 
 def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_program(TOOLS / tool, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """ADE20K's labels as Detectron2 reads them."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from focalnet_det.data.io.labels import read_labels
 from focalnet_det.data.semantic.ade20k import prepare_ade20k_sem_seg
 from focalnet_det.data.semantic.label_folders import read_class_list, register_ade20k_sem_seg
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import run_program
 
 SCRIPT = ROOT / "datasets/prepare_ade20k_sem_seg.py"
 
@@ -68,8 +68,7 @@ def test_what_is_not_as_published_is_an_error(root: Path) -> None:
 
 def test_script(root: Path, tmp_path: Path) -> None:
     def call(*options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(SCRIPT), "--workers", "1", *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return run_program(SCRIPT, "--workers", "1", *options)
 
     done = call("--root", str(root), "--partial")
     assert done.returncode == 0, done.stderr

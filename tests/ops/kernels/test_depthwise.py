@@ -17,6 +17,7 @@ from focalnet_det.ops import dispatch, fused
 from focalnet_det.ops.kernels import depthwise as kernels
 from focalnet_det.ops.kernels import native, tiles
 from tests.helpers.compare import relative_error
+from tests.helpers.processes import in_two_processes
 from tests.helpers.random_blocks import block
 
 # Largest difference over the largest value. In 16 bits both sides round; the reference is fp32.
@@ -393,4 +394,4 @@ def train_rank(rank: int, store: str) -> None:
 
 
 def test_distributed_data_parallel(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train_rank, (str(tmp_path / "store"),), nprocs=2)
+    in_two_processes("tests.ops.kernels.test_depthwise", "train_rank", tmp_path / "store")
