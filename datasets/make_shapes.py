@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the generated dataset `shapes`. See datasets/README.md for its layout.
+"""Generate the dataset `shapes`. See datasets/README.md for its layout.
 
 Examples:
     python datasets/make_shapes.py
@@ -17,21 +17,25 @@ from focalnet_det.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    folder = "folder to make (default: $DETECTRON2_DATASETS/shapes, or datasets/shapes)"
+    folder = "output folder (default: $DETECTRON2_DATASETS/shapes, or datasets/shapes)"
     parser.add_argument("--out", type=Path, help=folder)
     parser.add_argument("--train", type=int, default=1000, help="training images (default: 1000)")
     parser.add_argument("--val", type=int, default=150, help="validation images (default: 150)")
     parser.add_argument("--size", default="192", help="side, or WIDTHxHEIGHT, in px (default: 192)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: cores")
-    parser.add_argument("--force", action="store_true", help="replace a set made differently")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a dataset with other parameters"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors():

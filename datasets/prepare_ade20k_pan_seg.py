@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write COCO panoptic files of ADE20K's 150 classes. See datasets/README.md for the layout.
+"""Convert ADE20K's 150 classes to COCO panoptic files. See datasets/README.md for the layout.
 
 Examples:
     python datasets/prepare_ade20k_pan_seg.py
@@ -16,6 +16,7 @@ from focalnet_det.errors import one_line_errors
 
 
 def main() -> None:
+    """Run the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

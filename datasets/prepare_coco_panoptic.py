@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write semantic labels of COCO from its panoptic PNGs. See datasets/README.md for the layout.
+"""Convert COCO's panoptic PNGs to semantic labels. See datasets/README.md for the layout.
 
 Examples:
     python datasets/prepare_coco_panoptic.py
@@ -17,6 +17,7 @@ from focalnet_det.errors import one_line_errors
 
 
 def main() -> None:
+    """Run the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Parameters, multiply-accumulates, memory of a backbone by stage; what padding does to it."""
+"""Analyze a backbone: parameters, multiply-accumulates and memory by stage, effect of padding."""
 
 import argparse
 import dataclasses
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,18 +37,18 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs="+",
         metavar="N",
-        help="report how much N pixels of batch padding move the features inside the image "
-        "(noise, --size); with --config-file and --weights also AP on its test sets",
+        help="report how much N pixels of batch padding change the features of an image (noise of "
+        "--size); with --config-file and --weights also AP on the test sets",
     )
-    parser.add_argument("--weights", metavar="FILE", help="for --padding; random without")
+    parser.add_argument("--weights", metavar="FILE", help="for --padding; default: random")
     args = parser.parse_args()
     if args.weights and not args.padding:
-        parser.error("--weights has an effect with --padding alone.")
+        parser.error("--weights requires --padding.")
     return args
 
 
 def load(args: argparse.Namespace) -> tuple["StagedBackbone", dict[str, int]]:
-    """The backbone, and the parameters of each part of the detector around it if there is one."""
+    """Build the backbone, and count the parameters of each part of its detector, if any."""
     import torch
 
     from focalnet_det import create_backbone
@@ -67,12 +68,14 @@ def load(args: argparse.Namespace) -> tuple["StagedBackbone", dict[str, int]]:
 
 
 def print_json(cost: "BackboneCost", components: dict[str, int]) -> None:
+    """Print the costs as JSON."""
     names = "parameters", "macs", "activation_bytes", "reference_activation_bytes"
     totals = {name: getattr(cost, name) for name in names}
     print(json.dumps(dataclasses.asdict(cost) | totals | {"components": components}, indent=2))
 
 
 def print_table(cost: "BackboneCost", components: dict[str, int]) -> None:
+    """Print the costs as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -98,14 +101,14 @@ def print_table(cost: "BackboneCost", components: dict[str, int]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"Counter: {cost.counter}. Activations: kept for the backward pass.")
-    console.print("They are those of the fused paths, and of the reference (docs/performance.md).")
+    console.print(f"Counter: {cost.counter}. Activations: tensors saved for the backward pass by")
+    console.print("the fused backends, and by the reference (see docs/performance.md).")
     for name, count in components.items():
         console.print(f"Parameters of {name}: {count:,}")
 
 
 def report_padding(args: argparse.Namespace) -> None:
-    """Prints what padding changes, as a table or as JSON."""
+    """Print the effect of padding as a table or as JSON."""
     import torch
 
     from focalnet_det import create_backbone
@@ -141,6 +144,7 @@ def report_padding(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     if args.padding:
         report_padding(args)

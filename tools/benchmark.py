@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed and memory of our backbones beside others: interleaved runs in one process."""
+"""Compare speed and memory of backbones with other libraries, interleaved in one process."""
 
 import argparse
 import dataclasses
@@ -29,13 +29,14 @@ OTHERS = {
     "convnext": "convnext_tiny",
     "resnet": "resnet50",
 }
-# Peers that compute the same as FocalNet-T.
+# Peers with the same architecture and weights as FocalNet-T.
 EQUAL = ("timm", "transformers")
-# "torchvision" is its Swin-T.
+# "torchvision" means its Swin-T.
 PEERS = ("timm", "transformers", *OTHERS, "torchvision")
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +67,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def contenders(args: argparse.Namespace) -> list["Contender"]:
-    """Ours first, then our reference path, then the peers that are installed."""
+    """Build our settings, followed by the installed peers."""
     import copy
 
     from focalnet_det.benchmark import contenders as peers
@@ -74,10 +75,10 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
     if args.detector:
         return detectors(args)
     if args.variant and set(args.peers or ()) & set(EQUAL):
-        raise ValueError("timm and transformers have FocalNet-T; leave out --variant for them.")
+        raise ValueError("timm and transformers are compared with FocalNet-T. Remove --variant.")
     levels, window = len(args.kernels), args.kernels[0]
     if args.kernels != list(range(window, window + 2 * levels, 2)):
-        raise ValueError("Kernels grow by 2 from level to level, such as 9 11 13.")
+        raise ValueError("--kernels must increase by 2 from level to level, such as 9 11 13.")
     ours = named(args.variant) if args.variant else peers.focalnet(levels, window)
     builders: dict[str, Callable[[], tuple[Any, Any]]] = {
         "timm": lambda: peers.timm_focalnet(ours, levels, window),
@@ -103,25 +104,25 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
         try:
             result += peer_settings(peer, builders[peer], args)
         except ImportError as error:
-            print(f"left out: {peer} ({error})")
+            print(f"skipped {peer}: {error}")
     return result
 
 
 def named(variant: str) -> "StagedBackbone":
-    """A backbone without output norms and drop path."""
+    """Build a backbone without output norms and drop path."""
     from focalnet_det import create_backbone
 
     return create_backbone(variant, output_norm=False, drop_path_rate=0.0)
 
 
 def detectors(args: argparse.Namespace) -> list["Contender"]:
-    """Detectors of recipes; the first once more on each of our slower paths."""
+    """Build the detectors of recipes; the first one with each of our backends."""
     import torch
 
     from focalnet_det.benchmark.recipe_models import detector
 
     if args.dtype != "float32" or args.compile or args.roofline:
-        raise ValueError("Whole detectors run in float32; --compile and --roofline take backbones.")
+        raise ValueError("--detector supports only float32, without --compile and --roofline.")
     device = torch.device(args.device)
     paths = [(args.detector[0], path) for path in (None, "torch", "reference")]
     others = [(config, None) for config in args.detector[1:]]
@@ -131,6 +132,7 @@ def detectors(args: argparse.Namespace) -> list["Contender"]:
 def own_setting(
     net: "StagedBackbone", args: argparse.Namespace, name: str, path: str | None, lean: bool
 ) -> "Contender":
+    """Return our network in one setting."""
     import torch
 
     from focalnet_det.backbones.focalnet import FocalNetBlock
@@ -144,15 +146,16 @@ def own_setting(
 
 
 def compile_modes(args: argparse.Namespace) -> dict[str, str]:
-    """What the settings of ``torch.compile`` are called, and their modes."""
+    """Return the label and mode of each setting of ``torch.compile``."""
     if not args.compile:
         return {}
-    # At few images the host is what a GPU waits for, unless a CUDA graph is replayed.
+    # CUDA graphs avoid the launch overhead that dominates at small batch sizes.
     graphs = {} if args.device == "cpu" or args.training else {", CUDA graphs": "reduce-overhead"}
     return {", compiled": "default"} | graphs
 
 
 def compiled(contender: "Contender", mode: str) -> "Contender":
+    """Return a contender whose forward pass is compiled."""
     import torch
 
     return dataclasses.replace(contender, features=torch.compile(contender.features, mode=mode))
@@ -161,7 +164,7 @@ def compiled(contender: "Contender", mode: str) -> "Contender":
 def peer_settings(
     name: str, build: "Callable[[], tuple[Any, Any]]", args: argparse.Namespace
 ) -> list["Contender"]:
-    """A peer as it is, in channels-last order, and compiled if that is asked for."""
+    """Build a peer unchanged, in channels-last format, and compiled if requested."""
     import torch
 
     from focalnet_det.benchmark.contenders import Contender
@@ -178,6 +181,7 @@ def peer_settings(
 
 
 def machine(device: "torch.device") -> str:
+    """Describe the device."""
     import platform
 
     import torch
@@ -192,6 +196,7 @@ def machine(device: "torch.device") -> str:
 
 
 def print_table(timings: list["Timing"], args: argparse.Namespace, where: str) -> None:
+    """Print the timings as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -221,6 +226,7 @@ def print_table(timings: list["Timing"], args: argparse.Namespace, where: str) -
 
 
 def print_roofline(stages: Any, ceilings: Any) -> None:
+    """Print the stages as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -241,6 +247,7 @@ def print_roofline(stages: Any, ceilings: Any) -> None:
 
 
 def plot(timings: list["Timing"], file: Path, title: str) -> None:
+    """Save a bar chart of the timings."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -252,27 +259,34 @@ def plot(timings: list["Timing"], file: Path, title: str) -> None:
     high = [max(t.seconds) * 1e3 - m for m, t in zip(medians, timings, strict=True)]
     axes.barh([timing.name for timing in timings], medians, xerr=(low, high), capsize=3)
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds; bars are medians, whiskers the least and greatest")
+    axes.set_xlabel("milliseconds; bars are medians, whiskers minimum and maximum")
     axes.set_title(title, fontsize=9)
     figure.savefig(file, dpi=150)
 
 
-def main() -> None:
-    args = parse_args()
+def run_suite(output: Path) -> None:
+    """Run the GPU suite."""
     import torch
 
-    if args.suite:
-        from focalnet_det.benchmark import gpu_suite
+    from focalnet_det.benchmark import gpu_suite
 
-        if not torch.cuda.is_available():
-            raise ValueError("--suite gpu needs a CUDA device, and PyTorch finds none.")
-        gpu_suite.run(Path(__file__).resolve(), args.output)
+    if not torch.cuda.is_available():
+        raise ValueError("--suite gpu requires a CUDA device, but PyTorch finds none.")
+    gpu_suite.run(Path(__file__).resolve(), output)
+
+
+def main() -> None:
+    """Run the tool."""
+    args = parse_args()
+    if args.suite:
+        run_suite(args.output)
         return
+    import torch
 
     from focalnet_det.benchmark import backbone_speed as speed
 
     if args.repeats < 1 or min(*args.size, args.batch_size) < 1:
-        raise ValueError("Repeats, size and batch size must be positive.")
+        raise ValueError("--repeats, --size and --batch-size must be positive.")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time and memory of box and mask AP on made-up predictions, beside pycocotools."""
+"""Compare time and memory of box and mask AP with pycocotools on synthetic predictions."""
 
 import argparse
 import tempfile
@@ -12,6 +12,7 @@ EXAMPLES = """examples:
 
 
 def main() -> None:
+    """Run the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -19,16 +20,16 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=100, help="an image; default: 100")
     args = parser.parse_args()
     if args.images < 4 or args.detections < 1:
-        parser.error("at least 4 images and 1 detection are needed")
+        parser.error("at least 4 images and 1 detection are required")
     from focalnet_det.benchmark.evaluation_speed import TASKS, measure
 
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(args.images, args.detections, Path(folder))
+        result = measure(args.images, args.detections, Path(folder))
     print(f"{args.images} images, {args.detections} detections each, {' and '.join(TASKS)}:")
-    print(f"  ours         {found.ours:8.2f} s")
-    print(f"  pycocotools  {found.theirs:8.2f} s, {found.theirs / found.ours:.1f} times as long")
-    print(f"  largest difference of a statistic: {found.difference:.1e} percent points")
-    quarters = ", ".join(f"{value:.0f}" for value in found.memory)
+    print(f"  ours         {result.ours:8.2f} s")
+    print(f"  pycocotools  {result.theirs:8.2f} s, {result.theirs / result.ours:.1f} times as long")
+    print(f"  largest difference of a statistic: {result.difference:.1e} percentage points")
+    quarters = ", ".join(f"{value:.0f}" for value in result.memory)
     print(f"  peak memory of ours after each quarter of the images: {quarters} MiB")
 
 

@@ -73,11 +73,12 @@ class Environment:
 
 
 def say(text: str) -> None:
+    """Print a message immediately."""
     print(text, flush=True)
 
 
 def fingerprint() -> str:
-    """Hash of the files that say what is installed."""
+    """Hash the files that determine what is installed."""
     digest = hashlib.sha256()
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -85,15 +86,17 @@ def fingerprint() -> str:
 
 
 def stamp_of(env: Path) -> Path:
+    """Return the file that marks an environment as complete."""
     return env / (".ok" if env == OWN_ENV else ".focalnet_det.ok")
 
 
 def python_of(env: Path) -> Path:
+    """Return the Python interpreter of an environment."""
     return env / "bin" / "python"
 
 
 def is_complete(env: Path, tests: bool) -> bool:
-    """Whether an earlier run finished for the files as they are now and this checkout."""
+    """Return whether an environment is complete for the current files of this checkout."""
     stamp = stamp_of(env)
     if not stamp.is_file() or not os.access(python_of(env), os.X_OK):
         return False
@@ -101,12 +104,13 @@ def is_complete(env: Path, tests: bool) -> bool:
 
 
 def stamp_text(tests: bool) -> str:
-    # The checkout is part of it: the editable installation points there.
+    """Return the content of the stamp file."""
+    # Includes the checkout, because the editable installation points there.
     return f"{fingerprint()} {ROOT}{' with tests' if tests else ''}\n"
 
 
 def probe(env: Path) -> Environment | None:
-    """Versions in an environment; None if its Python does not run."""
+    """Return the versions in an environment; None if its Python does not run."""
     try:
         done = subprocess.run(
             [str(python_of(env)), "-c", PROBE], capture_output=True, text=True, cwd=env
@@ -120,10 +124,11 @@ def probe(env: Path) -> Environment | None:
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise SetupError if a disk has too little free space."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SetupError(
-            f"{folder} has {free / GB:.1f} GB free, {what} needs about {needed // GB} GB; "
+            f"{folder} has {free / GB:.1f} GB free, but {what} needs about {needed // GB} GB; "
             "free some space and run make again"
         )
 
@@ -150,7 +155,7 @@ def make_own_env() -> Environment:
 
 
 def check_foreign_env(env: Path) -> Environment:
-    """What an environment of the user holds. Raises: SetupError if it cannot be used."""
+    """Return the versions in a user-supplied environment. Raises: SetupError if unusable."""
     found = probe(env)
     if found is None:
         raise SetupError(f"{python_of(env)} does not run; name another with `make ENV_DIR=...`")
@@ -243,7 +248,7 @@ def install_on_two_cores(env: Path, pip: list[str], package: list[str]) -> bool:
 
 
 def requirements(pip: list[str], package: list[str]) -> list[str]:
-    """The versions that pip would install for a package; none if it cannot tell."""
+    """Return the versions that pip would install for a package; none if it cannot tell."""
     command = [*pip, "--dry-run", "--report", "-", *package]
     done = subprocess.run(command, cwd=ROOT, env=pip_environment(), capture_output=True, text=True)
     if done.returncode != 0:
@@ -276,6 +281,7 @@ def constraints(env: Path, found: Environment) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the tool, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("env", type=Path, help="folder of the environment, .venv to make one")
     parser.add_argument("--tests", action="store_true", help="also what only the tests need")

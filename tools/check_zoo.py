@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Trains the small recipes on the generated shapes and compares them with their bars.
+"""Train small recipes on generated data, and check that each reaches its minimum score.
 
-Exit status 1 if a recipe stays below its bar. What `make zoo-check` runs.
+The exit code is 1 if a score is too low. `make zoo-check` runs this tool.
 """
 
 import argparse
@@ -15,11 +15,12 @@ EXAMPLES = """examples:
 
 
 def main() -> int:
+    """Run the tool, and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/zoo"), metavar="DIR")
-    parser.add_argument("--only", default="", metavar="TEXT", help="recipes with this in the name")
+    parser.add_argument("--only", default="", metavar="TEXT", help="substring of recipe names")
     args = parser.parse_args()
     from focalnet_det.engine.zoo_check import check_zoo, table
 

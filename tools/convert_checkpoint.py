@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert a checkpoint from any public layout to another, without changing a number."""
+"""Convert a checkpoint between public layouts, without changing any value."""
 
 import argparse
 
@@ -13,11 +13,14 @@ LAYOUTS = ("official", "timm", "huggingface", "detectron2", "mmdet", "mmseg")
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", metavar="FILE", help="path, folder, URL or registered name")
-    parser.add_argument("--to", required=True, choices=LAYOUTS, help="mmdet, mmseg: whole models")
+    parser.add_argument(
+        "--to", required=True, choices=LAYOUTS, help="mmdet, mmseg: complete models"
+    )
     parser.add_argument(
         "--output", required=True, metavar="FILE", help=".safetensors, .pth, or a folder"
     )
@@ -25,6 +28,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     from focalnet_det.checkpoint import convert_checkpoint
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say what a checkpoint is: layout, variant, levels, windows, head, precision, training step."""
+"""Identify a checkpoint: layout, variant, levels, windows, head, precision, training progress."""
 
 import argparse
 import dataclasses
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,6 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def print_lines(found: "Inspection") -> None:
+    """Print one property per line."""
     from focalnet_det.checkpoint import LAYOUTS
 
     lines = {
@@ -58,6 +60,7 @@ def print_lines(found: "Inspection") -> None:
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     from focalnet_det.checkpoint import inspect_checkpoint
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Compiles the Triton kernels of a block for a GPU that need not be there, and shows the code.
+"""Compile the Triton kernels of a block for a GPU, without needing one, and inspect the code.
 
-Registers, spilled and shared memory of each choice of tiles, and the share of multiply-adds in
-the inner loop: what bounds a depthwise convolution.
+For each tile configuration, the output lists registers, spilled and shared memory, and the share of
+multiply-adds in the inner loop, which bounds a depthwise convolution.
 """
 
 import argparse
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
 
 
 def main() -> None:
+    """Run the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,6 +46,7 @@ def main() -> None:
 
 
 def print_table(programs: "list[Program]") -> None:
+    """Print the programs as a table."""
     from rich.console import Console
     from rich.table import Table
 

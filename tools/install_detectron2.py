@@ -157,7 +157,7 @@ def inspect_installed() -> Installed:
 
 
 def last_line(text: str) -> str:
-    """The line of a program's output that says what went wrong."""
+    """Return the line of a program's output that contains the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error:")]
     return (errors or lines or [""])[-1]
@@ -202,6 +202,7 @@ def run_pip(*args: str, path: Path | None = None) -> subprocess.CompletedProcess
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -267,6 +268,7 @@ def read_sources(archive: Path) -> dict[str, bytes]:
 
 
 def record_line(name: str, content: bytes) -> str:
+    """Format a line of a wheel's RECORD."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
     return f"{name},sha256={digest},{len(content)}\n"
 
@@ -344,6 +346,7 @@ def keep_installed(installed: Installed) -> bool:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -369,7 +372,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the arguments ask. Raises: InstallError, PatchError, OSError."""
+    """Build and install the wheel. Raises: InstallError, PatchError, OSError."""
     check_environment()
     if args.wheel_only is not None:
         print(build_wheel(fetch_sdist(args.cache_dir), args.wheel_only))
@@ -382,6 +385,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the tool, and return the exit code."""
     args = parse_args(argv)
     try:
         run(args)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Computes again the iteration in which a training met a loss or gradient that is not finite."""
+"""Replay the training iteration in which a loss or gradient was NaN or infinite."""
 
 import argparse
 import sys
@@ -7,14 +7,14 @@ import sys
 EXAMPLES = """example:
   tools/replay_step.py output/mine/trouble_0000412.pth
 
-The file holds the weights, the images with their labels and the random states, so that neither the
-dataset nor the run is needed. It says which module first gave an output that is not finite, which
-gradient was the first, and the largest weight: a bad label shows in one loss of one image, a rate
-that is too high in large weights.
+The file contains weights, images, labels and random states, so neither the dataset nor the run is
+needed. The output names the first module and gradient that are not finite, and the largest weight.
+A bad label affects one loss of one image; a high learning rate causes large weights.
 """
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,6 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     from focalnet_det.engine.replay import replay_file
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""From nothing to a trained, evaluated, drawn Mask R-CNN: what `make demo` runs."""
+"""Train, evaluate and visualize a small Mask R-CNN on generated data, as `make demo` does."""
 
 import argparse
 
@@ -10,6 +10,7 @@ EXAMPLES = """examples:
 
 
 def main() -> None:
+    """Run the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="draw the data anew, in place of a generated dataset with other parameters",
+        help="regenerate the data, replacing a generated dataset with other parameters",
     )
     parser.add_argument("opts", nargs="*", help="key=value overrides of the demo's config")
     args = parser.parse_args()

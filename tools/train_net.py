@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Trains or evaluates a detector or segmentor from a config of either kind."""
+"""Train or evaluate a detector or segmentor from a .py or .yaml config."""
 
 import argparse
 import sys
 from typing import Any, NoReturn
 
 EXAMPLES = """examples:
-  # the published recipe, on 8 GPUs, COCO under $DETECTRON2_DATASETS
+  # the published recipe on 8 GPUs, with COCO in $DETECTRON2_DATASETS
   tools/train_net.py --num-gpus 8 \\
       --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x.py \\
       train.init_checkpoint=focalnet_tiny_srf.pth
@@ -23,7 +23,7 @@ EXAMPLES = """examples:
       --val-panoptic-json panoptic_val.json --val-panoptic-root panoptic_val \\
       --val-images val_images
 
-  # your own label maps (1 = first class, 0 and 255 = none)
+  # your own label maps (1 = first class, 0 and 255 = ignored)
   tools/train_net.py \\
       --config-file configs/ADE20K-SemanticSegmentation/upernet_focalnet_nano_small.py \\
       --sem-images train --sem-labels train_labels \\
@@ -34,23 +34,24 @@ EXAMPLES = """examples:
   tools/train_net.py --config-file configs/COCO-Detection/retinanet_focalnet_nano_fpn_small.py \\
       --coco-json train.json --images train_images --val-json val.json --val-images val_images
 
-  # the same run again: a run saves its whole config, its data included
+  # repeat a run: its saved config includes the data
   tools/train_net.py --config-file output/mine/config.yaml --output output/again
 
-  # evaluate what a run has saved
+  # evaluate a checkpoint
   tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=output/model_final.pth
 """
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors of the tools are."""
+    """Argument parser that reports errors in one line, like all tools."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a ValueError with the message."""
+        """Raise ValueError instead of printing the usage."""
         raise ValueError(f"{message} (--help lists the options)")
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = OneLineParser(
         description=__doc__,
         epilog=EXAMPLES,
@@ -66,13 +67,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="delete an earlier run in the output folder; without it, its files are moved aside",
+        help="delete an earlier run in the output folder instead of moving its files",
     )
     parser.add_argument(
-        "--deterministic", action="store_true", help="the same numbers each time, on GPUs too"
+        "--deterministic", action="store_true", help="reproduce results bitwise, also on GPUs"
     )
     parser.add_argument(
-        "--report", action="store_true", help="an HTML page per test set at the end"
+        "--report", action="store_true", help="write an HTML report per test set at the end"
     )
     add_data_options(parser)
     scale = parser.add_argument_group("several GPUs")
@@ -91,6 +92,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for custom data."""
     data = parser.add_argument_group("your own data, COCO format (repeatable)")
     several: dict[str, Any] = {"action": "append", "default": []}
     data.add_argument("--coco-json", metavar="FILE", help="training annotations", **several)
@@ -106,19 +108,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     segments.add_argument("--val-panoptic-root", metavar="DIR", help="PNGs of it", **several)
     labels = parser.add_argument_group("your own data, folders of images and label maps")
     labels.add_argument("--sem-images", metavar="DIR", help="training images", **several)
-    labels.add_argument("--sem-labels", metavar="DIR", help="value of a pixel = class", **several)
+    labels.add_argument("--sem-labels", metavar="DIR", help="pixel values = classes", **several)
     labels.add_argument("--val-sem-images", metavar="DIR", help="validation images", **several)
     labels.add_argument("--val-sem-labels", metavar="DIR", help="validation labels", **several)
-    labels.add_argument("--classes", metavar="FILE", help="a name a line, or a JSON list")
+    labels.add_argument("--classes", metavar="FILE", help="one name per line, or a JSON list")
     labels.add_argument(
         "--first-label",
         type=int,
         choices=(0, 1),
-        help="value of the first class; with 1, 0 is none",
+        help="value of the first class; with 1, 0 is ignored",
     )
 
 
 def main() -> None:
+    """Run the tool."""
     args = parse_args()
     from focalnet_det.engine.launch import launch_run
     from focalnet_det.engine.main import RunArguments

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Finds what is wrong with a dataset, and says how to mend it. Exit status 1 if it is unusable."""
+"""Diagnose a dataset and suggest remedies. The exit code is 1 if it is unusable."""
 
 import argparse
 import sys
@@ -18,44 +18,47 @@ EXAMPLES = """examples:
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     coco = parser.add_argument_group("COCO files of instances or keypoints")
     coco.add_argument("--coco-json", metavar="FILE")
     coco.add_argument("--val-json", metavar="FILE", help="also check it, with --val-images")
-    coco.add_argument("--fix", metavar="FILE", help="write a copy with the repairs that are safe")
+    coco.add_argument("--fix", metavar="FILE", help="write a copy with safe repairs")
     labels = parser.add_argument_group("folders of images and label maps")
     labels.add_argument("--sem-images", metavar="DIR")
     labels.add_argument("--sem-labels", metavar="DIR")
     labels.add_argument("--classes", metavar="FILE")
-    first_label = "value of the first class; with 1, 0 is none"
+    first_label = "value of the first class; with 1, 0 is ignored"
     labels.add_argument("--first-label", type=int, choices=(0, 1), help=first_label)
     segments = parser.add_argument_group("COCO panoptic files")
     segments.add_argument("--panoptic-json", metavar="FILE")
     segments.add_argument("--panoptic-root", metavar="DIR", help="default: as in COCO's archives")
     parser.add_argument("--images", metavar="DIR", help="of --coco-json or --panoptic-json")
-    parser.add_argument("--val-images", metavar="DIR", help="also look for images that are in both")
+    parser.add_argument("--val-images", metavar="DIR", help="also search for images in both")
     args = parser.parse_args()
     check_options(parser, args)
     return args
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with an error if the options do not specify exactly one kind of dataset."""
     folders = (args.sem_images, args.sem_labels, args.classes)
     kinds = [bool(args.coco_json), any(folders), bool(args.panoptic_json)]
     if sum(kinds) != 1 or (not any(folders) and not args.images) or (kinds[1] and not all(folders)):
         parser.error(
-            "name a COCO file (--coco-json, --images), label folders (--sem-images, --sem-labels, "
+            "give a COCO file (--coco-json, --images), label folders (--sem-images, --sem-labels, "
             "--classes) or panoptic files (--panoptic-json, --images)"
         )
     if args.coco_json and bool(args.val_json) != bool(args.val_images):
-        parser.error("--val-json FILE and --val-images DIR belong together")
+        parser.error("--val-json and --val-images must be used together")
     if (args.fix or args.val_json) and not args.coco_json:
-        parser.error("--fix and --val-json are for --coco-json")
+        parser.error("--fix and --val-json require --coco-json")
 
 
 def main() -> int:
+    """Run the tool, and return the exit code."""
     args = parse_args()
     from focalnet_det.data.doctor.findings import report
 
@@ -64,12 +67,13 @@ def main() -> int:
     if args.fix:
         from focalnet_det.data.doctor.coco_doctor import fix_coco
 
-        done = fix_coco(Path(args.coco_json), Path(args.images), Path(args.fix))
-        print("\n".join([f"Written: {args.fix}", *done]) if done else "Nothing had to be repaired.")
+        repairs = fix_coco(Path(args.coco_json), Path(args.images), Path(args.fix))
+        print("\n".join([f"Wrote {args.fix}.", *repairs]) if repairs else "Nothing to repair.")
     return int(any(finding.fatal for finding in findings))
 
 
 def find(args: argparse.Namespace) -> list:
+    """Return the findings of the specified dataset."""
     if args.coco_json:
         from focalnet_det.data.doctor.coco_doctor import verify_coco
 

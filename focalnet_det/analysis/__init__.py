@@ -1,4 +1,4 @@
-"""What a backbone costs."""
+"""Analyze the cost of backbones and the effect of batch padding."""
 
 from .flops import BackboneCost, PartCost, analyze_backbone, component_parameters
 

@@ -1,4 +1,4 @@
-"""How much batch padding moves the features of an image, and what is found in it."""
+"""Measure how much batch padding changes the features of an image."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from ..backbones.stages import StagedBackbone
 
 @dataclass(frozen=True)
 class Shift:
-    """Relative change of a feature inside the image, |padded - alone| / |alone|, Euclidean.
+    """Relative change of a feature map inside the image, ||padded - alone|| / ||alone||.
 
     Attributes:
         feature: name.
-        pixels: of zeros at the right and at the bottom.
-        plain: change as published networks have it.
+        pixels: zero padding at the right and at the bottom.
+        plain: change of the published network.
         valid: change with ``valid_context``.
     """
 
@@ -32,11 +32,12 @@ class Shift:
 
 @torch.no_grad()
 def feature_shifts(net: StagedBackbone, image: Tensor, paddings: Sequence[int]) -> list[Shift]:
-    """Changes of every feature by padding.
+    """Measure the change of every feature map for each padding.
 
     Args:
-        net: put into eval mode.
-        image: (3, H, W), normalized; its sides are multiples of 32, or the padding fills cells.
+        net: backbone; set to eval mode.
+        image: normalized, (3, H, W). Sides should be multiples of 32; otherwise padding also fills
+            the border cells of the feature maps.
         paddings: pixels.
     """
     net.eval()
@@ -52,9 +53,9 @@ def feature_shifts(net: StagedBackbone, image: Tensor, paddings: Sequence[int]) 
                 for name, feature in alone.items():
                     stride = net.shapes[name].stride
                     rows, columns = (math.ceil(side / stride) for side in size[0])
-                    own = feature[..., :rows, :columns]
-                    moved = padded[name][..., :rows, :columns]
-                    change = float((moved - own).norm() / own.norm())
+                    inside = feature[..., :rows, :columns]
+                    shifted = padded[name][..., :rows, :columns]
+                    change = float((shifted - inside).norm() / inside.norm())
                     shifts.setdefault((name, pixels), []).append(change)
     finally:
         net.valid_context = before
@@ -63,9 +64,9 @@ def feature_shifts(net: StagedBackbone, image: Tensor, paddings: Sequence[int]) 
 
 @contextmanager
 def extra_padding(model: nn.Module, pixels: int) -> Iterator[None]:
-    """Within it, a Detectron2 model pads every batch by so many pixels more at least.
+    """Make a Detectron2 model pad each batch by at least ``pixels`` more within the context.
 
-    Not for ``MmsegSegmentor``, which takes its backbone's input for the image and never pads.
+    ``MmsegSegmentor`` is not supported, because it never pads.
     """
     backbone: Any = model.backbone
     divisor = max(backbone.size_divisibility, 1)

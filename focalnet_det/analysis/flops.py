@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and activation memory of a backbone, part by part."""
+"""Count parameters, multiply-accumulates and activation memory of a backbone by part."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,10 +29,10 @@ class PartCost:
             ``normK`` (the output norm of stage K).
         parameters: number of weights, trainable or not.
         macs: multiply-accumulates of one forward pass of the whole batch.
-        activation_bytes: what autograd keeps for the backward pass on the fused paths, beside the
-            parameters; a tensor that several parts keep belongs to the first.
-        reference_activation_bytes: the same on the reference path, which also runs where there are
-            no fused kernels, see :mod:`focalnet_det.ops.dispatch`.
+        activation_bytes: tensors saved for the backward pass by the fused backends, excluding
+            parameters; tensors shared by several parts count for the first.
+        reference_activation_bytes: the same for the reference backend, the fallback without fused
+            kernels, see :mod:`focalnet_det.ops.dispatch`.
         output_shape: (N, H, W, C).
     """
 
@@ -65,33 +65,32 @@ class BackboneCost:
 
     @property
     def activation_bytes(self) -> int:
-        """Estimate of what a training step holds between its forward and backward pass."""
+        """Estimated size of the tensors saved between forward and backward pass."""
         return sum(part.activation_bytes for part in self.parts)
 
     @property
     def reference_activation_bytes(self) -> int:
-        """The same on the reference path."""
+        """The same for the reference backend."""
         return sum(part.reference_activation_bytes for part in self.parts)
 
 
 def analyze_backbone(
     net: StagedBackbone, size: tuple[int, int] = (224, 224), *, batch_size: int = 1
 ) -> BackboneCost:
-    """Counts a backbone on the meta device: no arithmetic, no memory, any size in a second.
+    """Analyze a backbone on the meta device, without computing anything.
 
-    Activation memory is that of the mode, frozen stages, checkpointing and parameter type that
-    ``net`` has. It leaves out workspaces of kernels and, with checkpointing, the one block that is
-    being recomputed.
+    Activation memory depends on the mode, frozen stages, checkpointing and parameter dtype of
+    ``net``. It excludes kernel workspaces and, with checkpointing, the block being recomputed.
 
     Args:
-        net: is not changed.
+        net: backbone; not modified.
         size: (height, width) of the input, pixels.
         batch_size: images.
     Raises: ValueError if a number is not positive.
     """
     if min(*size, batch_size) < 1:
         raise ValueError(f"Size and batch size must be positive, got {size} and {batch_size}.")
-    # The fused operators do not count their work: it is that of the reference.
+    # Fused operators are opaque to the counter, so MACs are taken from the reference backend.
     reference, fused = (_record(net, size, batch_size, path) for path in ("reference", "torch"))
     return BackboneCost(
         size=size,
@@ -127,7 +126,7 @@ def _record(net: StagedBackbone, size: tuple[int, int], batch_size: int, path: s
 
 
 def component_parameters(model: nn.Module) -> dict[str, int]:
-    """Number of parameters of each direct child of a model; a shared one counts for the first."""
+    """Count the parameters of each direct child of a model; shared ones count for the first."""
     seen: set[nn.Parameter] = set()
     counts: dict[str, int] = {}
     for name, child in model.named_children():
@@ -138,7 +137,7 @@ def component_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def _parts(net: StagedBackbone) -> dict[str, nn.Module]:
-    """Parts by name, in the order of the forward pass."""
+    """Return the parts by name, in the order of the forward pass."""
     parts: dict[str, nn.Module] = {"patch_embed": net.patch_embed}
     for i, (name, layer) in enumerate(zip(net.stage_names, net.layers, strict=True)):
         number = name.removeprefix("stage")
@@ -152,13 +151,13 @@ def _parts(net: StagedBackbone) -> dict[str, nn.Module]:
 
 
 def _own_parameters(module: nn.Module) -> int:
-    """Parameters that no other part counts: those of a stage are its blocks'."""
+    """Count the parameters of a part; of a stage, those of its blocks without downsampling."""
     counted: nn.Module = module.blocks if isinstance(module, Stage) else module
     return sum(int(parameter.numel()) for parameter in counted.parameters())
 
 
 class _Recorder:
-    """Assigns work and saved tensors to the part that is running."""
+    """Recorder that attributes work and saved tensors to the currently running part."""
 
     def __init__(self, net: StagedBackbone) -> None:
         names = list(_parts(net))
@@ -166,16 +165,18 @@ class _Recorder:
         self.saved = dict.fromkeys(names, 0)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.current = names[0]
-        # The storages are kept alive: addresses of freed ones are used again.
+        # Holding references, because addresses of freed storages are reused.
         self.storages: dict[int, torch.UntypedStorage] = {}
         self.counter = FlopCounterMode(display=False)
 
     def exclude(self, tensors: Any) -> None:
+        """Ignore the storages of these tensors."""
         for tensor in tensors:
             self._is_new(tensor)
 
     @contextmanager
     def watch(self, parts: dict[str, nn.Module]) -> Iterator[None]:
+        """Record the forward pass within the context."""
         with ExitStack() as stack:
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._save, _no_backward))
             stack.enter_context(self.counter)
@@ -213,4 +214,4 @@ class _Recorder:
 
 
 def _no_backward(_: None) -> Tensor:
-    raise RuntimeError("This forward pass was recorded for its costs and has no backward pass.")
+    raise RuntimeError("This forward pass was only recorded for analysis; it has no backward pass.")

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a whole segmentor."""
+"""Count the multiply-accumulates of a segmentor."""
 
 from typing import cast
 
@@ -12,14 +12,14 @@ __all__ = ["COUNTER", "segmentor_macs"]
 
 
 def segmentor_macs(model: nn.Module, size: tuple[int, int] = (512, 2048)) -> tuple[int, int]:
-    """Multiply-accumulates of one image's logits, what papers call FLOPs, as ``COUNTER`` says.
+    """Count the multiply-accumulates ("FLOPs" in papers) of the logits of one image.
 
-    The auxiliary head is not counted: it has no part in inference. Resizing is not either.
+    See ``COUNTER`` for what is counted. The auxiliary head and resizing are excluded.
 
     Args:
         model: a Detectron2 ``SemanticSegmentor`` on the meta device, in eval mode.
-        size: (height, width) of the input, pixels; the published ones are at 512 x 2048.
-    Returns: of the backbone, and of the head.
+        size: (height, width) of the input, pixels; papers use 512 x 2048.
+    Returns: MACs of the backbone and of the head.
     """
     x = torch.empty(1, 3, *size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as backbone:

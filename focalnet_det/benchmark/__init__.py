@@ -1,1 +1,1 @@
-"""Speed and memory beside other libraries. The library itself never imports this package."""
+"""Benchmark speed and memory against other libraries; never imported by the library itself."""

@@ -1,4 +1,4 @@
-"""Time and memory of backbones, side by side in one process."""
+"""Compare time and memory of backbones with interleaved runs in one process."""
 
 import resource
 import statistics
@@ -15,24 +15,25 @@ from ..backbones.stages import Stage, StagedBackbone
 from ..ops import dispatch
 from .contenders import Contender
 
-# Largest difference of the last feature map, over its largest value, between equal networks.
+# Largest relative difference of the last feature map between equivalent networks.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
-# Seconds, see compare().
+# Seconds; networks with longer runs are warmed up only once, see `compare`.
 LONG_RUN = 10.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call of one contender, and what it keeps for the backward pass.
+    """Time per call and memory of a contender.
 
     Attributes:
         name: of the contender.
         seconds: of each repeat.
-        saved_bytes: storages that autograd keeps beside the parameters; None in inference.
-        peak_bytes: of the device's allocator, None on CPUs.
-        difference: relative, to the first contender, None where weights differ.
+        saved_bytes: tensors that autograd saves besides the parameters; None in inference.
+        peak_bytes: of the device's allocator; None on CPUs.
+        difference: relative difference of the output to the first contender; None if the weights
+            differ.
     """
 
     name: str
@@ -43,11 +44,11 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median time, seconds."""
         return statistics.median(self.seconds)
 
     def ratio(self, other: "Timing") -> tuple[float, float, float]:
-        """How many times faster than ``other``: the median, least and greatest over the repeats."""
+        """Return the speed-up over ``other``: median, minimum and maximum over the repeats."""
         ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
         return statistics.median(ratios), min(ratios), max(ratios)
 
@@ -60,20 +61,20 @@ def compare(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
-    """Times forward passes or training steps (forward and backward), interleaved.
+    """Time forward passes or training steps (forward and backward) of networks, interleaved.
 
-    Each follows one of the same network that is not timed, as in use: caches and the allocator
-    hold what that network needs, not what the contender before it left. A network whose timed runs
-    take more than :data:`LONG_RUN` seconds, beside which that is nothing, gets only one at first.
+    Each timed run follows an untimed one of the same network, so that caches and the allocator are
+    in the state of continuous use. Networks whose runs take longer than :data:`LONG_RUN` seconds
+    are warmed up only once.
 
     Args:
-        contenders: the first is what others are compared with.
-        images: (N, 3, H, W); type and device are those of the networks.
-        training: a step with a mean of squares as loss instead of a forward pass.
+        contenders: the first is the baseline.
+        images: (N, 3, H, W); dtype and device are those of the networks.
+        training: time a step, with the mean of squares as loss, instead of a forward pass.
         repeats: timed runs of each contender.
-        clock: gives seconds. ``time.process_time`` leaves out what other programs take of a busy
-            machine, not what they do to its caches; it adds up threads.
-    Raises: ValueError if a contender that should be equal to the first is not.
+        clock: returns seconds. ``time.process_time`` excludes other programs on a busy machine, but
+            not their effect on caches; it sums over threads.
+    Raises: ValueError if the output of an equivalent contender differs from the first.
     """
     differences = _differences(contenders, images)
     saved = [_saved_bytes(c, images) if training else None for c in contenders]
@@ -81,41 +82,53 @@ def compare(
     peaks: list[int | None] = [None] * len(contenders)
     for _ in range(repeats):
         for i, contender in enumerate(contenders):
-            run = _runner(contender, images, training)
             if images.is_cuda:
                 torch.cuda.reset_peak_memory_stats()
-            with dispatch.force_backend(contender.path):
-                if not seconds[i] or seconds[i][-1] < LONG_RUN:
-                    run()
-                    _wait(images)
-                start = clock()
-                run()
-                _wait(images)
-                seconds[i].append(clock() - start)
+            warm_up = not seconds[i] or seconds[i][-1] < LONG_RUN
+            seconds[i].append(_time_once(contender, images, training, clock, warm_up=warm_up))
             peaks[i] = torch.cuda.max_memory_allocated() if images.is_cuda else None
     return [
-        Timing(contender.name, tuple(times), kept, peak, difference)
-        for contender, times, kept, peak, difference in zip(
+        Timing(contender.name, tuple(times), saved_bytes, peak, difference)
+        for contender, times, saved_bytes, peak, difference in zip(
             contenders, seconds, saved, peaks, differences, strict=True
         )
     ]
 
 
+def _time_once(
+    contender: Contender,
+    images: Tensor,
+    training: bool,
+    clock: Callable[[], float],
+    *,
+    warm_up: bool,
+) -> float:
+    run = _runner(contender, images, training)
+    with dispatch.force_backend(contender.path):
+        if warm_up:
+            run()
+            _wait(images)
+        start = clock()
+        run()
+        _wait(images)
+        return clock() - start
+
+
 def process_peak_bytes() -> int:
-    """Greatest memory that this process has held so far."""
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine reaches: multiply-accumulates and bytes per second."""
+    """Measured peaks of the machine: multiply-accumulates and bytes per second."""
 
     macs: float
     bytes: float
 
 
 def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
-    """A square matrix product and a copy, the best of several."""
+    """Measure a square matrix product and a copy, best of several runs."""
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = _best(lambda: torch.mm(a, b), a)
@@ -127,14 +140,14 @@ def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
 
 @dataclass(frozen=True)
 class StageTiming:
-    """A stage's share of the roofline in inference.
+    """Time of a stage in inference relative to the roofline.
 
     Attributes:
         name: of the stage.
-        seconds: median of its blocks, without downsampling.
-        macs: of its blocks.
-        least_bytes: input and output of every block once, and the weights once.
-        floor: seconds that the ceilings allow: the greater of arithmetic and traffic.
+        seconds: median time of its blocks, without downsampling.
+        macs: multiply-accumulates of its blocks.
+        least_bytes: minimal traffic: input and output of every block, and the weights.
+        floor: lower bound of the time, seconds: the maximum of compute and traffic.
     """
 
     name: str
@@ -147,7 +160,7 @@ class StageTiming:
 def roofline(
     net: StagedBackbone, images: Tensor, ceilings: Ceilings, repeats: int
 ) -> tuple[StageTiming, ...]:
-    """Stage by stage, in inference on the fastest path."""
+    """Time each stage in inference with the fastest backend."""
     parts = {part.name: part for part in analyze_backbone(
         net, (images.shape[2], images.shape[3]), batch_size=len(images)
     ).parts}  # fmt: skip
@@ -203,7 +216,10 @@ def _differences(contenders: Sequence[Contender], images: Tensor) -> list[float 
         expected = feature if expected is None else expected
         difference = float((feature - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE[images.dtype]:
-            raise ValueError(f"{contender.name} differs by {difference:.1e}: nothing to compare.")
+            raise ValueError(
+                f"Outputs of {contender.name} differ by {difference:.1e}, so its speed is not "
+                "comparable."
+            )
         result.append(difference)
     return result
 

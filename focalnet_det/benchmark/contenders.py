@@ -1,4 +1,4 @@
-"""Other backbones to compare speed with; each needs its own library, none is required."""
+"""Build the backbones of other libraries for speed comparisons; all of them are optional."""
 
 import re
 from collections.abc import Callable
@@ -16,15 +16,15 @@ Features = Callable[[Tensor], list[Tensor]]
 
 @dataclass(frozen=True)
 class Contender:
-    """One network in one setting.
+    """A network in one setting of the comparison.
 
     Attributes:
-        name: what tables call it.
-        module: its parameters.
-        features: image batch in, feature maps out.
-        channels_last: memory order of the images it wants.
-        path: value of ``FOCALNET_DET_OPS`` while it runs, for ours.
-        equal: it has the weights of ours and must give the same last feature map.
+        name: label in tables.
+        module: owner of the parameters.
+        features: function from an image batch, (N, 3, H, W), to feature maps.
+        channels_last: run on images in channels-last memory format.
+        path: value of ``FOCALNET_DET_OPS`` while it runs (ours only).
+        equal: whether it has our weights, so that its last feature map must be equal to ours.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Contender:
 
 
 def focalnet(levels: int, window: int) -> FocalNet:
-    """FocalNet-T without output norms and drop path; kernels ``window``, ``window + 2``, ..."""
+    """Build FocalNet-T without output norms and drop path; kernels are ``window``, + 2, + 4, ..."""
     net = create_backbone(
         "focalnet_tiny_srf",
         focal_levels=(levels,) * 4,
@@ -49,7 +49,10 @@ def focalnet(levels: int, window: int) -> FocalNet:
 
 
 def timm_focalnet(net: FocalNet, levels: int, window: int) -> tuple[nn.Module, Features]:
-    """Timm's FocalNet-T with the weights of ``net``. Raises: ImportError without timm."""
+    """Build timm's FocalNet-T with the weights of ``net``.
+
+    Raises: ImportError without timm.
+    """
     from timm.models.focalnet import FocalNet as Peer
 
     peer: Any = Peer(num_classes=0, focal_levels=(levels,) * 4, focal_windows=(window,) * 4)
@@ -63,7 +66,7 @@ def timm_focalnet(net: FocalNet, levels: int, window: int) -> tuple[nn.Module, F
 
 
 def transformers_focalnet(net: FocalNet, levels: int, window: int) -> tuple[nn.Module, Features]:
-    """Hugging Face's FocalNet-T with the weights of ``net``; its last feature map alone.
+    """Build Hugging Face's FocalNet-T with the weights of ``net``; it returns the last map only.
 
     Raises: ImportError without transformers.
     """
@@ -85,7 +88,10 @@ def transformers_focalnet(net: FocalNet, levels: int, window: int) -> tuple[nn.M
 
 
 def timm_backbone(name: str, size: tuple[int, int]) -> tuple[nn.Module, Features]:
-    """Another backbone of timm with random weights. Raises: ImportError without timm."""
+    """Build a backbone of timm with random weights.
+
+    Raises: ImportError without timm.
+    """
     import timm
 
     options: dict[str, Any] = {"img_size": size} if name.startswith("swin") else {}
@@ -94,7 +100,7 @@ def timm_backbone(name: str, size: tuple[int, int]) -> tuple[nn.Module, Features
 
 
 def torchvision_swin() -> tuple[nn.Module, Features]:
-    """Swin-T of torchvision with random weights; its four feature maps, channels last."""
+    """Build torchvision's Swin-T with random weights; its four feature maps are (N, H, W, C)."""
     from torchvision.models import swin_t
 
     layers: Any = swin_t(weights=None).features
@@ -103,7 +109,7 @@ def torchvision_swin() -> tuple[nn.Module, Features]:
         maps = []
         for number, layer in enumerate(layers):
             x = layer(x)
-            if number % 2:  # blocks; between them patches are merged
+            if number % 2:  # blocks; even layers are patch embedding and merging
                 maps.append(x)
         return maps
 
@@ -112,7 +118,7 @@ def torchvision_swin() -> tuple[nn.Module, Features]:
 
 def _timm_name(name: str) -> str:
     name = name.replace("patch_embed.", "stem.")
-    # timm downsamples at the start of a stage, the official code and ours at the end.
+    # timm downsamples at the start of a stage, the official code and this package at the end.
     return re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
 
 
@@ -133,11 +139,16 @@ def _transformers_name(name: str) -> str:
 
 @torch.no_grad()
 def _copy(net: FocalNet, peer: nn.Module, rename: Callable[[str], str]) -> None:
-    """Raises: KeyError if the peer lacks a parameter or has one that ours lacks."""
+    """Copy the weights of ``net`` to a peer.
+
+    Raises: KeyError if their parameters differ.
+    """
     skipped = ("head.", "norm.", "layernorm.", "embeddings.mask_token")
     target = {k: v for k, v in peer.state_dict().items() if not k.startswith(skipped)}
     source = {rename(name): value for name, value in net.state_dict().items()}
     if source.keys() != target.keys():
-        raise KeyError(f"The peer's parameters differ: {sorted(source.keys() ^ target.keys())}.")
+        raise KeyError(
+            f"Parameters of the peer differ from ours: {sorted(source.keys() ^ target.keys())}."
+        )
     for name, value in source.items():
         target[name].copy_(value.reshape(target[name].shape))

@@ -1,7 +1,7 @@
-"""Training speed of a detector on generated images.
+"""Measure the training speed of a detector on generated images.
 
 ``python -m focalnet_det.benchmark.detector_speed --config FILE --data FOLDER`` prints one line of
-JSON. One process for one detector: the memory of one does not show in the next.
+JSON. Each detector runs in a separate process, so that memory measurements are independent.
 """
 
 import argparse
@@ -26,27 +26,27 @@ from ..data.shapes.scene import THING_CLASSES
 from ..engine.trainer import Trainer
 from ..experiment import load_config, read_experiment
 
-# Steps with the profiler, after those that are timed.
+# Profiled steps after the timed ones.
 PROFILED = 5
-# Modules of a detector that are timed each, as far as it has them.
+# Modules to time individually, if present.
 PARTS = ("backbone.bottom_up", "backbone", "proposal_generator", "roi_heads")
-# Operators whose result the host needs before it goes on: on a GPU it waits there.
+# Operators that synchronize the host with the GPU.
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero")
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectorTiming:
-    """Training of one detector.
+    """Training speed of a detector.
 
     Attributes:
-        name: of the recipe, and the path if one is forced.
+        name: recipe, and the backend if one is forced.
         images_per_second: median over the steps.
-        data_share: of the time, spent waiting for the loader.
-        busy_share: of the time, in which kernels ran on the GPU; None on CPUs.
-        peak_bytes: of the GPU's allocator; None on CPUs.
-        parts: seconds of a step in the forward pass of each of ``PARTS`` and in the optimizer,
-            those of kernels on a GPU; a part includes those inside it.
-        waits: times a step at which the host needs a result.
+        data_share: fraction of the time spent waiting for data.
+        busy_share: fraction of the time in which GPU kernels ran; None on CPUs.
+        peak_bytes: of the GPU allocator; None on CPUs.
+        parts: seconds per step in the forward pass of each of ``PARTS``, including submodules, and
+            in the optimizer; on a GPU, kernel time.
+        waits: synchronizations of the host per step.
     """
 
     name: str
@@ -59,7 +59,7 @@ class DetectorTiming:
 
 
 def build_trainer(args: argparse.Namespace) -> Trainer:
-    """The recipe on generated images as they are, which are of one size."""
+    """Build the trainer of a recipe on generated images of a single size, without resizing."""
     overrides = [
         f"train.device={args.device}",
         f"train.precision={args.precision}",
@@ -79,7 +79,7 @@ def build_trainer(args: argparse.Namespace) -> Trainer:
 
 
 def measure(trainer: Trainer, name: str, *, warm_up: int, steps: int) -> DetectorTiming:
-    """Times ``steps`` training steps after some to warm up, and then profiles a few."""
+    """Time ``steps`` training steps after a warm-up, then profile ``PROFILED`` more."""
     device = torch.device(trainer.options.device)
     batch = trainer.data_loader.batch_size
     seconds = []
@@ -111,7 +111,7 @@ def _timed(trainer: Trainer, device: torch.device) -> float:
 
 
 def _profile(trainer: Trainer, device: torch.device) -> dict[str, Any]:
-    """Fields of :class:`DetectorTiming` that a profiler tells."""
+    """Profile some steps, and return the resulting fields of :class:`DetectorTiming`."""
     on_gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     if on_gpu:
@@ -122,14 +122,14 @@ def _profile(trainer: Trainer, device: torch.device) -> dict[str, Any]:
 
 
 def summary(events: Iterable[Any], wall: float, *, on_gpu: bool) -> dict[str, Any]:
-    """Fields of :class:`DetectorTiming` that a profile of ``PROFILED`` steps tells.
+    """Compute the fields of :class:`DetectorTiming` from a profile of ``PROFILED`` steps.
 
     Args:
-        events: of ``key_averages()``. With a GPU kernels are events of their own, and a label is
-            there twice: for the host, with the kernels started under it, and for the GPU, from
-            its first kernel to its last, whatever lies between.
-        wall: seconds that the steps took.
-        on_gpu: whether kernels count, or the host's time.
+        events: of ``key_averages()``. On a GPU, kernels are separate events, and a label occurs
+            twice: on the host, with the kernels launched under it, and on the GPU, from its first
+            to its last kernel, including gaps.
+        wall: seconds of all steps.
+        on_gpu: use kernel time instead of host time.
     """
     host, device = {}, []
     for event in events:
@@ -153,7 +153,7 @@ def summary(events: Iterable[Any], wall: float, *, on_gpu: bool) -> dict[str, An
 
 @contextlib.contextmanager
 def _labels(model: torch.nn.Module) -> Iterator[None]:
-    """The forward passes of ``PARTS`` under their names in a profile."""
+    """Label the forward passes of ``PARTS`` in a profile."""
     running = []
 
     def begin(name: str) -> None:
@@ -176,7 +176,7 @@ def _labels(model: torch.nn.Module) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Makes the images if they are not there, measures, prints JSON."""
+    """Generate the images if necessary, measure, and print JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--data", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Time and memory of box and mask AP, beside pycocotools, on made-up predictions."""
+"""Compare time and memory of box and mask AP with pycocotools on synthetic predictions."""
 
 import contextlib
 import io
@@ -34,9 +34,9 @@ class Scene:
 
 
 def draw_scene(image_id: int, detections: int) -> Scene:
-    """An image with 1 to 13 objects and as many predictions as asked for; the same for the same id.
+    """Generate an image with 1 to 13 objects and a number of predictions, deterministically by id.
 
-    A third of the predictions are objects with displaced corners, the others lie anywhere.
+    A third of the predictions are objects with displaced corners, the others are random.
     """
     rng = np.random.default_rng(image_id)
     count = int(rng.integers(1, 14))
@@ -46,7 +46,7 @@ def draw_scene(image_id: int, detections: int) -> Scene:
     near = rng.random(detections) < 1 / 3
     displaced = outlines[which] + rng.normal(0, 4, (detections, *outlines.shape[1:]))
     elsewhere = np.stack([_outline(rng) for _ in range(detections)])
-    found = np.where(near[:, None, None], displaced, elsewhere)
+    predicted = np.where(near[:, None, None], displaced, elsewhere)
     labels = np.where(near, classes[which], rng.integers(1, CLASSES + 1, detections))
     truth = [
         {**row, "category_id": int(c), "iscrowd": 0, "image_id": image_id}
@@ -56,13 +56,13 @@ def draw_scene(image_id: int, detections: int) -> Scene:
         row["id"] = 100 * image_id + number + 1
     predictions = [
         {**row, "category_id": int(c), "score": float(score), "image_id": image_id}
-        for row, c, score in zip(_shapes(found), labels, rng.random(detections), strict=True)
+        for row, c, score in zip(_shapes(predicted), labels, rng.random(detections), strict=True)
     ]
     return Scene({"id": image_id, "width": WIDTH, "height": HEIGHT}, truth, predictions)
 
 
 def _outline(rng: np.random.Generator) -> Any:
-    """Polygon of 12 corners around a point, (12, 2) pixels; sides of 10 to 300 pixels."""
+    """Sample a polygon of 12 corners, (12, 2), with a diameter of 10 to 300 pixels."""
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     radius = np.exp(rng.uniform(np.log(5), np.log(150))) * rng.uniform(0.7, 1.3, 12)
     center = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT)
@@ -71,7 +71,7 @@ def _outline(rng: np.random.Generator) -> Any:
 
 
 def _shapes(outlines: Any) -> list[Record]:
-    """Masks of polygons, with their boxes and areas."""
+    """Convert polygons to annotations with masks, boxes and areas."""
     masks = mask_utils.frPyObjects(
         [o.clip(0, (WIDTH, HEIGHT)).ravel() for o in outlines], HEIGHT, WIDTH
     )
@@ -87,7 +87,7 @@ def _shapes(outlines: Any) -> list[Record]:
 
 
 class ResultsEvaluator(COCODetectionEvaluator):
-    """Takes COCO results in place of tensors: what is measured is the evaluation alone."""
+    """Evaluator of COCO results instead of tensors, to measure only the evaluation."""
 
     def _to_records(self, image_id: int, instances: Any) -> list[Record]:  # noqa: ARG002
         self._held_tasks |= set(TASKS)
@@ -96,10 +96,12 @@ class ResultsEvaluator(COCODetectionEvaluator):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each evaluation, its statistics by task, and peak memory, MiB.
+    """Results of both evaluators.
 
     Attributes:
-        memory: of ours, of this process after each quarter of the images.
+        ours, theirs: seconds of this package and of pycocotools.
+        our_stats, their_stats: statistics by task, percent.
+        memory: peak memory of this process after each quarter of the images, MiB (ours only).
     """
 
     ours: float
@@ -110,7 +112,7 @@ class Measurement:
 
     @property
     def difference(self) -> float:
-        """Largest difference between two statistics, percent points."""
+        """Largest difference of any statistic, percentage points."""
         pairs = (
             np.subtract(self.our_stats[task], self.their_stats[task]) for task in self.our_stats
         )
@@ -118,13 +120,15 @@ class Measurement:
 
 
 def measure(images: int, detections: int, folder: Path) -> Measurement:
-    """Evaluates made-up predictions of box and mask with both.
+    """Evaluate synthetic box and mask predictions with both evaluators.
 
-    Times are from results in memory to statistics, reading of the ground truth included; neither
-    writes the results to a file.
+    Times are from results in memory to statistics, including loading the ground truth; neither
+    writes results to a file.
 
     Args:
-        folder: gets the ground truth.
+        images: number of images.
+        detections: predictions per image.
+        folder: for the ground truth file.
     """
     truth = folder / "truth.json"
     _write_truth(truth, images, detections)
@@ -146,7 +150,7 @@ def _write_truth(path: Path, images: int, detections: int) -> None:
 def measure_ours(
     truth: Path, images: int, detections: int
 ) -> tuple[float, dict[str, list[float]], list[float]]:
-    """Seconds, statistics and memory of our evaluator; predictions are drawn as they are needed."""
+    """Measure seconds, statistics and memory of our evaluator, generating predictions lazily."""
     clock = Clock()
     evaluator = clock.time(lambda: ResultsEvaluator(json_file=truth))
     memory = []
@@ -163,18 +167,18 @@ def measure_ours(
 def measure_theirs(
     truth: Path, images: int, detections: int
 ) -> tuple[float, dict[str, list[float]]]:
-    """Seconds and statistics of pycocotools."""
+    """Measure seconds and statistics of pycocotools."""
     clock = Clock()
     predictions = list(_all_predictions(images, detections))
     stats = {}
     with contextlib.redirect_stdout(io.StringIO()):
         reference = clock.time(lambda: COCO(str(truth)))
         for task in TASKS:
-            found = [dict(row) for row in predictions]
-            for row in found:
-                # The area of a result with a box is the box's; mask AP needs the mask's.
+            rows = [dict(row) for row in predictions]
+            for row in rows:
+                # pycocotools computes areas from boxes if present; mask AP needs the mask's.
                 row.pop("bbox" if task == "segm" else "segmentation")
-            evaluation = clock.time(lambda: COCOeval(reference, reference.loadRes(found), task))  # noqa: B023
+            evaluation = clock.time(lambda: COCOeval(reference, reference.loadRes(rows), task))  # noqa: B023
             for step in ("evaluate", "accumulate", "summarize"):
                 clock.time(getattr(evaluation, step))
             stats[task] = [100 * v if v > -1 else np.nan for v in evaluation.stats.tolist()]
@@ -187,13 +191,13 @@ def _all_predictions(images: int, detections: int) -> Iterator[Record]:
 
 
 class Clock:
-    """Sums the time of calls."""
+    """Stopwatch that accumulates the time of calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def time(self, call: Callable[[], Any]) -> Any:
-        """Result of a call."""
+        """Return the result of a call, and add its time."""
         start = time.perf_counter()
         result = call()
         self.seconds += time.perf_counter() - start

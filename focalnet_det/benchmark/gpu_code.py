@@ -1,4 +1,4 @@
-"""What the Triton kernels become on a GPU, without one: compiled, disassembled, counted."""
+"""Compile and disassemble the Triton kernels for a GPU, without needing one."""
 
 import contextlib
 import dataclasses
@@ -19,25 +19,25 @@ import torch
 from ..backbones.focalnet import FocalNetBlock
 from ..ops import dispatch
 
-# What tells programs of one kernel apart.
+# Constants that distinguish the programs of a kernel.
 _CONSTANTS = ("C", "K", "N", "CHANNELS", "ROWS", "COLUMNS", "HIDDEN", "LAST", "KEEP", "PADDED")
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A kernel compiled for one type, size and choice of tiles.
+    """A kernel compiled for one dtype, size and tile configuration.
 
     Attributes:
         kernel: name of the function.
-        constants: some of those that it was compiled with.
-        warps: of a program instance.
-        registers: of a thread.
-        spilled: bytes of a thread that do not fit into registers.
+        constants: some of its compile-time constants.
+        warps: per program instance.
+        registers: per thread.
+        spilled: bytes per thread that do not fit into registers.
         shared: bytes of shared memory.
-        instructions: in all.
-        multiply_adds: the share of FFMA in the innermost loop with most of them; 0 without loops.
-        narrow_loads: loads from memory of 16 bits, one value at a time.
-        seconds: that it took to compile.
+        instructions: total number.
+        multiply_adds: fraction of FFMA in the innermost loop with the most; 0 without loops.
+        narrow_loads: number of 16-bit global loads.
+        seconds: compile time.
     """
 
     kernel: str
@@ -65,32 +65,32 @@ def compile_kernels(
     dtype: torch.dtype = torch.bfloat16,
     capability: int = 90,
 ) -> list[Program]:
-    """Compiles every kernel that a block launches, in inference and in training.
+    """Compile every kernel that a block launches in inference and training.
 
-    Nothing runs on a GPU, and none is needed: the block runs on a few pixels on the CPU, and what
-    it would launch is compiled instead, each choice of tiles.
+    No GPU is needed: the block runs on a few pixels on the CPU, and instead of launching a kernel,
+    all of its tile configurations are compiled.
 
     Args:
         channels: of the block.
-        kernels: sizes of its focal levels, such as 3 and 5.
-        dtype: in which it computes.
-        capability: compute capability of the GPU without its point, 90 for Hopper.
+        kernels: kernel sizes of its focal levels, such as 3 and 5.
+        dtype: of the computation.
+        capability: compute capability of the GPU times 10, such as 90 for Hopper.
 
     Raises:
         ImportError: without Triton.
-        ValueError: for sizes that no block has, or if kernels are interpreted, not compiled.
+        ValueError: for invalid sizes, or if kernels are interpreted instead of compiled.
     """
     if importlib.util.find_spec("triton") is None:
-        raise ImportError("Triton is not installed; PyTorch for Linux brings it.")
+        raise ImportError("Triton is not installed. It comes with PyTorch for Linux.")
     from ..ops.kernels.triton_launch import INTERPRETED
 
     if INTERPRETED:
-        raise ValueError("TRITON_INTERPRET is set: kernels are not compiled. Unset it.")
+        raise ValueError("TRITON_INTERPRET is set, so kernels are not compiled. Unset it.")
     first, levels = kernels[0] if kernels else 0, len(kernels)
-    grow = list(kernels) == list(range(first, first + 2 * levels, 2))
-    if channels < 1 or first < 1 or first % 2 == 0 or not grow:
+    are_consecutive = list(kernels) == list(range(first, first + 2 * levels, 2))
+    if channels < 1 or first < 1 or first % 2 == 0 or not are_consecutive:
         raise ValueError(
-            "Needed: 1 channel or more, and odd kernels that grow by 2, such as 3 5 7."
+            "At least 1 channel and consecutive odd kernel sizes, such as 3 5 7, are required."
         )
     block = FocalNetBlock(
         channels, focal_level=levels, focal_window=first, mlp_ratio=4.0,
@@ -107,7 +107,7 @@ def compile_kernels(
 
 @contextlib.contextmanager
 def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launch]]:
-    """Launches of kernels compile them for a GPU, in each of their ways."""
+    """Compile kernels for a GPU instead of launching them, with all configurations."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.autotuner import Autotuner
@@ -180,7 +180,7 @@ def _program(launch: _Launch) -> Program:
 
 
 def _disassemble(binary: bytes) -> tuple[list[str], list[list[str]]]:
-    """Instructions, and operations of the innermost loops."""
+    """Return the instructions, and the operations of each innermost loop."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in _run("nvdisasm", binary, "-c").splitlines():
@@ -191,7 +191,7 @@ def _disassemble(binary: bytes) -> tuple[list[str], list[list[str]]]:
     loops = []
     for end, line in enumerate(instructions):
         branch = re.search(r"BRA.*?`\((\.L_x_\d+)\)", line)
-        # The last instruction of all jumps to itself.
+        # The last instruction jumps to itself.
         if branch and labels.get(branch[1], end) < end:
             loops.append((labels[branch[1]], end))
     operation = re.compile(r"(?:@!?U?PT?\d*\s+)?([A-Z0-9]+)")
@@ -204,7 +204,7 @@ def _disassemble(binary: bytes) -> tuple[list[str], list[list[str]]]:
 
 
 def _run(tool: str, binary: bytes, option: str) -> str:
-    """What a tool that comes with Triton prints about a program."""
+    """Run a tool that ships with Triton on a program, and return its output."""
     import triton
 
     folder_of_tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

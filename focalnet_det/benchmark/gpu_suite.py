@@ -1,4 +1,4 @@
-"""All measurements on a GPU that ``docs/performance.md`` has rows for, one process for each."""
+"""Run all GPU measurements of ``docs/performance.md``, each in a separate process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ RECIPES = ROOT / "configs/COCO-InstanceSegmentation"
 COMMON = "--device cuda --dtype bfloat16 --compile --peers timm transformers swin convnext resnet"
 
 
-# What names of settings of ``torch.compile`` end with.
+# Suffixes of settings with ``torch.compile``.
 COMPILED = (", compiled", ", CUDA graphs")
 
 
@@ -27,8 +27,8 @@ class Case(NamedTuple):
 
     Attributes:
         name: of the row.
-        arguments: beside those of every case.
-        eager, compiled: how many times faster than the best such peer ours is to be.
+        arguments: in addition to ``COMMON``.
+        eager, compiled: target speed-up over the best peer of each kind.
     """
 
     name: str
@@ -47,7 +47,7 @@ CASES = (
     Case("training step, kernels 3,5", _TRAINING, 2.0, 1.2),
     Case("training step, kernels 9,11,13", f"{_TRAINING} --kernels 9 11 13", 2.5, 1.5),
 )
-# Recipe and forced path of each Mask R-CNN.
+# Recipe and forced backend of each Mask R-CNN.
 DETECTORS = (
     ("mask_rcnn_focalnet_tiny_srf_fpn_1x.py", ""),
     ("mask_rcnn_focalnet_tiny_srf_fpn_1x.py", "reference"),
@@ -57,15 +57,15 @@ DETECTORS = (
 
 
 def run(tool: Path, output: Path) -> None:
-    """Runs all cases, prints two tables and writes all numbers to a folder.
+    """Run all cases, print two tables and write all results to a folder.
 
-    A case whose file is in the folder already is not run again: a suite that was interrupted goes
-    on where it was. One that fails says why, and the others follow.
+    Cases with an existing result file are skipped, so that an interrupted suite can be resumed.
+    After a failure, the remaining cases still run.
 
     Args:
         tool: ``tools/benchmark.py``.
-        output: for ``suite.json`` and a JSON file of each case and each detector.
-    Raises: ChildProcessError at the end, if some have failed.
+        output: folder for ``suite.json`` and a JSON file per case and detector.
+    Raises: ChildProcessError at the end, if any case failed.
     """
     output.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {"cases": [], "detectors": []}
@@ -93,14 +93,14 @@ def run(tool: Path, output: Path) -> None:
     print_detectors(results["detectors"])
     if failed:
         raise ChildProcessError(
-            f"{len(failed)} of the suite failed, see above: {'; '.join(failed)}."
+            f"{len(failed)} benchmarks failed (see above): {'; '.join(failed)}."
         )
 
 
 def _finished(name: str, file: Path, command: list[str], **variables: str) -> bool:
-    """Whether there is a file with results, after running what writes it if need be."""
+    """Run a benchmark unless its result file exists; return whether it succeeded."""
     if file.exists():
-        print(f"{name}: taken from {file}; delete it to measure again")
+        print(f"{name}: using {file}; delete it to measure again")
         return True
     print(f"{name}: {' '.join(command)}", flush=True)
     try:
@@ -108,7 +108,7 @@ def _finished(name: str, file: Path, command: list[str], **variables: str) -> bo
             command = [str(partial) if part == str(file) else part for part in command]
             subprocess.run(command, env=os.environ | variables, check=True)
     except subprocess.CalledProcessError as error:
-        print(f"{name}: failed with exit status {error.returncode}", file=sys.stderr)
+        print(f"{name}: failed with exit code {error.returncode}", file=sys.stderr)
         return False
     except OSError as error:
         print(f"{name}: failed ({error})", file=sys.stderr)
@@ -117,13 +117,13 @@ def _finished(name: str, file: Path, command: list[str], **variables: str) -> bo
 
 
 def ratios(case: Case, timings: list[dict[str, Any]]) -> dict[str, Any]:
-    """How much faster than the best FocalNet of others, eager and compiled, and memory.
+    """Compute the speed-up over the best peer FocalNet, eager and compiled, and the memory ratio.
 
-    Eager networks are compared with ours as it is, compiled ones with the fastest of ours.
+    Eager peers are compared with our eager network, compiled ones with our fastest setting.
 
     Args:
-        case: what was measured.
-        timings: of one report of ``tools/benchmark.py``: "ours" first, then everything else.
+        case: the measured case.
+        timings: of a report of ``tools/benchmark.py``, starting with "ours".
     """
     ours, *others = timings
     kinds: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
@@ -150,8 +150,8 @@ def ratios(case: Case, timings: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_cases(rows: list[dict[str, Any]]) -> None:
-    """One line for each case: ratio, target, peer."""
-    table = Table(title="FocalNet-T, bfloat16: how many times faster than the best peer")
+    """Print one row per case: speed-up, target, peer."""
+    table = Table(title="FocalNet-T, bfloat16: speed-up over the best peer")
     for column in ("case", "ms", "eager", "compiled", "peak memory / reference"):
         table.add_column(column)
     for row in rows:
@@ -166,7 +166,7 @@ def print_cases(rows: list[dict[str, Any]]) -> None:
 
 
 def print_detectors(rows: list[dict[str, Any]]) -> None:
-    """One line for each detector."""
+    """Print one row per detector."""
     table = Table(title="Mask R-CNN, training, bfloat16, 16 images of 800 x 1216")
     for column in (
         "recipe",

@@ -1,4 +1,4 @@
-"""Whole detectors for the benchmark: a recipe's model on made-up images and objects."""
+"""Build the detectors of recipes for benchmarks on synthetic images and objects."""
 
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,35 @@ from torch import Tensor, nn
 from ..experiment import load_config
 from .contenders import Contender
 
-# About what COCO has.
+# Average of COCO.
 OBJECTS_PER_IMAGE = 7
 
 
 def detector(config: Path, device: torch.device, *, path: str | None = None) -> Contender:
-    """The model of a recipe, with random weights that are the same at each call.
+    """Build the model of a recipe with reproducible random weights.
 
-    A detector with random weights is sure of nothing: all scores pass here, so that the heads see
-    as many boxes as a trained one may find.
+    Score thresholds are set to 0, because a random detector has low scores, and the heads should
+    process as many boxes as in a trained one.
 
     Args:
-        config: a ``.py`` of a Mask, Faster or Cascade R-CNN, a RetinaNet or FCOS.
+        config: ``.py`` config of a Mask, Faster or Cascade R-CNN, RetinaNet or FCOS.
+        device: for the model.
         path: value of ``FOCALNET_DET_OPS`` while it runs.
-    Raises: ValueError if the config is no ``.py``, or none of a detector.
+    Raises: ValueError if the config is not a ``.py`` file or not of a detector.
     """
     if config.suffix != ".py":
-        raise ValueError(f"{config}: whole detectors are read from .py configs.")
+        raise ValueError(f"{config} is not a .py config, which --detector requires.")
     cfg = load_config(config, [f"train.device={device}"])
     torch.manual_seed(0)
     model: nn.Module = instantiate(cfg.model).to(device)
     thresholds = [m for m in model.modules() if hasattr(m, "test_score_thresh")]
     if not thresholds:
-        raise ValueError(f"{config} makes no boxes: only detectors are measured whole.")
+        raise ValueError(f"The model of {config} is not a detector with boxes.")
     for module in thresholds:
         module.test_score_thresh = 0.0  # type: ignore[assignment]
 
     def outputs(images: Tensor) -> list[Tensor]:
-        inputs = [_example(image, seed) for seed, image in enumerate(images)]
+        inputs = [_sample(image, seed) for seed, image in enumerate(images)]
         if model.training:
             with EventStorage():
                 return list(model(inputs).values())
@@ -49,8 +50,8 @@ def detector(config: Path, device: torch.device, *, path: str | None = None) -> 
     return Contender(name, model, outputs, path=path)
 
 
-def _example(image: Tensor, seed: int) -> dict[str, Any]:
-    """An image in Detectron2's form, with rectangles for objects."""
+def _sample(image: Tensor, seed: int) -> dict[str, Any]:
+    """Create a sample in Detectron2's format, with rectangles as objects."""
     height, width = image.shape[1:]
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(OBJECTS_PER_IMAGE, 2, generator=generator) * 0.7

@@ -1,4 +1,4 @@
-"""Training and evaluation, shared by both kinds of config. Needs Detectron2."""
+"""Train and evaluate experiments of either kind of config. Needs Detectron2."""
 
 from ..compat import apply_shims
 

@@ -1,4 +1,4 @@
-"""Processes of one job that do not agree stop at the start, and say what differs."""
+"""Check at startup that the processes of a job agree on config, data and versions."""
 
 import platform
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ MISSING = "nothing"
 
 
 def check_agreement(facts: Mapping[str, str]) -> None:
-    """Compare facts between all processes. To be called in all of them.
+    """Compare facts between all processes. Collective: call it in all of them.
 
     Args:
-        facts: name -> value; of texts of several lines, the first line that differs is shown.
-    Raises: ValueError, the same in every process, that names each fact that differs and a process
-        that has another value than the first.
+        facts: name -> value; for multi-line values, the message shows the first differing line.
+    Raises: ValueError, equal in all processes, with each differing fact and a process that differs
+        from the first.
     """
     everywhere = comm.all_gather(dict(facts))
     differences = []
@@ -36,7 +36,7 @@ def check_agreement(facts: Mapping[str, str]) -> None:
 
 
 def first_difference(one: str, other: str) -> tuple[str, str]:
-    """Return the first lines in which two different texts differ, without indentation."""
+    """Return the first pair of lines in which two texts differ, without indentation."""
     lines = one.splitlines(), other.splitlines()
     length = max(map(len, lines))
     padded = (text + [MISSING] * (length - len(text)) for text in lines)
@@ -47,7 +47,7 @@ def first_difference(one: str, other: str) -> tuple[str, str]:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions that decide whether processes compute the same."""
+    """Return the library versions that affect the results of a process."""
     versions = {"the version of Python": platform.python_version()}
     versions["the version of torch"] = torch.__version__
     for name in ("torchvision", "detectron2"):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or absent, the last few and the best, and the newest whole one."""
+"""Write and read the checkpoints of a run: the latest ones, the best one, and the final one."""
 
 import logging
 import re
@@ -28,25 +28,25 @@ BROKEN = ".broken"
 
 
 class TrainerState(Protocol):
-    """Whatever decides how a training goes on, apart from the weights."""
+    """Training state other than the weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return it. Called in all processes."""
+        """Return the state. Collective: called in all processes."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from it."""
+        """Restore the state."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a checkpoint says of the run that wrote it, besides its state.
+    """Description of a run in its checkpoints.
 
     Attributes:
-        id: of ``run.json``.
+        id: id in ``run.json``.
         config: text of the full config.
         data: fingerprint of the training data.
-        classes: names, in the model's order; () where the data names none.
-        metadata: what Detectron2's metadata says of the classes.
+        classes: class names, in the model's order; () if the data has none.
+        metadata: Detectron2's metadata of the classes.
     """
 
     id: str
@@ -56,7 +56,7 @@ class RunFacts:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, str]:
-        """Return the facts as a checkpoint holds them, with the version of this package."""
+        """Return the entries of a checkpoint, including the version of this package."""
         return {"id": self.id, "config": self.config, "data": self.data, "version": __version__}
 
     def described(self) -> dict[str, Any]:
@@ -69,20 +69,19 @@ class RunFacts:
 
 
 class Checkpoints:
-    """Writes and reads the checkpoints of a run.
+    """Checkpointer of a run.
 
-    A file holds ``model``, ``trainer`` (see :class:`TrainerState`), ``iteration`` (the last one
-    done, counted from 0), ``run``, ``class_names`` and ``metadata`` (see :class:`RunFacts`), and
-    ``pending``: the
-    scalars of an iteration whose evaluation was not finished when the file was written, None for
-    none.
+    A file contains ``model``, ``trainer`` (see :class:`TrainerState`),
+    ``iteration`` (the last completed one, from 0), ``run``, ``class_names``,
+    ``metadata`` (see :class:`RunFacts`) and ``pending``:
+    the scalars of an iteration whose evaluation was not yet complete, None for none.
 
     Args:
-        folder: of the run.
+        folder: output folder of the run.
         model: without its DistributedDataParallel wrapper.
-        trainer: the rest of the state.
-        facts: of this run.
-        keep: how many of the last checkpoints.
+        trainer: the remaining state.
+        facts: description of this run.
+        keep: number of latest checkpoints to keep.
     """
 
     def __init__(
@@ -98,16 +97,16 @@ class Checkpoints:
     def save(
         self, iteration: int, *, final: bool = False, pending: Mapping[str, float] | None = None
     ) -> None:
-        """Write a checkpoint, then drop the oldest. To be called in all processes.
+        """Write a checkpoint, then delete the oldest. Collective: call it in all processes.
 
         Args:
-            iteration: the last one done.
-            final: it is the last one of the training.
+            iteration: the last completed one.
+            final: whether it is the last one of the training.
             pending: see the class.
-        Raises: OSError with the path if the file cannot be written; earlier files stay as they
-            are. NumericalTrouble if a weight is not finite; nothing is written then.
+        Raises: OSError with the path if the file cannot be written; earlier files are unaffected.
+            NumericalTrouble if a weight is not finite; nothing is written then.
         """
-        # Gathered from all processes.
+        # Outside of `write`, since it is a collective call.
         state = self.trainer.state_dict()
 
         def write() -> None:
@@ -125,7 +124,7 @@ class Checkpoints:
         in_first_process(write)
 
     def _point_at(self, name: str) -> None:
-        # Detectron2's tools look for it.
+        # Read by Detectron2's tools.
         try:
             write_text(self.folder / LAST, name)
         except OSError as error:
@@ -137,15 +136,15 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def save_best(self, model: nn.Module, metric: str, score: float | None, iteration: int) -> None:
-        """Keep a model if it scores higher than every one before. Only in the first process.
+        """Save a model if its score is the highest so far. Call it in the main process only.
 
-        The file says what it scored, so that a resumed run knows.
+        The file includes the score, for resumed runs.
 
         Args:
-            model: that was evaluated.
-            metric: by which the best is kept.
-            score: of the model; None or NaN where nothing could be counted.
-            iteration: the last one done.
+            model: the evaluated model.
+            metric: name of the metric.
+            score: of the model; None or NaN if undefined.
+            iteration: the last completed one.
         """
         if score is None or score != score or (self.best is not None and score <= self.best):
             return
@@ -154,10 +153,10 @@ class Checkpoints:
         content = {"model": weights, "metric": metric, "score": score, "iteration": iteration}
         write_checkpoint(self.folder / BEST, content | self.facts.described())
         self.best = score
-        logger.info("Best %s so far: %.2f. Kept as %s.", metric, score, self.folder / BEST)
+        logger.info("Best %s so far: %.2f. Saved to %s.", metric, score, self.folder / BEST)
 
     def read_best(self, metric: str) -> None:
-        """Take over the score of the best model of this run, where there is one."""
+        """Read the score of the best model of this run, if there is one."""
         path = self.folder / BEST
         self.best = None
         if not metric or not path.exists():
@@ -165,7 +164,7 @@ class Checkpoints:
         problem = check_file(path)
         if problem is not None:
             logger.warning(
-                "%s is broken (%s): the next model evaluated takes its place.", path, problem
+                "%s is damaged (%s). The next evaluated model replaces it.", path, problem
             )
             return
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -173,10 +172,10 @@ class Checkpoints:
             self.best = float(content["score"])
 
     def resume(self) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint, all of it. To be called in all processes.
+        """Load the latest intact checkpoint. Collective: call it in all processes.
 
         Returns: its content without the weights, None if there is no checkpoint.
-        Raises: ValueError if all are broken, or the newest whole one is not of this run.
+        Raises: ValueError if all are damaged, or the latest intact one does not match this run.
         """
         path = in_first_process(lambda: newest_whole(self.folder))
         if path is None:
@@ -186,12 +185,12 @@ class Checkpoints:
             self._load(content)
         except ValueError as error:
             raise ValueError(
-                f"{path} cannot be continued with this config: {error}. Use the config that it was "
-                "made with, or start a new run from its weights: another --output and "
+                f"{path} cannot be resumed with this config: {error}. Use the config of the "
+                "original run, or start a new run from its weights with another --output and "
                 f"train.init_checkpoint={path}."
             ) from error
         content.pop("model")
-        # Where run.json was lost, the best model is still that of this run.
+        # Keeps the best model associated with this run even if run.json was lost.
         run_id = content.get("run", {}).get("id", self.facts.id)
         self.facts = replace(self.facts, id=run_id)
         return content
@@ -215,16 +214,16 @@ class Checkpoints:
                 facts["version"],
                 __version__,
             )
-            # Another version has other options.
+            # Options that only one of the versions has are not compared.
             common = saved.keys() & now.keys()
             saved, now = {k: saved[k] for k in common}, {k: now[k] for k in common}
         applied, refused = config_changes(saved, now)
         if refused:
             raise ValueError(named(refused))
         if facts["data"] != self.facts.data:
-            raise ValueError(f"the training data was {facts['data']}, is {self.facts.data} now")
+            raise ValueError(f"the training data was {facts['data']}, but is now {self.facts.data}")
         if applied:
-            logger.info("Changed since the checkpoint, and applied: %s.", "; ".join(applied))
+            logger.info("Config changes since the checkpoint: %s.", "; ".join(applied))
 
 
 def plain(value: Any) -> Any:
@@ -235,36 +234,39 @@ def plain(value: Any) -> Any:
 
 
 def check_finite(state: Mapping[str, Any], iteration: int) -> None:
-    """Raises: NumericalTrouble if a tensor of a state dict is not finite."""
+    """Check that all tensors of a state dict are finite.
+
+    Raises: NumericalTrouble with the name of the first one that is not.
+    """
     tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
     if not all_finite(tensors.values()):
         raise NumericalTrouble(
-            f"Iteration {iteration + 1}: {first_not_finite(tensors.items())} is not finite, so "
-            "nothing was saved; the checkpoints before it are whole. Lower the learning rate, or "
-            "set train.clip_norm, and continue with --resume.",
+            f"Iteration {iteration + 1}: {first_not_finite(tensors.items())} is not finite, so no "
+            "checkpoint was saved. Earlier checkpoints are intact. Lower the learning rate or set "
+            "train.clip_norm, then continue with --resume.",
             iteration,
         )
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a file by ``torch.save``, whole or not at all.
+    """Write a file by ``torch.save`` atomically.
 
-    Raises: OSError that says what to do; what was there stays as it is.
+    Raises: OSError with a remedy; an existing file is unaffected.
     """
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        # PyTorch's own writer fails once more when it closes the file that a write has failed in.
+        # After a failed write, PyTorch's writer fails again on close and hides the reason.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(could_not_write(path, reason)) from error
 
 
 def could_not_write(path: Path, error: Exception) -> str:
-    """Say that a file could not be written, and what to do."""
+    """Format an error message about a file that could not be written."""
     return (
-        f"Could not write {path}: {error}. Free some space and continue with --resume; the "
-        "checkpoints before it are untouched."
+        f"Could not write {path}: {error}. Free some disk space and continue with --resume. "
+        "Earlier checkpoints are intact."
     )
 
 
@@ -277,11 +279,11 @@ def numbered_checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, None if there is no checkpoint at all.
+    """Return the latest intact checkpoint, None if there is no checkpoint at all.
 
-    Broken ones that are newer are named in warnings and renamed to ``*.broken``.
+    Later damaged ones are renamed to ``*.broken`` with a warning.
 
-    Raises: ValueError if there are checkpoints and none is whole.
+    Raises: ValueError if there are checkpoints, but none is intact.
     """
     numbered = [path for _, path in sorted(numbered_checkpoints(folder), reverse=True)]
     final = [folder / FINAL] if (folder / FINAL).is_file() else []
@@ -290,21 +292,21 @@ def newest_whole(folder: Path) -> Path | None:
         problem = training_problem(path)
         if problem is None:
             for broken, text in problems:
-                logger.warning("Skipped %s: %s. Its name ends in %s now.", broken, text, BROKEN)
+                logger.warning("Skipped %s: %s. Renamed it to *%s.", broken, text, BROKEN)
                 broken.rename(broken.with_name(broken.name + BROKEN))
             return path
         problems.append((path, problem))
     if problems:
-        told = "; ".join(f"{path.name}: {text}" for path, text in problems)
+        details = "; ".join(f"{path.name}: {text}" for path, text in problems)
         raise ValueError(
-            f"No checkpoint in {folder} can be continued ({told}). Start anew without --resume: "
-            "the files are moved aside, not deleted."
+            f"No checkpoint in {folder} can be resumed ({details}). Start a new run without "
+            "--resume; the files are moved, not deleted."
         )
     return None
 
 
 def training_problem(path: Path) -> str | None:
-    """Return what keeps a file from being continued, None if nothing does."""
+    """Return the reason why training cannot resume from a file, None if it can."""
     problem = check_file(path)
     if problem is not None:
         return problem
@@ -314,12 +316,12 @@ def training_problem(path: Path) -> str | None:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return f"it cannot be read ({first_line})"
     if not isinstance(content, dict) or not {"model", "trainer"} <= content.keys():
-        return "it holds weights alone, not the state of a training"
+        return "it contains only weights, not a training state"
     return None
 
 
 def read_everywhere(path: Path) -> dict[str, Any]:
-    """Read a checkpoint in every process; where a machine lacks the file, it is sent."""
+    """Read a checkpoint in every process; broadcast it to machines that lack the file."""
     has_file = comm.all_gather(path.is_file())
     content: Any = None
     if path.is_file():

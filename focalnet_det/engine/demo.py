@@ -1,4 +1,4 @@
-"""The demo: generated data, a small Mask R-CNN, its AP table and its pictures."""
+"""Run the demo: train a small Mask R-CNN on generated data, and evaluate and visualize it."""
 
 import json
 import os
@@ -17,15 +17,16 @@ CONFIG = (
 
 
 def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
-    """Generate the data, trains, evaluates on held-out images and draws some of them.
+    """Generate the data, train, evaluate on validation images and draw some of them.
 
     Args:
-        output: folder of the run; a finished run there is repeated, not continued.
+        output: output folder; a finished run there is repeated, not resumed.
         overrides: of the config, ``key=value``.
-        force: draw the data anew.
+        force: regenerate the data.
+    Raises: ValueError if the repository is not available.
     """
     if not CONFIG.is_file():
-        raise ValueError(f"The demo runs from a clone of the repository: {CONFIG} is missing.")
+        raise ValueError(f"The demo requires a clone of the repository: {CONFIG} is missing.")
     root = make_shapes(
         default_root(),
         train=1000,
@@ -43,15 +44,15 @@ def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
     )
     metrics = json.loads((Path(output) / "evaluation/shapes_val/coco_metrics.json").read_text())
     print(
-        f"\nHeld-out images: box AP {metrics['bbox']['AP']:.1f}, mask AP "
+        f"\nValidation images: box AP {metrics['bbox']['AP']:.1f}, mask AP "
         f"{metrics['segm']['AP']:.1f}.\n"
-        f"Pictures: {output}/predictions.png\nWeights, logs and tables: {output}"
+        f"Predictions: {output}/predictions.png\nWeights, logs and tables: {output}"
     )
 
 
 def cpu_processes() -> int:
-    """Return 1 or 2 processes, which share the cores; 0, meaning one, where there is a GPU."""
+    """Return the number of CPU processes: 1 or 2, or 0 if there is a GPU."""
     if torch.cuda.is_available():
         return 0
-    # Each takes one of the two images of a batch.
+    # A batch has two images, so more processes would be idle.
     return min(2, os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights."""
+"""Maintain an exponential moving average of the weights."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model that follows it: ``average = decay * average + (1 - decay) * weight``.
+    """Create an EMA copy of a model: ``average = decay * average + (1 - decay) * weight``.
 
-    The decay of update n is at most ``(1 + n) / (10 + n)``: the first weights, random ones, are
-    soon forgotten. Buffers are averaged as well; integer ones are copied.
+    The decay of update n is at most ``(1 + n) / (10 + n)``, so that the random initial weights fade
+    quickly. Buffers are averaged too; integer buffers are copied.
 
     Raises: ValueError unless 0 < decay < 1.
     Source: tensorflow/tensorflow:tensorflow/python/training/moving_averages.py
     (ExponentialMovingAverage, num_updates).
     """
     if not 0 < decay < 1:
-        raise ValueError(f"ema_decay must lie between 0 and 1, got {decay}.")
+        raise ValueError(f"ema_decay must be between 0 and 1, got {decay}.")
 
     def update(
         averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int

@@ -1,4 +1,4 @@
-"""Evaluation of a model on the test sets of an experiment."""
+"""Evaluate a model on the test sets of an experiment."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -19,16 +19,17 @@ logger = logging.getLogger("focalnet_det")
 
 
 def evaluation_folder(options: TrainOptions, name: str) -> Path:
-    """What the evaluation on a test set writes."""
+    """Return the output folder of the evaluation on a test set."""
     return Path(options.output_dir) / "evaluation" / name
 
 
 def write_reports(experiment: Experiment, results: Mapping[str, Any], weights: str) -> None:
-    """Writes ``report.html`` for every test set, if the options ask for it; in the first process.
+    """Write ``report.html`` for each test set if enabled. Call it in the main process only.
 
     Args:
+        experiment: provides the options.
         results: of :func:`evaluate`.
-        weights: what was evaluated, in words.
+        weights: description of the evaluated checkpoint.
     """
     options = experiment.options
     for name, tasks in results.items() if options.report else ():
@@ -45,13 +46,13 @@ def write_reports(experiment: Experiment, results: Mapping[str, Any], weights: s
 def evaluate(
     experiment: Experiment, model: nn.Module, *, between: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Evaluate on every test set, print the tables and write the results.
+    """Evaluate on every test set, log the tables and write the results.
 
     Args:
-        experiment: names the test sets.
-        model: in any mode; it is put back into it.
-        between: called before each image; what it raises ends the evaluation.
-    Returns: {dataset: {task: {metric: value in percent}}}; empty on all but the first process.
+        experiment: provides the test sets.
+        model: in any mode, which is restored.
+        between: called before each image; exceptions end the evaluation.
+    Returns: {dataset: {task: {metric: percent}}}; empty on all but the main process.
     """
     results: dict[str, Any] = {}
     options = experiment.options
@@ -65,7 +66,7 @@ def evaluate(
             save_predictions=options.save_predictions or options.report,
             boundary=options.boundary_ap,
         )
-        # A loader takes a number from the model's generator: the training must not notice.
+        # Creating a loader iterator draws from the global generator, which training uses.
         with torch.random.fork_rng(devices=[]):
             tested = TestTimeAugmentation(model)
             tested.register_forward_pre_hook(lambda *_: between())

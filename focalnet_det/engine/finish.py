@@ -1,4 +1,4 @@
-"""The end of a run: what it leaves besides weights, each thing on its own."""
+"""Create the final outputs of a run besides the weights, each independently of the others."""
 
 import json
 import logging
@@ -17,12 +17,12 @@ RESULTS = f"{EVALUATION}/results.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """A file that a finished run leaves.
+    """Final output file of a run.
 
     Attributes:
-        name: of the file, in the run's folder.
-        make: write it; returns whether there is anything to write.
-        required: the run has failed without it.
+        name: path relative to the output folder.
+        make: writes the file; returns whether there was anything to write.
+        required: whether the run fails without it.
     """
 
     name: str
@@ -37,52 +37,58 @@ def finish(
     *,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make the products that a finished run lacks. To be called in all processes.
+    """Create the products that a finished run lacks. Collective: call it in all processes.
 
-    Required ones come first. An optional one that fails costs a warning, and ``--resume`` on the
-    finished run tries again.
+    Required ones are created first. A failure of an optional one only causes a warning, and
+    ``--resume`` on the finished run retries it.
 
     Args:
-        iterations: that were done; products of a shorter training are made anew.
-        between: called before each product; what it raises ends the rest.
-    Raises: the first error of a required product, when all others have been tried.
+        folder: of the run.
+        iterations: completed iterations; products of a shorter training are recreated.
+        products: all products.
+        between: called before each product; exceptions end the loop.
+    Raises: the first error of a required product, after all others have been tried.
     """
 
     def make_all() -> None:
         failure: Exception | None = None
         for product in sorted(products, key=lambda p: not p.required):
             between()
-            if folder.has_product(product.name, iterations):
-                continue
-            try:
-                if product.make():
-                    folder.note_product(product.name, iterations)
-            except Exception as error:
-                if product.required:
-                    failure = failure or error
-                    continue
-                logger.warning(
-                    "%s could not be made (%s: %s). The run is complete without it; --resume tries "
-                    "again.",
-                    folder.path / product.name,
-                    type(error).__name__,
-                    error,
-                )
-                logger.debug("What kept it from being made:", exc_info=error)
+            if not folder.has_product(product.name, iterations):
+                error = _make_product(product, folder, iterations)
+                failure = failure or error
         if failure is not None:
             raise failure
 
     in_first_process(make_all)
 
 
+def _make_product(product: Product, folder: RunFolder, iterations: int) -> Exception | None:
+    """Create and record a product; return the error of a required one, log that of an optional."""
+    try:
+        if product.make():
+            folder.note_product(product.name, iterations)
+    except Exception as error:
+        if product.required:
+            return error
+        logger.warning(
+            "Could not create %s (%s: %s). The run is complete without it; --resume retries.",
+            folder.path / product.name,
+            type(error).__name__,
+            error,
+        )
+        logger.debug("Traceback:", exc_info=error)
+    return None
+
+
 def write_results(folder: Path, iteration: int, results: Mapping[str, Any]) -> None:
-    """Keep the results of an evaluation, so that a finished run need not repeat it."""
+    """Save the results of an evaluation, so that a finished run does not repeat it."""
     text = json.dumps({"iteration": iteration, "results": results}, default=float)
     write_text(folder / RESULTS, text)
 
 
 def read_results(folder: Path, iteration: int) -> dict[str, Any] | None:
-    """Read the results of the evaluation after an iteration; None if there are none."""
+    """Read the evaluation results of an iteration; None if there are none."""
     try:
         content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a training reports while it runs."""
+"""Report the progress of a training, profile it, and transition to new focal levels."""
 
 import datetime
 import logging
@@ -25,11 +25,11 @@ logger = logging.getLogger("focalnet_det")
 
 
 class ProgressLine(EventWriter):
-    """One line of text per period: progress, ETA, losses, rate, speed, data time, memory.
+    """Writer of one log line per period: progress, ETA, losses, rate, speed, data time, memory.
 
     Args:
-        max_iter: of the training.
-        batch_size: images per iteration, over all processes.
+        max_iter: total iterations.
+        batch_size: images per iteration, summed over all processes.
     """
 
     def __init__(self, max_iter: int, batch_size: int) -> None:
@@ -39,12 +39,12 @@ class ProgressLine(EventWriter):
         self.last: tuple[int, float] | None = None
 
     def write(self) -> None:
-        """Called by Detectron2's PeriodicWriter."""
+        """Log a line."""
         storage = get_event_storage()
         done = min(storage.iter + 1, self.max_iter)
         now = time.perf_counter()
         if self.last is not None and done <= self.last[0]:
-            return  # after the last iteration the writers are called once more
+            return  # writers are called again after the last iteration
         parts = [f"{done}/{self.max_iter}"]
         seconds = self._seconds_per_iteration(done, now)
         if seconds is not None:
@@ -80,7 +80,7 @@ def _short(name: str) -> str:
 
 
 def _peak_memory_gib() -> float:
-    """Peak memory of the GPU, or of this process where there is none."""
+    """Return the peak memory of the GPU, or of this process if no GPU is used."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -88,35 +88,35 @@ def _peak_memory_gib() -> float:
 
 
 class GlobalLevelHook(HookBase):
-    """Moves the global contexts of a grown network to its new levels, after every iteration.
+    """Move the global contexts of an expanded network to its new focal levels gradually.
 
-    The level that they read is a buffer of the network, so checkpoints hold it.
+    The current level is a buffer of the network, so checkpoints include it.
 
     Args:
-        iterations: to the next level.
+        iterations: iterations per level.
     """
 
     def __init__(self, iterations: int) -> None:
         self.iterations = iterations
 
     def before_train(self) -> None:
-        """Says how long growth will take, where there is some."""
+        """Log when the transition will end, if there is one."""
         inner = self.trainer.inner
         left = [inner.get_submodule(n).focal_level - at for n, at in global_levels(inner).items()]
         if not left:
             return
         end = self.trainer.start_iter + math.ceil(max(left) * self.iterations)
-        logger.info("The global contexts move to the new focal levels until iteration %d.", end)
+        logger.info("Global contexts transition to the new focal levels until iteration %d.", end)
         if end > self.trainer.max_iter:
             logger.warning(
-                "Training ends before, at %d: the network will be one that only this package "
-                "loads. Set growth_iterations to at most %d, or train longer.",
+                "Training ends earlier, at iteration %d. Only this package will be able to load "
+                "the network. Set growth_iterations to at most %d, or train longer.",
                 self.trainer.max_iter,
                 (self.trainer.max_iter - self.trainer.start_iter) // max(left),
             )
 
     def after_step(self) -> None:
-        """Moves on."""
+        """Advance the transition by one iteration."""
         inner, ema = self.trainer.inner, self.trainer.ema
         if next(growing_modulations(inner), None) is None:
             return
@@ -125,17 +125,17 @@ class GlobalLevelHook(HookBase):
         if ema is not None:
             set_global_levels(ema.module, levels)
         if not levels:
-            logger.info("The new focal levels are in use: the network is an ordinary one.")
+            logger.info("The transition to the new focal levels is complete.")
 
 
 class ProfilerHook(HookBase):
-    """Profiles a window of iterations with PyTorch's profiler, and leaves a trace and a table.
+    """Profile a range of iterations with PyTorch's profiler, and write a trace and a table.
 
     Args:
-        folder: gets ``profile.json`` (for chrome://tracing or Perfetto) and ``profile.txt``; the
-            other processes of a job add theirs as ``profile.rank1.json`` and so on.
-        first, last: iterations, counted from 0; both are in the window.
-    Raises: ValueError if the window is empty.
+        folder: output folder for ``profile.json`` (for chrome://tracing or Perfetto) and
+            ``profile.txt``; other ranks write ``profile.rank1.json`` and so on.
+        first, last: iterations, from 0, both inclusive.
+    Raises: ValueError if the range is empty.
     """
 
     def __init__(self, folder: Path, first: int, last: int) -> None:
@@ -145,13 +145,13 @@ class ProfilerHook(HookBase):
         self.profiler: torch.profiler.profile | None = None
 
     def before_step(self) -> None:
-        """Starts at the first iteration of the window."""
+        """Start at the first iteration of the range."""
         if self.trainer.iter == self.first:
             self.profiler = torch.profiler.profile(record_shapes=True)
             self.profiler.start()
 
     def after_step(self) -> None:
-        """Stops and writes after the last."""
+        """Stop and write the files after the last iteration of the range."""
         if self.profiler is None or self.trainer.iter < min(self.last, self.trainer.max_iter - 1):
             return
         self.profiler.stop()
@@ -165,7 +165,7 @@ class ProfilerHook(HookBase):
 
 
 class OptionalWriter(EventWriter):
-    """Passes on to a writer that the run can do without: when it fails, it is left out.
+    """Wrapper that disables an optional writer when it fails.
 
     Args:
         writer: of metrics.
@@ -177,7 +177,7 @@ class OptionalWriter(EventWriter):
         self.name = name
 
     def write(self) -> None:
-        """Write, unless the writer has failed before."""
+        """Write, unless the writer is disabled."""
         self._try("write")
 
     def close(self) -> None:
@@ -191,17 +191,17 @@ class OptionalWriter(EventWriter):
             getattr(self.writer, method)()
         except OSError as error:
             self.writer = None
-            logger.warning("%s is switched off: %s. metrics.json goes on.", self.name, error)
+            logger.warning("Disabled %s (%s). metrics.json is still written.", self.name, error)
 
 
 class WandbWriter(EventWriter):
-    """Sends every scalar to Weights & Biases; needs ``pip install wandb``.
+    """Writer of all scalars to Weights & Biases; requires ``pip install wandb``.
 
     Args:
         project: of Weights & Biases.
         folder: for its files.
         config: text of the full config.
-    Raises: ImportError that says how to get wandb.
+    Raises: ImportError if wandb is not installed.
     """
 
     def __init__(self, project: str, folder: str, config: str) -> None:
@@ -209,7 +209,7 @@ class WandbWriter(EventWriter):
             import wandb
         except ImportError as error:
             raise ImportError(
-                "train.wandb_project needs Weights & Biases: pip install wandb."
+                "train.wandb_project requires Weights & Biases. Run pip install wandb."
             ) from error
         self.run = wandb.init(
             project=project, dir=folder, config={"config": config}, resume="allow"
@@ -217,7 +217,7 @@ class WandbWriter(EventWriter):
         self.sent = -1
 
     def write(self) -> None:
-        """Sends what is new since the last call."""
+        """Send the scalars that are new since the last call."""
         storage = get_event_storage()
         rows: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in storage.latest().items():
@@ -228,5 +228,5 @@ class WandbWriter(EventWriter):
             self.sent = iteration
 
     def close(self) -> None:
-        """Ends the run."""
+        """Finish the run."""
         self.run.finish()

@@ -1,7 +1,7 @@
-"""What follows each update: the next rate, evaluation, metrics and checkpoint, in that order.
+"""Set the learning rate, evaluate, write metrics and save checkpoints after each update.
 
-The order loses nothing: a checkpoint is written when the metrics of its iteration are on disk, or
-it says that they are still owed.
+No metrics are lost in this order: a checkpoint is written after the metrics of its iteration, or
+marks them as pending.
 """
 
 import json
@@ -21,30 +21,30 @@ from .signals import RunStopped
 
 
 class LearningRate(HookBase):
-    """Sets the rate of each group to its own times the multiplier of the iteration.
+    """Multiply the initial learning rate of each parameter group by a schedule.
 
-    It has no state: the rate follows from the config and the iteration alone, also in a run that
-    is resumed with another rate or length.
+    The hook is stateless: the rate depends on the config and the iteration alone, even in a run
+    that is resumed with another rate or length.
 
     Args:
-        multiplier: of the rate, by the share of the training that is done, 0..1.
+        multiplier: schedule, as a function of the training progress, 0..1.
     """
 
     def __init__(self, multiplier: ParamScheduler) -> None:
         self.multiplier = multiplier
 
     def before_train(self) -> None:
-        """Set the rates of the first iteration."""
+        """Set the learning rates of the first iteration."""
         groups = self.trainer.optimizer.param_groups
-        # After a rewind the groups still know their own.
+        # After a rewind, `lr` is already scaled, but `initial_lr` is present.
         self.rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
-        # The largest group stands for all in the metrics.
-        self.shown = max(range(len(groups)), key=lambda i: len(groups[i]["params"]))
+        # The metrics show the learning rate of the largest group.
+        self.logged_group = max(range(len(groups)), key=lambda i: len(groups[i]["params"]))
         self._set(self.trainer.start_iter)
 
     def after_step(self) -> None:
-        """Note the rate that was used and set the next one."""
-        rate = self.trainer.optimizer.param_groups[self.shown]["lr"]
+        """Log the current learning rate and set the next one."""
+        rate = self.trainer.optimizer.param_groups[self.logged_group]["lr"]
         self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
         self._set(self.trainer.iter + 1)
 
@@ -55,19 +55,18 @@ class LearningRate(HookBase):
 
 
 class EndOfIteration(HookBase):
-    """Evaluates, writes metrics and saves, where they are due.
+    """Evaluate, write metrics and save checkpoints periodically.
 
-    Before an evaluation the state is saved with what is owed, so that a run that is killed in it
-    repeats the evaluation and nothing else. Register it after all hooks that write metrics or
-    change state.
+    The state is saved before an evaluation, so that a run killed during it repeats only the
+    evaluation. Register this hook after all hooks that write metrics or change state.
 
     Args:
         checkpoints: of the run.
-        evaluate: evaluate the model after an iteration; returns the numbers for the metrics.
+        evaluate: evaluates the model after an iteration; returns scores by name.
         save_period, eval_period, log_period: iterations; 0 for the last iteration only.
 
     Attributes:
-        progress, writers: of the line on the screen, and of metrics; in the first process.
+        progress, writers: writers of the progress line and of metrics; main process only.
     """
 
     def __init__(
@@ -88,9 +87,9 @@ class EndOfIteration(HookBase):
         self.writers: Sequence[EventWriter] = ()
 
     def after_step(self) -> None:
-        """Do what is due.
+        """Perform the actions that are due.
 
-        Raises: RunStopped once the state is saved, if a signal asks for it.
+        Raises: RunStopped, after saving the state, if a stop signal was received.
         """
         iteration, done = self.trainer.iter, self.trainer.iter + 1
         last = done >= self.trainer.max_iter
@@ -113,7 +112,7 @@ class EndOfIteration(HookBase):
             raise RunStopped(stop, done)
 
     def complete(self, iteration: int) -> None:
-        """Evaluate after an iteration, and write its metrics with the scores."""
+        """Evaluate after an iteration, and write its metrics including the scores."""
         scores = self.evaluate(iteration)
         get_event_storage().put_scalars(**scores, smoothing_hint=False)
         self.write()
@@ -121,7 +120,7 @@ class EndOfIteration(HookBase):
     def write(self) -> None:
         """Write the metrics of the iteration.
 
-        Raises: OSError that says what to do if the disk is full.
+        Raises: OSError with a remedy if the disk is full.
         """
         for writer in self.writers:
             try:
@@ -132,7 +131,7 @@ class EndOfIteration(HookBase):
 
 
 def is_due(done: int, period: int) -> bool:
-    """Return whether something of this period, 0 for none, is due after so many iterations."""
+    """Return whether an action of this period, 0 for never, is due after ``done`` iterations."""
     return period > 0 and done % period == 0
 
 
@@ -143,10 +142,7 @@ def latest_scalars(iteration: int) -> dict[str, float]:
 
 
 def flat_scores(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers of nested results by ``set/task/metric``.
-
-    A class that does not occur has no AP, and JSON no NaN.
-    """
+    """Flatten nested results to ``dataset/task/metric``; drop NaN, which JSON does not support."""
     scores: dict[str, float] = {}
     for data, tasks in results.items():
         for task, metrics in tasks.items():
@@ -157,7 +153,7 @@ def flat_scores(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Read (iteration, line) from a file of JSON lines; damaged ones are left out."""
+    """Read (iteration, line) from a file of JSON lines; skip damaged lines."""
     lines = []
     for line in _text(path).splitlines():
         try:
@@ -168,17 +164,16 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _text(path: Path) -> str:
-    # A power cut may leave bytes that are no text.
+    # A power failure may leave invalid bytes.
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def has_scores(path: Path, iteration: int) -> bool:
-    """Return whether the line of an iteration holds the scores of an evaluation."""
+    """Return whether the line of an iteration contains evaluation scores."""
     rows = [json.loads(line) for at, line in read_lines(path) if at == iteration]
     return any("/" in name for row in rows for name in row)
 
 
 def drop_lines_from(path: Path, iteration: int) -> None:
-    """Take the lines of this iteration and later ones out of a file of JSON lines."""
-    kept = [line + "\n" for at, line in read_lines(path) if at < iteration]
-    write_text(path, kept)
+    """Remove the lines of an iteration and later ones from a file of JSON lines."""
+    write_text(path, [line + "\n" for at, line in read_lines(path) if at < iteration])

@@ -1,4 +1,4 @@
-"""Where the log of a run goes: the screen of the main process, and a file per process."""
+"""Log a run to the terminal of the main process and to a file per process."""
 
 import inspect
 import logging
@@ -8,34 +8,34 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-# Detectron2's words are for the file; the screen is for the run itself.
-ON_SCREEN = ("focalnet_det",)
-NAMES = ("fvcore", "detectron2", *ON_SCREEN)
+# Messages of other libraries go to the file only.
+TERMINAL_LOGGERS = ("focalnet_det",)
+LOGGERS = ("fvcore", "detectron2", *TERMINAL_LOGGERS)
 
-# What the last run of this process attached.
+# Handlers of the current run, to be removed by the next one in this process.
 _attached: list[tuple[logging.Logger, logging.Handler]] = []
 
 
 class RunLog(logging.FileHandler):
-    """A log file that warns once, and no more, if it cannot be written."""
+    """Log file that warns only once if it cannot be written."""
 
     has_failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
-        """Say once what is wrong; later records are tried, as the disk may have room again."""
+        """Warn once; later records are still tried, since disk space may become available."""
         if not self.has_failed:
             self.has_failed = True
             print(
-                f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]}); the run "
-                "goes on, its log is incomplete.",
+                f"warning: cannot write {self.baseFilename} ({sys.exc_info()[1]}). The run "
+                "continues, but its log is incomplete.",
                 file=sys.stderr,
             )
 
 
 def hold_records() -> None:
-    """Keep what focalnet_det logs until :func:`start_logs` knows where it belongs.
+    """Buffer the records of focalnet_det until :func:`start_logs` opens the log.
 
-    Detaches the log of an earlier run in this process.
+    Handlers of an earlier run in this process are removed.
     """
     _detach()
     logger = logging.getLogger("focalnet_det")
@@ -45,8 +45,11 @@ def hold_records() -> None:
 
 
 def start_logs(folder: Path, rank: int) -> None:
-    """Log to the screen, if `rank` is 0, and to `log.txt` or `log.txt.rankN`; pass on what is held.
+    """Open the log, and write the buffered records to it.
 
+    Args:
+        folder: output folder, for `log.txt` or `log.txt.rankN`.
+        rank: of this process; rank 0 also logs to the terminal.
     Raises: OSError if the file cannot be opened.
     """
     held = [
@@ -62,15 +65,15 @@ def start_logs(folder: Path, rank: int) -> None:
             "[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt="%m/%d %H:%M:%S"
         )
     )
-    for name in NAMES:
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         before = list(logger.handlers)
-        # Without its cache, which would leave a second run of this process without a screen.
+        # Unwrapped, because its cache would leave a second run of this process without a terminal.
         inspect.unwrap(setup_logger)(None, rank, name=name, abbrev_name=name)
-        for screen in [handler for handler in logger.handlers if handler not in before]:
-            _attached.append((logger, screen))
-            # Details and tracebacks, logged as DEBUG, are for the file.
-            screen.setLevel(logging.INFO if name in ON_SCREEN else logging.CRITICAL)
+        for terminal in [handler for handler in logger.handlers if handler not in before]:
+            _attached.append((logger, terminal))
+            # DEBUG records, such as tracebacks, go to the file only.
+            terminal.setLevel(logging.INFO if name in TERMINAL_LOGGERS else logging.CRITICAL)
         _attach(logger, file)
     for record in held:
         logging.getLogger(record.name).handle(record)

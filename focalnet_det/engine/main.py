@@ -1,4 +1,4 @@
-"""What tools/train_net.py does: from command-line arguments to a finished run."""
+"""Train or evaluate from command-line arguments; the library side of tools/train_net.py."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ logger = logging.getLogger("focalnet_det")
 
 
 def run(args: RunArguments) -> dict[str, Any]:
-    """Train, or evaluate the initial weights; return the results of the last evaluation."""
+    """Train, or evaluate the initial weights, and return the results of the last evaluation."""
     hold_records()
     experiment = check(describe(args), eval_only=args.eval_only)
     options = experiment.options
@@ -42,14 +42,14 @@ def run(args: RunArguments) -> dict[str, Any]:
 
 
 def run_evaluation(experiment: Experiment) -> dict[str, Any]:
-    """Evaluates ``init_checkpoint``.
+    """Evaluate ``init_checkpoint``.
 
-    Raises: ValueError if there is none or it does not fit.
+    Raises: ValueError if there is none or it does not match the model.
     """
     options = experiment.options
     if not options.init_checkpoint:
         raise ValueError(
-            "--eval-only needs weights: add train.init_checkpoint=FILE (.py config) or "
+            "--eval-only requires weights. Add train.init_checkpoint=FILE (.py config) or "
             "MODEL.WEIGHTS FILE (.yaml config)."
         )
     model = experiment.model()

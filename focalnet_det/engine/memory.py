@@ -1,4 +1,4 @@
-"""Out of memory: what takes most, and which options need less."""
+"""Explain out-of-memory errors, and which options reduce memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from ..experiment import TrainOptions
 
 GIB = 2**30
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError)
-# As PyTorch's CPU allocators put it.
+# Messages of PyTorch's CPU allocators, which raise RuntimeError.
 CPU_MESSAGES = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
+    """Return whether an error means out of memory, on a GPU or the CPU."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return any(message in str(error) for message in CPU_MESSAGES)
@@ -27,11 +27,12 @@ def explain_memory(
     data: Sequence[Mapping[str, Any]],
     options: TrainOptions,
 ) -> str:
-    """Say in one paragraph what takes memory and which options reduce it.
+    """Describe in one paragraph what uses memory, and which options reduce it.
 
     Args:
         model, optimizer: of the training.
-        data: the examples of the iteration that ran out of memory.
+        data: the samples of the failed iteration.
+        options: of the training.
     """
     weights = _gib(model.state_dict().values())
     moments = _gib(
@@ -48,23 +49,23 @@ def explain_memory(
         height, width = max(sizes, key=lambda s: s[0] * s[1])
         text += f", the largest {height} x {width} pixels"
     if objects:
-        text += f", up to {objects} objects in an image"
+        text += f", up to {objects} objects per image"
     remedies = []
     if len(data) > options.accumulation:
         remedies.append(f"train.accumulation={len(data)} (one image at a time)")
     if any(_switches(model)):
         remedies.append(
             "activation checkpointing (activation_checkpointing=true on the backbone, or "
-            "train.oom_retry=true to switch it on when memory runs out)"
+            "train.oom_retry=true to enable it on demand)"
         )
     if options.precision == "fp32":
         remedies.append("train.precision=bf16")
     remedies.append("a smaller batch, crop or image size")
-    return f"{text}. Options that need less: {'; '.join(remedies)}."
+    return f"{text}. To reduce memory, use {'; '.join(remedies)}."
 
 
 def checkpoint_activations(model: nn.Module) -> bool:
-    """Switch activation checkpointing on wherever a model has it; return whether that is news."""
+    """Enable activation checkpointing in all modules; return whether anything changed."""
     changed = False
     for module in _switches(model):
         module.activation_checkpointing = True  # type: ignore[assignment]
@@ -73,7 +74,7 @@ def checkpoint_activations(model: nn.Module) -> bool:
 
 
 def _switches(model: nn.Module) -> Iterable[nn.Module]:
-    """Yield the modules whose activation checkpointing is off."""
+    """Yield the modules whose activation checkpointing is disabled."""
     for module in model.modules():
         if getattr(module, "activation_checkpointing", None) is False:
             yield module

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: noticed before an update spoils the weights, and kept for replay."""
+"""Detect NaN and infinity before they corrupt the weights, and save the iteration for replay."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +13,10 @@ from ..atomic import replacing
 
 logger = logging.getLogger("focalnet_det")
 
-# With fp16, updates that overflow are part of finding the scale; so many in a row are not.
-MOST_OVERFLOWS = 25
+# Consecutive overflows with fp16 that are attributed to the search for the loss scale.
+MAX_OVERFLOWS = 25
 
-# How structures of examples are taken apart, so that a file of them loads without unpickling.
+# Structure -> (pack, unpack), so that samples load without unpickling classes.
 STRUCTURES = {
     "Boxes": (lambda x: x.tensor, Boxes),
     "BitMasks": (lambda x: x.tensor, BitMasks),
@@ -29,10 +29,10 @@ STRUCTURES = {
 
 
 class NumericalTrouble(FloatingPointError):
-    """A loss or a gradient is not finite; the weights are those before the iteration.
+    """Signal a loss or gradient that is not finite; the weights are not yet updated.
 
     Attributes:
-        reason: what is not finite, in words.
+        reason: description.
         iteration: counted from 0.
     """
 
@@ -45,8 +45,16 @@ class NumericalTrouble(FloatingPointError):
         return self.reason
 
 
+class Rewind(Exception):
+    """Signal that training should return to the last checkpoint after NaN or infinity."""
+
+    def __init__(self, trouble: NumericalTrouble) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients together, () on their device; 0 without gradients."""
+    """Return the 2-norm of all gradients, a scalar tensor on their device; 0 without gradients."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
@@ -56,7 +64,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """Return the name of the first tensor that holds a NaN or an infinity, None if none does."""
+    """Return the name of the first tensor with NaN or infinity, None if there is none."""
     for name, tensor in tensors:
         if tensor is not None and tensor.is_floating_point() and not tensor.isfinite().all():
             return name
@@ -64,7 +72,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether no floating-point tensor holds a NaN or an infinity; one wait a device."""
+    """Return whether all floating-point tensors are finite, with one synchronization per device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
@@ -78,12 +86,12 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 def describe_trouble(
     losses: Mapping[str, Tensor], model: nn.Module, data: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Say which losses and gradients are not finite, and of which images.
+    """Describe which losses and gradients are not finite, and the images of the iteration.
 
     Args:
         losses: by name, in this process.
         model: with the gradients of the iteration.
-        data: the examples of the iteration in this process.
+        data: the samples of the iteration in this process.
     """
     bad = [f"{name} is {float(loss)}" for name, loss in losses.items() if not loss.isfinite()]
     gradients = ((name, p.grad) for name, p in model.named_parameters())
@@ -99,13 +107,13 @@ def describe_trouble(
 
 
 def describe_images(data: Sequence[Mapping[str, Any]]) -> str:
-    """Name the images of examples."""
+    """List the image files of samples."""
     names = [str(example.get("file_name", "?")) for example in data]
     return f"Images: {', '.join(names) or 'none'}"
 
 
 def pack_example(example: Mapping[str, Any]) -> dict[str, Any]:
-    """Take an example apart into tensors, numbers, text and plain containers."""
+    """Convert a sample to tensors, numbers, strings and plain containers."""
     return {key: _pack(value) for key, value in example.items()}
 
 
@@ -128,7 +136,7 @@ def _pack(value: Any) -> Any:
 
 
 def unpack_example(packed: Mapping[str, Any]) -> dict[str, Any]:
-    """Put an example of :func:`pack_example` together again."""
+    """Restore a sample from :func:`pack_example`."""
     return {key: _unpack(value) for key, value in packed.items()}
 
 
@@ -148,6 +156,6 @@ def _unpack(value: Any) -> Any:
 
 
 def write_trouble(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that ``tools/replay_step.py`` replays."""
+    """Write a file for ``tools/replay_step.py``."""
     with replacing(path, durable=False) as temporary:
         torch.save(dict(content), temporary)

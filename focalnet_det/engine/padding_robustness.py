@@ -1,4 +1,4 @@
-"""Scores of a detector under more batch padding than its images need."""
+"""Evaluate a detector with additional batch padding."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,9 +14,9 @@ from .evaluate import evaluate
 
 
 def weighted_model(config_file: str, weights: str | None) -> tuple[Experiment, nn.Module]:
-    """Return experiment and model of a config, with weights of a whole detector or random ones.
+    """Build experiment and model of a config, with weights of a complete detector or random ones.
 
-    Raises: ValueError if the weights do not fit.
+    Raises: ValueError if the weights do not match the model.
     """
     experiment = describe(RunArguments(config_file=config_file))
     model = experiment.model().to(experiment.options.device)
@@ -28,12 +28,16 @@ def weighted_model(config_file: str, weights: str | None) -> tuple[Experiment, n
 def scores_under_padding(
     experiment: Experiment, model: nn.Module, paddings: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Return AP of every test set and task, without and with each padding, pixels.
+    """Evaluate AP of each test set and task, without and with each padding.
 
+    Args:
+        experiment: provides the test sets.
+        model: detector.
+        paddings: pixels.
     Raises: ValueError for a model that never pads.
     """
     if isinstance(model, MmsegSegmentor):
-        raise ValueError("This segmentor evaluates each image without padding: there is no shift.")
+        raise ValueError("This segmentor evaluates images without padding, so nothing can change.")
     rows = []
     for pixels in [0, *(p for p in paddings if p)]:
         with extra_padding(model, pixels) if pixels else nullcontext():

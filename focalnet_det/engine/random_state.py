@@ -1,4 +1,4 @@
-"""States of the random number generators of a process."""
+"""Save and restore the random number generators of a process."""
 
 import os
 import random
@@ -12,7 +12,7 @@ def random_states(device: str) -> dict[str, Any]:
     """Return the states of the random number generators of this process."""
     states: dict[str, Any] = {
         "python": random.getstate(),
-        # Lists and numbers only: a checkpoint loads without unpickling arrays.
+        # Converted to lists, so that checkpoints load without unpickling arrays.
         "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
         "torch": torch.get_rng_state(),
     }
@@ -22,7 +22,7 @@ def random_states(device: str) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: str) -> None:
-    """Set the random number generators to states of :func:`random_states`."""
+    """Restore the states returned by :func:`random_states`."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
@@ -33,11 +33,11 @@ def restore_random_states(states: dict[str, Any], device: str) -> None:
 
 
 def make_deterministic() -> None:
-    """Let this process use operations that repeat bit for bit alone, and refuse all others.
+    """Use deterministic operations only; PyTorch raises RuntimeError for others.
 
-    To be called before the first operation on a GPU. On the CPU all operations repeat as it is.
+    Call it before the first GPU operation.
 
-    Source: PyTorch's notes on reproducibility.
+    Source: https://pytorch.org/docs/stable/notes/randomness.html.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""Compute an iteration with numerical trouble again, and say where the trouble begins."""
+"""Replay an iteration with NaN or infinity, and locate its origin."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from .trainer import autocast
 
 @dataclass
 class Replay:
-    """What one process computed in the iteration.
+    """Results of one process in the iteration.
 
     Attributes:
-        process: its rank.
+        process: rank.
         images: file names.
         losses: by name.
-        module: name of the first module whose output is not finite, "" if all are.
-        gradient: name of the first parameter whose gradient is not finite, "" if all are.
+        module: name of the first module whose output is not finite, "" for none.
+        gradient: name of the first parameter whose gradient is not finite, "" for none.
         largest: name and absolute value of the largest weight.
     """
 
@@ -50,26 +50,26 @@ class Replay:
 
 
 def read_trouble(path: str | Path) -> dict[str, Any]:
-    """Read a file of numerical trouble.
+    """Read a file of :func:`~focalnet_det.engine.numerics.write_trouble`.
 
-    Raises: ValueError if it is none.
+    Raises: ValueError if it has another format.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise almost anything
-        raise ValueError(f"{path} is not a file of numerical trouble: {error}") from error
+        raise ValueError(f"{path} is not a replay file: {error}") from error
     if not isinstance(content, dict) or not {"model", "processes", "config"} <= content.keys():
-        raise ValueError(f"{path} is not a file of numerical trouble, but another checkpoint.")
+        raise ValueError(f"{path} is not a replay file but another kind of checkpoint.")
     return content
 
 
 def replay_file(path: str | Path, *, device: str = "cpu") -> list[Replay]:
-    """Compute the iteration of a file again, process by process.
+    """Replay the iteration of a file, process by process.
 
     Args:
-        path: ``trouble_NNNNNNN.pth`` of a run; it holds weights, examples and random states.
-        device: to compute on. Others than that of the run round differently.
-    Raises: ValueError if the file is of another kind.
+        path: ``trouble_NNNNNNN.pth`` of a run, with weights, samples and random states.
+        device: to compute on; rounding differs between kinds of devices.
+    Raises: ValueError if the file has another format.
     """
     content = read_trouble(path)
     experiment = experiment_of(content["config"])
@@ -85,18 +85,20 @@ def replay_file(path: str | Path, *, device: str = "cpu") -> list[Replay]:
 
 
 def experiment_of(text: str) -> Experiment:
-    """Return the experiment of a config that a run has saved."""
+    """Build the experiment of a saved config."""
     return read_experiment(load_config_text(text))
 
 
 def replay(
     model: nn.Module, state: Mapping[str, Any], process: int, experiment: Experiment
 ) -> Replay:
-    """Compute what one process computed; the model's gradients are its own afterwards.
+    """Replay the iteration of one process, leaving its gradients in the model.
 
     Args:
         model: in training mode, with the weights of the iteration.
-        state: the examples and random states of the process.
+        state: samples and random states of the process.
+        process: rank.
+        experiment: provides the options.
     """
     data = [unpack_example(example) for example in state["data"]]
     found = Replay(process, [str(example.get("file_name", "?")) for example in data])
@@ -113,14 +115,14 @@ def replay(
     size = len(data) // parts
     try:
         for part in range(parts):
-            # Detectron2's heads write metrics.
+            # Detectron2's heads require an EventStorage.
             with EventStorage(), autocast(experiment.options):
                 losses = model(data[part * size : (part + 1) * size])
             (sum(losses.values()) / parts).backward()
             for name, loss in losses.items():
                 found.losses[name] = found.losses.get(name, 0.0) + float(loss.detach()) / parts
     except FloatingPointError as error:
-        # Detectron2 checks some predictions itself.
+        # Raised by Detectron2's own checks of predictions.
         found.module = found.module or str(error)
     finally:
         for handle in handles:
@@ -130,7 +132,7 @@ def replay(
 
 
 def _note_first(found: Replay, name: str) -> Any:
-    """Return a hook that notes the first module, innermost first, with a bad output."""
+    """Return a forward hook that records the first, innermost module with a non-finite output."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
         if not found.module and any(not t.isfinite().all() for t in _tensors(output)):

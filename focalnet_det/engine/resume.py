@@ -1,4 +1,4 @@
-"""Whether a checkpoint is that of this run, said in one sentence if not."""
+"""Check that a checkpoint matches the run that resumes from it."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..moved import current_name
 
-# Keys of a config that may differ between a checkpoint and the run that continues it; by the names
-# of .py configs and of .yaml configs. All others decide what the saved state means.
+# Keys of .py and .yaml configs that may change between a checkpoint and the run that resumes from
+# it. All others affect the meaning of the saved state.
 FREE = (
     *("schedule.*", "optimizer.*", "train.*", "dataloader.test*", "dataloader.evaluator*"),
     *("*.num_workers", "*activation_checkpointing*", "*ACTIVATION_CHECKPOINTING*"),
@@ -19,14 +19,14 @@ FREE = (
     *("INPUT.*_TEST", "MODEL.*_TEST", "MODEL.WEIGHTS", "MODEL.DEVICE", "VIS_PERIOD"),
     "CUDNN_BENCHMARK",
 )
-# Exceptions to the above.
+# Exceptions to FREE.
 BOUND = ("SOLVER.IMS_PER_BATCH", "SOLVER.OPTIMIZER", "optimizer._target_", "train.seed")
-# Differences that are said one by one; the rest is counted.
-MOST_NAMED = 6
+# Differences listed in a message; the rest are counted.
+MAX_LISTED = 6
 
 
 def flatten(text: str) -> dict[str, str]:
-    """Return the values of a config's yaml text by dotted key."""
+    """Flatten the YAML text of a config to values by dotted key."""
     values: dict[str, str] = {}
 
     def visit(node: Any, key: str) -> None:
@@ -37,7 +37,7 @@ def flatten(text: str) -> dict[str, str]:
             for i, child in enumerate(node):
                 visit(child, f"{key}.{i}")
         else:
-            # A run that an earlier version began calls modules by their earlier names.
+            # Configs of earlier versions contain earlier module names.
             values[key] = current_name(str(list(node) if isinstance(node, tuple) else node))
 
     visit(yaml.safe_load(text) or {}, "")
@@ -45,10 +45,10 @@ def flatten(text: str) -> dict[str, str]:
 
 
 def config_changes(saved: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Compare the configs of a checkpoint and of this run, see :func:`flatten`.
+    """Compare the flattened configs of a checkpoint and of this run.
 
-    Returns: the changes that are applied, and those that a resumed run must not make; each "key
-        was A, is B now".
+    Returns: permitted changes, and changes that a resumed run must not make, each "key was A, is B
+        now".
     """
     applied: list[str] = []
     refused: list[str] = []
@@ -62,16 +62,18 @@ def config_changes(saved: Mapping[str, str], now: Mapping[str, str]) -> tuple[li
 
 
 def named(differences: list[str]) -> str:
-    """Join differences, the first few by name."""
-    more = len(differences) - MOST_NAMED
-    return "; ".join(differences[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    """Join the first few differences, and count the rest."""
+    rest = len(differences) - MAX_LISTED
+    return "; ".join(differences[:MAX_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def check_same_tensors(saved: Mapping[str, Tensor], now: Mapping[str, Tensor], what: str) -> None:
     """Check that two state dicts have the same names and shapes.
 
     Args:
-        what: they are, for the message.
+        saved: of the checkpoint.
+        now: of this run.
+        what: description, for the message.
     Raises: ValueError with the first differences.
     """
     differences = [
@@ -86,16 +88,16 @@ def check_same_tensors(saved: Mapping[str, Tensor], now: Mapping[str, Tensor], w
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load moments and step counts; rates, weight decay and other options stay as they are.
+    """Load moments and step counts, but keep learning rates, weight decay and other options.
 
-    Raises: ValueError if they are of another optimizer or of other parameters.
+    Raises: ValueError if the state belongs to another kind of optimizer or other parameters.
     """
     groups, now = saved["param_groups"], optimizer.param_groups
     counts = [len(g["params"]) for g in groups], [len(g["params"]) for g in now]
     if counts[0] != counts[1]:
         raise ValueError(
-            f"the optimizer's groups differ: {counts[0]} parameters in the checkpoint, {counts[1]} "
-            "here"
+            f"the parameter groups of the optimizer differ: sizes {counts[0]} in the checkpoint, "
+            f"{counts[1]} here"
         )
     ids = [i for g in groups for i in g["params"]]
     parameters = [p for g in now for p in g["params"]]
@@ -103,13 +105,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
         for name, value in saved["state"].get(number, {}).items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 raise ValueError(
-                    f"the optimizer differs: {name} of a parameter of {tuple(parameter.shape)} is "
-                    f"{tuple(value.shape)} in the checkpoint"
+                    f"the optimizer differs: {name} of a parameter of shape "
+                    f"{tuple(parameter.shape)} has shape {tuple(value.shape)} in the checkpoint"
                 )
-    # What each kind of optimizer keeps, such as exp_avg or momentum_buffer.
+    # These options tell Adam and SGD apart, whose states are incompatible.
     kinds = {name for name in ("betas", "momentum") for g in groups if name in g}
     if kinds != {name for name in ("betas", "momentum") for g in now if name in g}:
-        raise ValueError("the checkpoint holds the state of another kind of optimizer")
+        raise ValueError("the checkpoint contains the state of another kind of optimizer")
     options = [{k: v for k, v in g.items() if k != "params"} for g in now]
     optimizer.load_state_dict(dict(saved))
     for group, kept in zip(optimizer.param_groups, options, strict=True):

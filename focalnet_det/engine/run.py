@@ -1,4 +1,4 @@
-"""Start of a run: folders, logs, seeds, the record of what was run."""
+"""Set up a run: output folder, logs, seeds, and a record of config and environment."""
 
 import datetime
 import shlex
@@ -22,13 +22,17 @@ from .run_folder import CONFIG
 def start_run(
     experiment: Experiment, *, evaluation_only: bool = False, resume: bool = False
 ) -> Path:
-    """Prepare the output folder and the logs of this process, and seed it.
+    """Set up the output folder and the logs of this process, and seed it.
 
-    The folder gets `config.yaml` (the full config), `environment.txt` (a record of each start) and
-    `log.txt`. An evaluation alone leaves the first two in the folder `evaluation`: the folder may
-    hold a training, whose record they are not. The config of a resumed training is written when
-    its checkpoint has accepted it.
+    `config.yaml` (the full config), `environment.txt` (a record of each start) and `log.txt` are
+    written to the output folder. With ``evaluation_only``, the first two go to its subfolder
+    `evaluation`, to preserve those of a training. The config of a resumed training is written only
+    after its checkpoint was loaded.
 
+    Args:
+        experiment: provides config and options.
+        evaluation_only: nothing will be trained.
+        resume: the run resumes from a checkpoint.
     Returns: the output folder.
     Raises: OSError if the folder cannot be written, ValueError if the processes of this job
         disagree on config or versions.
@@ -39,7 +43,7 @@ def start_run(
     check_agreement(
         library_versions() | {"precision": options.precision, "the config": experiment.config_text}
     )
-    # In every process: machines need not share a disk.
+    # In every process, since machines may not share a disk.
     folder.mkdir(parents=True, exist_ok=True)
     if comm.is_main_process():
         record = folder / "evaluation" if evaluation_only else folder
@@ -54,10 +58,10 @@ def start_run(
 
 
 def append_start(path: Path, seed: int) -> None:
-    """Add what a start needs to be repeated: time, command, git state, seed, versions.
+    """Append a record of this start: time, command, git state, seed and versions.
 
     Args:
-        path: of `environment.txt`; the records of earlier starts stay.
+        path: `environment.txt`.
         seed: of the run, negative for a random one.
     """
     earlier = path.read_text(encoding="utf-8", errors="replace") + "\n" if path.exists() else ""
@@ -75,7 +79,7 @@ def append_start(path: Path, seed: int) -> None:
 
 
 def git_state(folder: Path = Path(__file__).parent) -> str:
-    """Commit and changed files of the checkout that a folder is in, or that there is none."""
+    """Describe commit and modified files of the git checkout that contains a folder."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""The folder of a run: who writes to it, and which run each of its files belongs to."""
+"""Manage the output folder of a run: lock it, and keep the files of different runs apart."""
 
 import contextlib
 import copy
@@ -38,30 +38,30 @@ METRICS = "metrics.json"
 LAST = "last_checkpoint"
 EARLIER = "earlier_runs"
 EVALUATION = "evaluation"
-# Everything that a run writes; other files in the folder are the user's and stay where they are.
-OWNED = (
+# Files that a run writes; others in the folder belong to the user and are left alone.
+RUN_FILES = (
     *(RECORD, METRICS, LAST, "model_*.pth", "model_*.pth.broken", "trouble_*.pth"),
     *(CONFIG, "environment.txt", "log.txt", "log.txt.rank*", "events.out.tfevents.*"),
     *("curves.png", "predictions.png", "train_samples.png", "profile*.json", "profile*.txt"),
     *(EVALUATION, "wandb"),
 )
-# A folder without any of these holds nothing that took time to make.
+# Files that are expensive to recreate.
 WORTH_KEEPING = ("model_*.pth", METRICS, EVALUATION)
-# Seconds to wait for the lock of a run that is just ending.
-PATIENCE = 10.0
+# Seconds to wait for the lock of a run that is about to end.
+LOCK_TIMEOUT = 10.0
 
 Result = TypeVar("Result")
 
 
 @dataclass
 class RunRecord:
-    """What ``run.json`` says of a run.
+    """Contents of ``run.json``.
 
     Attributes:
         id: of this run, also stored in its checkpoints.
         started: local time, ISO 8601.
-        products: iterations done when each product of the end was made, by name.
-        data_seed: of the order and augmentation of the images.
+        products: final outputs, name -> completed iterations when it was created.
+        data_seed: seed of the order and augmentation of the images.
         data: fingerprint of the training data.
     """
 
@@ -73,13 +73,13 @@ class RunRecord:
 
 
 class RunFolder:
-    """The output folder of one run, locked while the run lasts.
+    """Output folder of a run, locked for its duration.
 
-    Use it as a context manager, in all processes; only the first one touches the disk.
+    Use it as a context manager in all processes; only the main process accesses the disk.
 
     Attributes:
         path: the folder.
-        record: what ``run.json`` says.
+        record: contents of ``run.json``.
     """
 
     def __init__(self, path: Path, record: RunRecord, lock: "FileLock | None" = None) -> None:
@@ -96,52 +96,31 @@ class RunFolder:
         evaluate: bool = False,
         overwrite: bool = False,
     ) -> "RunFolder":
-        """Lock a folder and make it ready for a run. To be called in all processes.
+        """Lock a folder and prepare it for a run. Collective: call it in all processes.
 
-        A new run in a folder that holds another one moves that one's files to
-        ``earlier_runs/001`` and so on, so that nothing is mistaken for its own and nothing is
-        lost.
+        A new run in the folder of another one moves the earlier files to ``earlier_runs/001`` and
+        so on, so that they are neither confused with its own nor lost.
 
         Args:
-            path: made if it is missing.
-            resume: the files there are this run's, unless they lack a checkpoint to go on from.
-            evaluate: nothing is trained: the files there are left alone.
-            overwrite: delete an earlier run's files in place of moving them.
+            path: created if it does not exist.
+            resume: the files belong to this run, unless there is no checkpoint to resume from.
+            evaluate: nothing is trained, so existing files are left alone.
+            overwrite: delete the files of an earlier run instead of moving them.
         Raises: OSError if the folder cannot be written, or another run is writing to it.
         """
         folder = Path(path)
+        lock: FileLock | None = None
 
-        def prepare() -> tuple[RunRecord, FileLock]:
-            lock = FileLock(folder / LOCK)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-            except BlockingIOError:
-                raise
-            except OSError as error:
-                raise OSError(
-                    f"{folder} cannot be used as the output folder ({error}). Choose another one "
-                    "with --output."
-                ) from error
+        def prepare() -> RunRecord:
+            nonlocal lock
+            # Local to this process: the lock cannot be sent to others like the record.
+            lock = _lock_folder(folder)
             remove_leftovers(folder)
             if not evaluate and not (resume and can_continue(folder)):
                 set_aside(folder, overwrite=overwrite)
-            record = read_record(folder)
-            if record is None:
-                now = datetime.datetime.now().isoformat(timespec="seconds")
-                record = RunRecord(id=uuid.uuid4().hex, started=now)
-                if not evaluate:
-                    write_record(folder, record)
-            return record, lock
+            return read_record(folder) or _new_record(folder, write=not evaluate)
 
-        lock: FileLock | None = None
-
-        def prepared() -> RunRecord:
-            nonlocal lock
-            record, lock = prepare()
-            return record
-
-        return cls(folder, in_first_process(prepared), lock)
+        return cls(folder, in_first_process(prepare), lock)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -151,12 +130,12 @@ class RunFolder:
             self._lock.release()
 
     def note(self, run: str, *, data_seed: int, data: str, anew: bool) -> None:
-        """Record which run this is, and what repeating it needs besides its config.
+        """Record id and data of the run in ``run.json``.
 
         Args:
             run: its id.
             data_seed, data: see :class:`RunRecord`.
-            anew: it starts at the beginning, so what an earlier start recorded does not count.
+            anew: replace the values of an earlier start, since training begins at iteration 0.
         """
         self.record.id = run
         if anew or self.record.data_seed is None:
@@ -164,21 +143,44 @@ class RunFolder:
         write_record(self.path, self.record)
 
     def note_product(self, name: str, iterations: int) -> None:
-        """Record that a product of the end was made after so many iterations."""
+        """Record that a final output was created after a number of iterations."""
         self.record.products[name] = iterations
         write_record(self.path, self.record)
 
     def has_product(self, name: str, iterations: int) -> bool:
-        """Return whether a product was made after so many iterations and is still there."""
+        """Return whether an output was created after this number of iterations and still exists."""
         made = self.record.products.get(name) == iterations
         return made and (self.path / name).exists()
 
 
-class FileLock:
-    """A lock on a file that ends with the process, however it ends.
+def _lock_folder(folder: Path) -> "FileLock":
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be used as the output folder ({error}). Choose another one with "
+            "--output."
+        ) from error
+    return lock
 
-    The operating system's record locks are not inherited by child processes: loader workers that
-    outlive a killed run for a moment do not hold its lock.
+
+def _new_record(folder: Path, *, write: bool) -> RunRecord:
+    now = datetime.datetime.now().isoformat(timespec="seconds")
+    record = RunRecord(id=uuid.uuid4().hex, started=now)
+    if write:
+        write_record(folder, record)
+    return record
+
+
+class FileLock:
+    """File lock that is released when the process ends, even if it is killed.
+
+    POSIX record locks are not inherited by child processes, so loader workers that briefly outlive
+    a killed run do not hold the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,15 +188,15 @@ class FileLock:
         self._file: Any = None
 
     def acquire(self) -> None:
-        """Take the lock, waiting for some seconds.
+        """Acquire the lock, waiting for up to ``LOCK_TIMEOUT`` seconds.
 
-        Raises: BlockingIOError that names the holder if another process keeps it.
+        Raises: BlockingIOError with the holder if another process holds it.
         """
         if fcntl is None:
             return
-        # Append: the content is the holder's, until the lock is ours.
+        # Append mode preserves the description of the holder until the lock is acquired.
         self._file = self.path.open("a+", encoding="utf-8")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,8 +212,8 @@ class FileLock:
                 time.sleep(0.2)
             except OSError as error:
                 logger.warning(
-                    "This file system has no locks (%s): make sure that no second run writes to "
-                    "%s.",
+                    "This file system does not support locks (%s). Make sure that no other run "
+                    "writes to %s.",
                     error.strerror,
                     self.path.parent,
                 )
@@ -225,16 +227,16 @@ class FileLock:
         return self._file.read().strip() or "unknown process"
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def in_first_process(work: Callable[[], Result]) -> Result:
-    """Call a function in the first process; return its result, or raise its error, in all.
+    """Call a function in the main process, and return its result, or raise its error, in all.
 
-    To be called in all processes.
+    Collective: call it in all processes.
     """
     outcome: tuple[Any, Exception | None, str] = (None, None, "")
     own: Exception | None = None
@@ -246,7 +248,7 @@ def in_first_process(work: Callable[[], Result]) -> Result:
             outcome = (None, sendable(error), traceback.format_exc())
     result, failure, trace = comm.all_gather(outcome)[0]
     if own is not None:
-        # A copy that has been sent has lost where it comes from.
+        # The original error, because the gathered copy has no traceback.
         raise own
     if failure is not None:
         raise failure from RemoteTraceback(trace)
@@ -254,21 +256,21 @@ def in_first_process(work: Callable[[], Result]) -> Result:
 
 
 def sendable(error: Exception) -> Exception:
-    """Return an error, or one with its message if it cannot be sent to another process."""
+    """Return an error that can be pickled: the same one, or one with its message."""
     try:
         pickle.dumps(error)
-        copy.copy(error)  # takes the way of unpickling
-    except Exception:  # whatever its constructor makes of its own arguments
+        copy.copy(error)  # calls the constructor like unpickling
+    except Exception:  # constructors may raise anything
         return RuntimeError(str(error))
     return error
 
 
 def set_aside(folder: Path, *, overwrite: bool) -> None:
-    """Move the files of an earlier run into a folder of their own, or delete them.
+    """Move the files of an earlier run into a subfolder, or delete them.
 
-    Files of a run that died before it made anything are deleted, its log excepted.
+    Of a run that failed before it produced results, only ``run.json`` is deleted.
     """
-    earlier = list(_owned(folder))
+    earlier = list(_run_files(folder))
     worth = (path for pattern in WORTH_KEEPING for path in folder.glob(pattern))
     if not any(path.is_symlink() or path.is_dir() or path.stat().st_size for path in worth):
         for path in earlier:
@@ -279,32 +281,32 @@ def set_aside(folder: Path, *, overwrite: bool) -> None:
         for path in earlier:
             is_folder = path.is_dir() and not path.is_symlink()
             shutil.rmtree(path) if is_folder else path.unlink()
-        logger.warning("Deleted the files of an earlier run in %s (--overwrite).", folder)
+        logger.warning("Deleted the files of the earlier run in %s (--overwrite).", folder)
         return
     target = next(_numbered(folder / EARLIER))
     target.mkdir(parents=True)
-    # The record goes last: killed in between, the rest is moved at the next start.
+    # The record is moved last, so that after an interruption the next start moves the rest.
     for path in sorted(earlier, key=lambda p: p.name == RECORD):
         path.rename(target / path.name)
     logger.warning(
-        "%s held an earlier run: its files are in %s now. To continue a run, add --resume; to "
-        "replace one, --overwrite.",
+        "%s contained an earlier run, whose files were moved to %s. Use --resume to continue a "
+        "run, or --overwrite to replace it.",
         folder,
         target,
     )
 
 
 def can_continue(folder: Path) -> bool:
-    """Return whether there is a checkpoint to go on from, or nothing that a new start would spoil.
+    """Return whether there is a checkpoint to resume from, or no model at all.
 
-    Whoever deletes the checkpoints of a run and keeps its best model starts anew with ``--resume``.
+    If only the best model remains of a run, ``--resume`` starts a new run.
     """
     models = [path.name for path in folder.glob("model_*.pth")]
     return not models or any(re.fullmatch(r"model_(\d+|final)\.pth", name) for name in models)
 
 
-def _owned(folder: Path) -> Iterator[Path]:
-    for pattern in OWNED:
+def _run_files(folder: Path) -> Iterator[Path]:
+    for pattern in RUN_FILES:
         yield from folder.glob(pattern)
 
 
@@ -318,7 +320,7 @@ def _numbered(folder: Path) -> Iterator[Path]:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """Read ``run.json``; None if there is none that can be read."""
+    """Read ``run.json``; None if it does not exist or cannot be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return RunRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
     return None

@@ -1,4 +1,4 @@
-"""Pictures that a run leaves: what the model finds in some test images, beside the truth."""
+"""Save training curves, and predictions on test images beside the ground truth."""
 
 import logging
 from pathlib import Path
@@ -15,28 +15,28 @@ from ..visualization.draw_panoptic import PANOPTIC
 
 logger = logging.getLogger("focalnet_det")
 
-# By the evaluator_type of a dataset.
+# evaluator_type of a dataset -> drawing functions.
 DRAWINGS = {"coco": INSTANCES, "coco_panoptic_seg": PANOPTIC}
 
 
 def save_training_curves(experiment: Experiment) -> bool:
-    """Draw losses, learning rate and test scores of a run, into ``curves.png``.
+    """Plot losses, learning rate and test scores of a run to ``curves.png``.
 
-    Returns: whether there was anything to draw.
+    Returns: whether there was anything to plot.
     """
     folder = Path(experiment.options.output_dir)
     drawn = save_curves(folder / "metrics.json", folder / "curves.png")
     if drawn:
-        logger.info("Training curves: %s", folder / "curves.png")
+        logger.info("Saved training curves to %s.", folder / "curves.png")
     return drawn
 
 
 def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
-    """Draws images spread evenly over the first test set, into ``predictions.png``.
+    """Draw predictions on evenly spaced images of the first test set to ``predictions.png``.
 
     Args:
-        experiment: says how many images, and where to.
-        model: in any mode; it is put back into it.
+        experiment: provides the test sets and the number of images.
+        model: in any mode, which is restored.
     Returns: the path, or None if there is nothing to draw.
     """
     options = experiment.options
@@ -49,14 +49,14 @@ def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
     if count == 0:
         return None
     chosen = range(0, len(records) - len(records) % count, len(records) // count)
-    # The set behind the loader: the loader itself would give each process its share alone.
+    # The dataset of the loader, because the loader yields only the share of this process.
     mapped = experiment.test_loaders[name]().dataset
     path = Path(options.output_dir) / "predictions.png"
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         save_comparison(
-            # With test-time augmentation the set has views in place of images.
+            # With test-time augmentation, samples have views instead of an image.
             TestTimeAugmentation(model),
             [records[i] for i in chosen],
             [mapped[i] for i in chosen],
@@ -65,5 +65,5 @@ def save_predictions(experiment: Experiment, model: nn.Module) -> Path | None:
             drawings=drawings,
         )
     model.train(was_training)
-    logger.info("Pictures: %s", path)
+    logger.info("Saved predictions to %s.", path)
     return path

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: Ctrl-C, and those of schedulers."""
+"""Stop a training gracefully on Ctrl-C and on signals of job schedulers."""
 
 import os
 import signal
@@ -9,8 +9,9 @@ from typing import Any
 
 from ..supervise import EXIT_INTERRUPTED, EXIT_STOPPED, announce
 
-# A launcher and a scheduler may both pass on one signal: the second copy is no second wish.
-ONE_SIGNAL = 1.0  # seconds
+# Seconds. A launcher and a scheduler may both forward a signal; duplicates within this time are
+# ignored.
+DUPLICATE_WINDOW = 1.0
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
@@ -18,41 +19,41 @@ SIGNALS = tuple(
 
 
 class RunStopped(Exception):
-    """A signal asked the run to stop, and its state is saved.
+    """Signal that the run stops on request, with its state saved.
 
     Attributes:
-        signal: its number.
-        iterations: that were done.
+        signal: number.
+        iterations: completed iterations.
     """
 
     def __init__(self, number: int, iterations: int) -> None:
-        super().__init__(number, iterations)  # a copy for another process is made from these
+        super().__init__(number, iterations)  # pickling recreates the exception from these
         self.signal = number
         self.iterations = iterations
 
     def __str__(self) -> str:
         name = signal.Signals(self.signal).name
         return (
-            f"Stopped by {name} after iteration {self.iterations}; the state is saved. Continue "
+            f"Stopped by {name} after iteration {self.iterations}. The state is saved; continue "
             "with --resume."
         )
 
     @property
     def exit_code(self) -> int:
-        """Exit status of the process: 130 after Ctrl-C, otherwise one that means "run again"."""
+        """Exit code: 130 after Ctrl-C, otherwise one that asks schedulers to requeue the job."""
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_STOPPED
 
 
 class StopSignals:
-    """Note the first stop signal instead of dying from it; the second one ends the process.
+    """Context manager that records the first stop signal; a second one ends the process.
 
-    A context manager; outside the main thread it does nothing.
+    Outside the main thread it does nothing.
 
     Args:
-        quiet: say nothing on standard error, as all processes but the first.
+        quiet: print nothing to standard error, for all processes but the main one.
 
     Attributes:
-        received: number of the signal that came, 0 for none.
+        received: number of the received signal, 0 for none.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -72,7 +73,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received and time.monotonic() - self._since < ONE_SIGNAL:
+        if self.received and time.monotonic() - self._since < DUPLICATE_WINDOW:
             return
         if self.received:
             signal.signal(number, signal.SIG_DFL)

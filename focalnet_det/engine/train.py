@@ -1,4 +1,4 @@
-"""A training from its first iteration, or the one after its last checkpoint, to its products."""
+"""Run a training from its first iteration or its last checkpoint to its final outputs."""
 
 import logging
 import multiprocessing
@@ -22,29 +22,29 @@ from .evaluate import evaluate, evaluation_folder, write_reports
 from .finish import Product, finish, read_results, write_results
 from .hooks import GlobalLevelHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
-from .numerics import NumericalTrouble
+from .numerics import NumericalTrouble, Rewind
 from .random_state import random_states, restore_random_states
 from .run_folder import CONFIG, METRICS, RunFolder, in_first_process
 from .run_pictures import save_predictions, save_training_curves
 from .signals import RunStopped, StopSignals
-from .trainer import Rewind, Trainer, autocast
+from .trainer import Trainer, autocast
 
 logger = logging.getLogger("focalnet_det")
 
 
 def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) -> dict[str, Any]:
-    """Train, with periodic checkpoints and evaluation, and leave what a run leaves.
+    """Train with periodic checkpoints and evaluations, and create the final outputs.
 
     Args:
         experiment: what to train.
         folder: of the run.
-        resume: continue from the last whole checkpoint in the folder, if there is one.
-    Returns: results of the last evaluation, as :func:`evaluate` returns them.
-    Raises: SystemExit with status 75 (130 after Ctrl-C) if a signal asked to stop and the state is
+        resume: continue from the latest intact checkpoint in the folder, if there is one.
+    Returns: results of the last evaluation, as from :func:`evaluate`.
+    Raises: SystemExit with status 75 (130 after Ctrl-C) after a stop signal, once the state is
         saved; OSError if the disk is full; NumericalTrouble if a loss or a gradient is not finite;
-        ValueError if the checkpoint is of another run.
+        ValueError if the checkpoint does not match this run.
     """
-    # The process that started this one speaks for all.
+    # Only one process of the job announces signals: the parent, if there is one.
     quiet = not comm.is_main_process() or multiprocessing.parent_process() is not None
     with StopSignals(quiet=quiet) as stop:
         try:
@@ -55,11 +55,11 @@ def train(experiment: Experiment, folder: RunFolder, *, resume: bool = False) ->
 
 
 class Training:
-    """The parts of one training, and their order.
+    """Components of a training, and the order of its steps.
 
     Args:
         experiment, folder: as in :func:`train`.
-        stop: signals that ask to stop.
+        stop: receiver of stop signals.
     """
 
     def __init__(self, experiment: Experiment, folder: RunFolder, stop: StopSignals) -> None:
@@ -69,8 +69,8 @@ class Training:
         self.options = options = experiment.options
         if options.keep_best and not experiment.test_loaders:
             raise ValueError(
-                f"train.keep_best={options.keep_best} needs a test set: add one (--val-json and "
-                "the like), or leave keep_best empty."
+                f"train.keep_best={options.keep_best} requires a test set. Add one (for example "
+                "with --val-json), or leave keep_best empty."
             )
         self.results: dict[str, Any] = {}
         self.is_evaluated = False
@@ -105,10 +105,10 @@ class Training:
         self.end_of_iteration = self._register_hooks()
 
     def _data_seed(self) -> int:
-        """Return the config's seed, the recorded one, or a new one; the same in all processes."""
+        """Return the seed of the config, the recorded one, or a new one, equal in all processes."""
         if self.options.seed >= 0:
             return self.options.seed
-        # Drawn at each start, so that the random states after it are those of the first start.
+        # Drawn even if it is not used, so that resuming does not change the random states.
         drawn = comm.shared_random_seed()
         recorded = self.folder.record.data_seed
         return drawn if recorded is None else recorded
@@ -127,7 +127,7 @@ class Training:
                 hooks.IterationTimer(),
                 LearningRate(self.experiment.schedule.multiplier(epoch)),
                 ProfilerHook(self.folder.path, *options.profile) if options.profile else None,
-                # Before the checkpoint, which is to hold how far it is.
+                # Before the checkpoint, which must include the updated level.
                 GlobalLevelHook(options.growth_iterations),
                 end,
             ]
@@ -135,7 +135,7 @@ class Training:
         return end
 
     def run(self, *, resume: bool) -> dict[str, Any]:
-        """Train to the end, and make the products."""
+        """Train to the end, and create the final outputs."""
         describe(
             self.model, self.loader.num_images, self.loader.batch_size, self.max_iter, self.options
         )
@@ -154,51 +154,51 @@ class Training:
     def _note_start(self, *, anew: bool) -> None:
         facts = self.checkpoints.facts
         self.folder.note(facts.id, data_seed=self.loader.seed, data=facts.data, anew=anew)
-        # A checkpoint has accepted it: that of a resumption that was refused is not the run's.
+        # Written only now, because a refused resumption must not replace the config.
         write_text(self.folder.path / CONFIG, facts.config)
 
     def _begin(self, *, resume: bool) -> int:
-        """Load the last checkpoint, or the initial weights; return the first iteration."""
+        """Load the last checkpoint or the initial weights, and return the first iteration."""
         if resume:
             content = self.checkpoints.resume()
             if content is not None:
                 return self._continue(content)
-            logger.info("No checkpoint in %s: starting at the beginning.", self.folder.path)
+            logger.info("No checkpoint in %s. Starting from the beginning.", self.folder.path)
         if self.options.init_checkpoint:
             levels = self.options.init_levels or None
             report = load_initial_weights(self.model, self.options.init_checkpoint, levels=levels)
             logger.info("%s", report)
-            # Growth changes which buffers there are.
+            # Loading with more focal levels changes the buffers of the model.
             self.trainer.start_average()
         if comm.is_main_process():
-            # A run may have been killed before its first checkpoint.
+            # Metrics may remain from a run that was killed before its first checkpoint.
             drop_lines_from(self.folder.path / METRICS, 0)
             self.trainer.tally.add(self.loader.file_issues)
         return 0
 
     def _continue(self, content: dict[str, Any]) -> int:
-        """Do what the run owed when it was interrupted; return the next iteration."""
+        """Complete a pending evaluation of the checkpoint, and return the next iteration."""
         iteration = self.trainer.iter
         start = iteration + 1
         if comm.is_main_process():
             self.checkpoints.read_best(self.options.keep_best)
             drop_lines_from(self.folder.path / METRICS, start)
-        logger.info("Resuming at iteration %d.", start)
+        logger.info("Resuming from iteration %d.", start)
         if content.get("pending") is not None:
             self._complete(iteration, content["pending"])
         final = self.folder.path / FINAL
         if start < self.max_iter and comm.is_main_process() and final.exists():
-            # The training has been made longer: the file is one of many.
+            # The schedule was extended, so this is no longer the final checkpoint.
             final.rename(final.with_name(f"model_{iteration:07d}.pth"))
         return start
 
     def _complete(self, iteration: int, pending: Mapping[str, float]) -> None:
-        """Evaluate after the last iteration and write its metrics, unless that is on disk."""
+        """Evaluate after an iteration and write its metrics, unless they are already on disk."""
         metrics = self.folder.path / METRICS
         if in_first_process(lambda: has_scores(metrics, iteration)):
             return
         done = iteration + 1
-        logger.info("Repeating the evaluation after iteration %d, which was cut off.", done)
+        logger.info("Repeating the interrupted evaluation after iteration %d.", done)
         if comm.is_main_process():
             drop_lines_from(metrics, iteration)
         self._open_writers(done)
@@ -212,9 +212,7 @@ class Training:
     def _train_from(self, start: int) -> None:
         self.done = max(start, self.max_iter)
         if start >= self.max_iter:
-            logger.info(
-                "Nothing left to train: %d of %d iterations are done.", start, self.max_iter
-            )
+            logger.info("Training is already complete: %d of %d iterations.", start, self.max_iter)
             self.trainer.iter = start - 1
             if in_first_process(lambda: not (self.folder.path / FINAL).exists()):
                 self.checkpoints.save(start - 1, final=True)
@@ -226,21 +224,21 @@ class Training:
             self._close_writers()
 
     def _rewind(self, rewind: Rewind) -> int:
-        """Go back to the last checkpoint and draw other batches from there on."""
+        """Return to the last checkpoint, and continue with different batches."""
         rewinds = self.trainer.rewinds + 1
         content = self.checkpoints.resume()
         if content is None:
             trouble = rewind.trouble
             raise NumericalTrouble(
-                f"{trouble} There is no checkpoint to go back to.", trouble.iteration
+                f"{trouble} There is no checkpoint to rewind to.", trouble.iteration
             )
         start = self._continue(content)
         self.trainer.rewinds = rewinds
-        # The same batches would lead to the same place.
+        # The same batches would reproduce the error.
         self.loader.seed += rewinds
         self.trainer.restart_data()
         logger.warning(
-            "%s Back to iteration %d, with other batches: %d of at most %d times.",
+            "%s Rewinding to iteration %d with different batches (%d of at most %d times).",
             rewind.trouble,
             start,
             rewinds,
@@ -249,14 +247,14 @@ class Training:
         return start
 
     def _evaluate(self, iteration: int) -> dict[str, float]:
-        """Evaluate the model, keep it if it is the best, and return its scores by name."""
+        """Evaluate the model, save it if it is the best, and return its scores by name."""
         model = self.trainer.evaluated_model
 
         def stop_if_asked() -> None:
             if self.stop.received:
                 raise RunStopped(self.stop.received, iteration + 1)
 
-        # Whether an evaluation is made again after an interruption, the training must not notice.
+        # An evaluation may be repeated after an interruption, which must not affect the training.
         states = random_states(self.options.device)
         try:
             with autocast(self.options):
@@ -285,13 +283,13 @@ class Training:
         task, _, metric = name.partition("/")
         if task not in first or metric not in first[task]:
             known = ", ".join(f"{t}/{m}" for t, metrics in first.items() for m in metrics)
-            raise KeyError(f"No metric {name!r} to keep the best by: {known}.")
+            raise KeyError(f"Unknown metric {name!r} for train.keep_best. Known: {known}.")
         return float(first[task][metric])
 
     def _finish(self) -> None:
-        """Make what a finished run leaves."""
+        """Create the final outputs."""
         iteration = self.done - 1
-        # Processes other than the first have no results.
+        # `is_evaluated` instead of `results`, which are empty on all but the main process.
         if self.experiment.test_loaders and not self.is_evaluated:
             saved = in_first_process(lambda: read_results(self.folder.path, iteration))
             if saved is None:
@@ -312,7 +310,7 @@ class Training:
             path = self.folder.path / AVERAGED
             described = self.checkpoints.facts.described()
             write_checkpoint(path, {"model": model.state_dict(), **described})
-            logger.info("Averaged weights: %s", path)
+            logger.info("Saved averaged weights to %s.", path)
             return True
 
         def report(name: str) -> bool:
@@ -345,10 +343,10 @@ class Training:
 
 
 def build_writers(experiment: Experiment, start: int) -> list[EventWriter]:
-    """Return writers of JSON lines, TensorBoard and, if asked, Weights & Biases."""
+    """Build the writers of JSON lines, TensorBoard and, if enabled, Weights & Biases."""
     options = experiment.options
     writers: list[EventWriter] = [
-        # Values as they are: a median over the past would begin anew after a resumption.
+        # Unsmoothed, because the window of a median would be lost when a run resumes.
         JSONWriter(str(Path(options.output_dir) / METRICS), window_size=1),
         OptionalWriter(TensorboardXWriter(options.output_dir, purge_step=start), "TensorBoard"),
     ]
@@ -362,7 +360,7 @@ def build_writers(experiment: Experiment, start: int) -> list[EventWriter]:
 def describe(
     model: nn.Module, num_images: int, batch_size: int, max_iter: int, options: TrainOptions
 ) -> None:
-    """Say in one line what is about to be trained."""
+    """Log a summary of the training."""
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
         "Training %.1f M parameters on %d images, %d iterations of batch %d, %s on %s.",
@@ -375,8 +373,8 @@ def describe(
     )
     if options.recipe_batch not in (0, batch_size):
         logger.warning(
-            "The recipe's batch is %d, this run's %d: by the linear rule the learning rate would "
-            "be multiplied by %g. It is not, unless you do so.",
+            "The batch size of the recipe is %d, that of this run is %d. The linear scaling rule "
+            "suggests multiplying the learning rate by %g, which is not done automatically.",
             options.recipe_batch,
             batch_size,
             batch_size / options.recipe_batch,

@@ -1,4 +1,4 @@
-"""One training iteration, and all the state that decides the next one."""
+"""Run training iterations, and save and restore the training state."""
 
 import contextlib
 import logging
@@ -21,8 +21,9 @@ from ..experiment import TrainOptions
 from .ema import averaged_model
 from .memory import OUT_OF_MEMORY, checkpoint_activations, explain_memory, is_out_of_memory
 from .numerics import (
-    MOST_OVERFLOWS,
+    MAX_OVERFLOWS,
     NumericalTrouble,
+    Rewind,
     describe_images,
     describe_trouble,
     gradient_norm,
@@ -35,31 +36,24 @@ from .signals import StopSignals
 
 logger = logging.getLogger("focalnet_det")
 
+ADVICE = " Lower the learning rate, set train.clip_norm, or use train.on_nan=skip or rewind."
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Rewind(Exception):
-    """Numerical trouble asks to go back to the last checkpoint."""
-
-    def __init__(self, trouble: NumericalTrouble) -> None:
-        super().__init__(str(trouble))
-        self.trouble = trouble
-
-
 class Trainer(SimpleTrainer):
-    """Train with autocast on any device, accumulation, clipping, averaged weights and checks.
+    """Trainer with autocast, gradient accumulation, clipping, EMA weights and numerical checks.
 
     Args:
         model, data_loader, optimizer: as in SimpleTrainer.
-        options: ``device``, ``precision``, ``accumulation``, ``clip_*``, ``ema_decay``,
-            ``on_nan``, ``nan_limit`` and ``oom_retry`` are read.
-        folder: gets a file that replays an iteration with numerical trouble; None for no file.
-        config_text: of the whole config, for that file.
-        stop: signals that ask to stop.
+        options: uses ``device``, ``precision``, ``accumulation``, ``clip_*``, ``ema_decay``,
+            ``on_nan``, ``nan_limit`` and ``oom_retry``.
+        folder: for a file that replays an iteration with NaN or infinity; None for no file.
+        config_text: full config, for that file.
+        stop: receiver of stop signals.
 
     Attributes:
-        stop_signal: number of the signal that a process received, the same in all processes, as of
-            the last iteration; 0 for none.
+        stop_signal: number of the stop signal that any process had received as of the last
+            iteration, equal in all processes; 0 for none.
     """
 
     def __init__(
@@ -84,31 +78,30 @@ class Trainer(SimpleTrainer):
         self.overflows = 0
         device = options.device.split(":")[0]
         self.scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
-        # With DistributedDataParallel the parameters are those of the module inside.
+        # Unwraps DistributedDataParallel.
         self.inner = getattr(model, "module", model)
         self.start_average()
         self.tally = IssueCounter()
         self.restart_data()
 
     def start_average(self) -> None:
-        """Begin the moving average, if asked for, with the weights that the model has now."""
+        """Initialize the EMA, if enabled, with the current weights."""
         decay = self.options.ema_decay
         self.ema = averaged_model(self.inner, decay) if decay else None
 
     def restart_data(self) -> None:
-        """Open the stream of batches where the loader's ``seed`` and ``start`` say."""
+        """Reopen the stream of batches at the ``seed`` and ``start`` of the loader."""
         self._batches = iter(self.data_loader)
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The averaged weights where there are some, or else the model, without its DDP wrapper."""
+        """The EMA model if enabled, or else the model, without its DDP wrapper."""
         return self.inner if self.ema is None else self.ema.module
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter`` to ``max_iter - 1``.
 
-        Unlike Detectron2's loop, an error ends it at once: what hooks do after a training is for
-        trainings that came to their end.
+        Unlike in Detectron2's loop, ``after_train`` hooks do not run after an error.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -122,13 +115,13 @@ class Trainer(SimpleTrainer):
             self.after_train()
 
     def run_step(self) -> None:
-        """One iteration: data, forward, backward, update, metrics."""
+        """Run one iteration: data, forward, backward, update, metrics."""
         start = time.perf_counter()
         data = next(self._batches)
         data_time = time.perf_counter() - start
         for example in data:
             self.tally.add(example.pop(DATA_ISSUES, {}))
-        # Taken back if the iteration is computed again.
+        # Restored if the iteration is retried.
         states = random_states(self.options.device)
         send_images(data, self.options.device)
         try:
@@ -145,8 +138,8 @@ class Trainer(SimpleTrainer):
         try:
             losses = self.accumulate_gradients(data)
         except FloatingPointError as error:
-            # Detectron2 looks at some predictions itself.
-            self._after_trouble({}, data, states, said=str(error))
+            # Raised by Detectron2's own checks of predictions.
+            self._after_trouble({}, data, states, model_error=str(error))
             return
         self.scaler.unscale_(self.optimizer)
         losses, norm, bad = self._checked(losses, gradient_norm(self.inner.parameters()))
@@ -165,17 +158,17 @@ class Trainer(SimpleTrainer):
     def _checked(
         self, losses: dict[str, Tensor], norm: Tensor
     ) -> tuple[dict[str, Tensor], float, bool]:
-        """Copy losses and gradient norm to the CPU, at once, and look for trouble in any process.
+        """Copy losses and gradient norm to the CPU, and check them across processes.
 
-        Every copy of its own would wait for the device.
+        A single copy is used, since each one synchronizes with the device.
 
-        Returns: losses on the CPU, the norm, and whether the update must not be made; the last is
-            the same in all processes, and so is ``stop_signal``.
+        Returns: losses on the CPU, the norm, and whether the update must be skipped, which is equal
+            in all processes, like ``stop_signal``.
         """
-        # The scaler leaves out updates whose gradients overflow.
-        judged = list(losses.values()) + ([] if self.scaler.is_enabled() else [norm])
+        # The scaler itself skips updates whose gradients overflow.
+        checked = list(losses.values()) + ([] if self.scaler.is_enabled() else [norm])
         numbers = torch.stack([t.detach().float() for t in (*losses.values(), norm)])
-        finite = torch.stack([t.detach().float() for t in judged]).isfinite().all()
+        finite = torch.stack([t.detach().float() for t in checked]).isfinite().all()
         flags = torch.stack(
             [(~finite).float(), torch.full_like(norm, self.stop.received, dtype=torch.float32)]
         )
@@ -184,7 +177,7 @@ class Trainer(SimpleTrainer):
         *values, total_norm, bad, stop = torch.cat([numbers, flags]).cpu().unbind()
         self.stop_signal = int(stop)
         self.overflows = 0 if total_norm.isfinite() else self.overflows + 1
-        collapsed = self.scaler.is_enabled() and self.overflows > MOST_OVERFLOWS
+        collapsed = self.scaler.is_enabled() and self.overflows > MAX_OVERFLOWS
         return dict(zip(losses, values, strict=True)), float(total_norm), bool(bad) or collapsed
 
     def _after_trouble(
@@ -193,34 +186,35 @@ class Trainer(SimpleTrainer):
         data: list[dict[str, Any]],
         states: dict[str, Any],
         *,
-        said: str = "",
+        model_error: str = "",
     ) -> None:
-        """Leave the update out, or raise.
+        """Skip the update, or raise.
 
         Args:
             losses, data, states: of the iteration.
-            said: by the model itself, in this process alone; the others are still computing, and
-                this one can only end.
+            model_error: message of an error that the model raised in this process alone. The other
+                processes are still computing, so no collective calls are possible.
         """
-        trouble = self._describe(losses, data, states, said)
-        if said and comm.get_world_size() > 1:
+        trouble = self._describe(losses, data, states, model_error)
+        if model_error and comm.get_world_size() > 1:
             raise trouble
         self.optimizer.zero_grad(set_to_none=True)
-        if not said:
-            # Without an update the scaler would refuse the next iteration.
+        if not model_error:
+            # The scaler requires an update between two calls of `unscale_`.
             self.scaler.update()
         limit = self.options.nan_limit
         if self.options.on_nan == "skip" and self.skipped < limit:
             self.skipped += 1
             self.overflows = 0
             self.storage.put_scalar("skipped_iterations", self.skipped, smoothing_hint=False)
-            logger.warning("%s Update left out, %d of at most %d.", trouble, self.skipped, limit)
+            logger.warning("%s Skipped update %d of at most %d.", trouble, self.skipped, limit)
             return
         if self.options.on_nan == "rewind" and self.rewinds < limit:
             raise Rewind(trouble)
         if self.options.on_nan != "stop":
-            used_up = f"{trouble} Going on was allowed {limit} times (train.nan_limit)."
-            raise NumericalTrouble(used_up, self.iter)
+            raise NumericalTrouble(
+                f"{trouble} The limit of {limit} (train.nan_limit) is reached.", self.iter
+            )
         raise trouble
 
     def _describe(
@@ -228,57 +222,61 @@ class Trainer(SimpleTrainer):
         losses: dict[str, Tensor],
         data: list[dict[str, Any]],
         states: dict[str, Any],
-        said: str,
+        model_error: str,
     ) -> NumericalTrouble:
-        """Say what happened, in words and as a file; the same in all processes."""
-        if said:
-            reason = f"{said.rstrip('.')}. {describe_images(data)}"
-        elif self.scaler.is_enabled() and self.overflows > MOST_OVERFLOWS:
-            reason = (
-                f"{self.overflows} updates in a row overflowed in fp16; the loss scale has fallen "
-                f"to {self.scaler.get_scale():g}. Try train.precision=bf16 or a lower rate"
-            )
-        else:
-            reason = describe_trouble(losses, self.inner, data)
-        guilty = not all(loss.isfinite() for loss in losses.values())
-        mine = {"random": states, "data": [pack_example(e) for e in data]}
-        reasons = [(False, reason)] if said else comm.all_gather((not guilty, reason))
-        packed = [mine] if said else comm.gather(mine)
-        replay = ""
-        if self.folder is not None:
-            path = self.folder / f"trouble_{self.iter:07d}.pth"
-            replay = f" To look into it: tools/replay_step.py {path}."
-            if said or comm.is_main_process():
-                content = {"iteration": self.iter, "config": self.config_text, "processes": packed}
-                write_trouble(path, {**content, "model": self.inner.state_dict()})
-        advice = (
-            " Lower the learning rate, set train.clip_norm, or let train.on_nan=skip or rewind "
-            "go on."
-        )
-        innocent, reason = min(reasons)
-        if innocent and len(reasons) > 1:
-            # Gradients are exchanged before they are looked at.
+        """Describe the error and write a replay file; the result is equal in all processes."""
+        reason = self._reason(losses, data, model_error)
+        losses_are_finite = all(loss.isfinite() for loss in losses.values())
+        reasons = [(False, reason)] if model_error else comm.all_gather((losses_are_finite, reason))
+        replay = self._write_replay(data, states, gather=not model_error)
+        # Processes with non-finite losses come first.
+        losses_are_finite, reason = min(reasons)
+        if losses_are_finite and len(reasons) > 1:
+            # Gradients are averaged over processes before the check, so their origin is unknown.
             reason += ", or those of another process"
-        return NumericalTrouble(
-            f"Iteration {self.iter + 1}: {reason}.{replay}"
-            + (advice if self.options.on_nan == "stop" else ""),
-            self.iter,
-        )
+        advice = ADVICE if self.options.on_nan == "stop" else ""
+        return NumericalTrouble(f"Iteration {self.iter + 1}: {reason}.{replay}{advice}", self.iter)
+
+    def _reason(
+        self, losses: dict[str, Tensor], data: list[dict[str, Any]], model_error: str
+    ) -> str:
+        if model_error:
+            return f"{model_error.rstrip('.')}. {describe_images(data)}"
+        if self.scaler.is_enabled() and self.overflows > MAX_OVERFLOWS:
+            return (
+                f"{self.overflows} consecutive updates overflowed in fp16, and the loss scale fell "
+                f"to {self.scaler.get_scale():g}. Try train.precision=bf16 or a lower learning rate"
+            )
+        return describe_trouble(losses, self.inner, data)
+
+    def _write_replay(
+        self, data: list[dict[str, Any]], states: dict[str, Any], *, gather: bool
+    ) -> str:
+        """Write a file that replays the iteration; return a hint at it, "" without a folder."""
+        local = {"random": states, "data": [pack_example(sample) for sample in data]}
+        processes = comm.gather(local) if gather else [local]
+        if self.folder is None:
+            return ""
+        path = self.folder / f"trouble_{self.iter:07d}.pth"
+        if not gather or comm.is_main_process():
+            content = {"iteration": self.iter, "config": self.config_text, "processes": processes}
+            write_trouble(path, {**content, "model": self.inner.state_dict()})
+        return f" To investigate, run tools/replay_step.py {path}."
 
     def _after_out_of_memory(self, data: list[dict[str, Any]], error: Exception) -> None:
-        """Free what the iteration holds and switch activation checkpointing on, or raise."""
+        """Free the memory of the iteration and enable activation checkpointing, or raise."""
         text = explain_memory(self.inner, self.optimizer, data, self.options)
         error = error.with_traceback(None)  # its frames hold the activations
         alone = comm.get_world_size() == 1
         if not (self.options.oom_retry and alone and checkpoint_activations(self.inner)):
             raise MemoryError(text) from error
-        logger.warning("%s Trying again with activation checkpointing from here on.", text)
+        logger.warning("%s Retrying with activation checkpointing, which remains enabled.", text)
         self.optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def accumulate_gradients(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Gradients of the mean over the parts of a batch; returns the losses' means.
+        """Accumulate gradients over the parts of a batch, and return the mean losses.
 
         Raises: ValueError if the batch cannot be split evenly.
         """
@@ -286,11 +284,12 @@ class Trainer(SimpleTrainer):
         size, rest = divmod(len(data), parts)
         if rest:
             raise ValueError(
-                f"A batch of {len(data)} images per process cannot be accumulated in {parts} parts."
+                f"A batch of {len(data)} images per process cannot be split evenly into {parts} "
+                "parts (train.accumulation)."
             )
         means: dict[str, Tensor] = {}
         for part in range(parts):
-            # Processes exchange gradients once an iteration.
+            # Gradients are synchronized between processes only once per iteration.
             last = part == parts - 1
             with contextlib.nullcontext() if last else self.without_exchange():
                 with autocast(self.options):
@@ -302,26 +301,26 @@ class Trainer(SimpleTrainer):
         return means
 
     def without_exchange(self) -> contextlib.AbstractContextManager[Any]:
-        """DistributedDataParallel's ``no_sync``, or nothing."""
+        """Return DistributedDataParallel's ``no_sync``, or a null context."""
         no_sync = getattr(self.model, "no_sync", contextlib.nullcontext)
         return cast(contextlib.AbstractContextManager[Any], no_sync())
 
     def total_tally(self) -> IssueCounter:
-        """Of all processes, in the first one. To be called in all processes."""
+        """Sum the issues of all processes on the main one. Collective: call it in all processes."""
         total = IssueCounter()
         for tally in comm.gather(self.tally):
             total.merge(tally)
         return total
 
     def clip_gradients(self) -> None:
-        """Clip by value and by norm, as the options say."""
+        """Clip gradients by value and by norm, if enabled."""
         if self.options.clip_value:
             nn.utils.clip_grad_value_(self.model.parameters(), self.options.clip_value)
         if self.options.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that decides how the training goes on. To be called in all processes."""
+        """Return the training state. Collective: call it in all processes."""
         state: dict[str, Any] = {"iteration": self.iter}
         state["optimizer"] = self.optimizer.state_dict()
         state["scaler"] = self.scaler.state_dict()
@@ -335,20 +334,20 @@ class Trainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, also one that Detectron2's own trainers saved.
+        """Restore a training state, including those of Detectron2's trainers.
 
-        What a file does not hold stays as it is, and is named in a warning. Learning rate, weight
-        decay and the other options of the optimizer stay those of this run's config.
+        Missing parts are left unchanged, with a warning. Learning rate, weight decay and other
+        options of the optimizer remain those of this run's config.
 
-        Raises: ValueError if the optimizer or the averaged weights are those of another model.
+        Raises: ValueError if the optimizer or the EMA weights belong to another model.
         """
-        # DefaultTrainer keeps the state of its inner trainer under a name of its own.
+        # DefaultTrainer nests the state of its inner trainer.
         state = {**state, **state.get("_trainer", {})}
         self.iter = state["iteration"]
         if "optimizer" in state:
             load_optimizer(self.optimizer, state["optimizer"])
         else:
-            logger.warning("The checkpoint holds no optimizer state: its moments start from zero.")
+            logger.warning("The checkpoint has no optimizer state. Moments start from zero.")
         scaler = state.get("scaler") or state.get("grad_scaler")
         if scaler and self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
@@ -365,10 +364,10 @@ class Trainer(SimpleTrainer):
     def _load_average(self, state: Mapping[str, Any]) -> None:
         if self.ema is None:
             if "ema" in state:
-                logger.warning("The checkpoint's averaged weights are left: ema_decay is 0.")
+                logger.warning("Ignored the averaged weights of the checkpoint: ema_decay is 0.")
             return
         if "ema" not in state:
-            logger.warning("The checkpoint holds no averaged weights: they start from its weights.")
+            logger.warning("The checkpoint has no averaged weights. They start from its weights.")
             self.start_average()
             return
         set_global_levels(self.ema, saved_global_levels(state["ema"]))
@@ -380,22 +379,22 @@ class Trainer(SimpleTrainer):
             restore_random_states(states[comm.get_rank()], self.options.device)
             return
         logger.warning(
-            "The checkpoint holds the random states of %d processes, this run has %d: they start "
-            "anew, so the losses will not be those of an uninterrupted run.",
+            "The checkpoint has random states of %d processes, but this run has %d. They are "
+            "reinitialized, so losses will differ from those of an uninterrupted run.",
             len(states),
             comm.get_world_size(),
         )
 
 
 def send_images(data: list[dict[str, Any]], device: str) -> None:
-    """Starts the copies of images to a GPU, in place, without waiting for them."""
+    """Move the images of samples to a GPU, in place and asynchronously."""
     if device.split(":")[0] == "cuda":
-        for example in data:
-            example["image"] = example["image"].to(device, non_blocking=True)
+        for sample in data:
+            sample["image"] = sample["image"].to(device, non_blocking=True)
 
 
 def autocast(options: TrainOptions) -> contextlib.AbstractContextManager[Any]:
-    """Autocast as the options say, or nothing for fp32."""
+    """Return the autocast context of the options, a null context for fp32."""
     if options.precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(options.device.split(":")[0], AUTOCAST_DTYPES[options.precision])

@@ -1,4 +1,4 @@
-"""Small recipes that must learn the generated shapes, and the score that each has to reach."""
+"""Train small recipes on generated data, and check that each reaches a minimum score."""
 
 import json
 import resource
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Bar:
-    """A recipe below ``configs``, a metric of its last evaluation, and its least value, percent."""
+    """Recipe below ``configs``, a metric of its last evaluation, and its minimum, percent."""
 
     config: str
     metric: str
@@ -47,26 +47,29 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Return whether the score is the least one or more."""
+        """Whether the score reaches the minimum."""
         return self.score >= self.bar.least
 
 
 def check_zoo(output: Path, *, only: str = "", bars: Sequence[Bar] = BARS) -> list[Outcome]:
-    """Train recipes one after the other, each in a process of its own.
+    """Train recipes sequentially, each in a separate process.
 
     Args:
-        output: gets a folder a recipe.
-        only: recipes with this in their path; "" for all.
-    Raises: ValueError if there is no such recipe, subprocess.CalledProcessError if a run fails.
+        output: folder for one subfolder per recipe.
+        only: substring of the paths of the recipes to train; "" for all.
+        bars: recipes.
+    Raises: ValueError if no recipe matches, subprocess.CalledProcessError if a run fails.
     """
     chosen = [bar for bar in bars if only in bar.config]
     if not chosen:
-        raise ValueError(f"No recipe has {only!r} in {', '.join(bar.config for bar in bars)}.")
+        raise ValueError(
+            f"No recipe matches {only!r}. Known: {', '.join(bar.config for bar in bars)}."
+        )
     return [run_bar(bar, output / Path(bar.config).stem) for bar in chosen]
 
 
 def run_bar(bar: Bar, folder: Path) -> Outcome:
-    """Train one recipe; errors as above."""
+    """Train one recipe; raises as ``check_zoo``."""
     before = _children_seconds()
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--output", str(folder)]
     subprocess.run([*command, "--config-file", str(ROOT / "configs" / bar.config)], check=True)
@@ -80,7 +83,7 @@ def _children_seconds() -> float:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Return a table with a row a recipe, by its method."""
+    """Format a table with one row per recipe."""
     rows = [
         [
             Path(o.bar.config).stem.partition("_focalnet")[0],

@@ -93,7 +93,7 @@ class BoundaryEvaluator(DatasetEvaluator):
             instances = output["instances"]
             if not instances.has("pred_masks"):
                 raise ValueError(
-                    f"Predictions of image {image_id} have no masks, which boundary AP needs: "
+                    f"Predictions of image {image_id} have no masks. Boundary AP needs them; "
                     "remove train.boundary_ap."
                 )
             labels = instances.pred_classes.tolist()

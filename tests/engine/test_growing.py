@@ -94,7 +94,7 @@ def test_a_growing_run_becomes_ordinary_and_resumes_bit_for_bit(
     shutil.copy(whole / "model_0000001.pth", torn)
     (torn / "last_checkpoint").write_text("model_0000001.pth")
     go(torn, resume=True)
-    assert "Resuming at iteration 2." in (torn / "log.txt").read_text()
+    assert "Resuming from iteration 2." in (torn / "log.txt").read_text()
     resumed = weights(torn / "model_final.pth")
     assert resumed.keys() == final.keys()
     assert all(torch.equal(resumed[n], t) for n, t in final.items())

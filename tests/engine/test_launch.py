@@ -31,16 +31,16 @@ ARGUMENTS = RunArguments(config_file="missing.py")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_machines": 2, "machine_rank": 5}, "--machine-rank 5 of --num-machines 2: ranks"),
-        ({"machine_rank": -1}, "--machine-rank -1 of --num-machines 1"),
+        ({"num_machines": 2, "machine_rank": 5}, "--machine-rank 5 is out of range"),
+        ({"machine_rank": -1}, "--machine-rank -1 is out of range"),
         ({"num_gpus": -2}, "--num-gpus -2, .* cannot be negative"),
         ({"num_cpus": -1}, "--num-cpus -1, .* cannot be negative"),
         ({"num_machines": 0}, "--num-machines 0: .* at least one machine"),
-        ({"num_machines": 2}, "Several machines need --dist-url tcp://HOST:PORT"),
-        ({"num_gpus": 2, "num_cpus": 2}, "--num-gpus and --num-cpus exclude each other"),
-        ({"num_gpus": 99}, "--num-gpus 99, but PyTorch sees"),
-        ({"num_cpus": 2, "dist_url": "here"}, "--dist-url here is not of the form tcp://HOST"),
-        ({"num_cpus": 2, "dist_url": "tcp://a:99999"}, "--dist-url tcp://a:99999 is not of"),
+        ({"num_machines": 2}, "Multi-machine training requires --dist-url tcp://HOST:PORT"),
+        ({"num_gpus": 2, "num_cpus": 2}, "--num-gpus and --num-cpus are mutually exclusive"),
+        ({"num_gpus": 99}, "--num-gpus 99, but PyTorch finds"),
+        ({"num_cpus": 2, "dist_url": "here"}, "--dist-url here does not have the form tcp://HOST"),
+        ({"num_cpus": 2, "dist_url": "tcp://a:99999"}, "--dist-url tcp://a:99999 does not have"),
     ],
 )
 def test_arguments_are_checked(changes: dict[str, Any], message: str) -> None:
@@ -57,7 +57,7 @@ def test_port_in_use() -> None:
         with pytest.raises(ValueError, match=f"--dist-url {url}: the port is in use"):
             launch_run(two)
         # The port is on the first machine; here it does not matter.
-        with pytest.raises(ValueError, match="counts from 0|PyTorch sees|--machine-rank 2"):
+        with pytest.raises(ValueError, match="ranks are 0 to|PyTorch finds|--machine-rank 2"):
             launch_run(replace(two, num_machines=2, machine_rank=2))
 
 

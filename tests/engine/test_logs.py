@@ -50,7 +50,7 @@ def test_a_full_disk_costs_one_warning(
         log.error("line %d", number)
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
-    assert line.startswith(f"warning: /dev/full cannot be written ([Errno {errno.ENOSPC}]")
+    assert line.startswith(f"warning: cannot write /dev/full ([Errno {errno.ENOSPC}]")
     assert captured.out == ""
     with pytest.raises(OSError, match="No space"):
         handler.close()

@@ -97,7 +97,7 @@ def test_stops_and_saves_nothing_bad(at: int, value: float, reason: str, tmp_pat
 def test_skip_leaves_the_update_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options: dict[str, Any] = {"model": Fragile, "on_nan": "skip", "iterations": 4}
     toy.run(tmp_path, read=spoilt(2, 7.0), **options)
-    assert "Update left out, 1 of at most 10" in caplog.text
+    assert "Skipped update 1 of at most 10" in caplog.text
     state = torch.load(tmp_path / "model_final.pth", weights_only=True)
     steps = {float(s["step"]) for s in state["trainer"]["optimizer"]["state"].values()}
     assert steps == {3.0}
@@ -113,14 +113,14 @@ def test_skipping_has_a_limit(tmp_path: Path) -> None:
     def read(seed: int, iteration: int) -> list[dict[str, Any]]:
         return [{"image": torch.tensor([7.0, 0.0])}] * 2
 
-    limit = r"Iteration 3: .*Going on was allowed 2 times \(train.nan_limit\)"
+    limit = r"Iteration 3: .*The limit of 2 \(train.nan_limit\) is reached"
     with pytest.raises(NumericalTrouble, match=limit):
         toy.run(tmp_path, read=read, **options)
 
 
 def test_rewinding_needs_a_checkpoint(tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": Fragile, "on_nan": "rewind"}
-    with pytest.raises(NumericalTrouble, match="Iteration 1: .*no checkpoint to go back to"):
+    with pytest.raises(NumericalTrouble, match="Iteration 1: .*no checkpoint to rewind to"):
         toy.run(tmp_path, read=spoilt(0, 9.0), **options)
 
 
@@ -135,7 +135,7 @@ def test_rewind_goes_back_and_draws_other_batches(
         return bad(seed, iteration)
 
     toy.run(tmp_path, read=read, model=Fragile, on_nan="rewind", iterations=5)
-    assert "Back to iteration 2, with other batches: 1 of at most 10 times" in caplog.text
+    assert "Rewinding to iteration 2 with different batches (1 of at most 10 times)" in caplog.text
     assert read_at == [(3, 0), (3, 1), (3, 2), (3, 3), (4, 2), (4, 3), (4, 4)]
     lines = (tmp_path / "metrics.json").read_text().splitlines()
     assert len(lines) == 5
@@ -165,7 +165,9 @@ class SpoiltStatistics(toy.Product):
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_what_no_loss_shows_is_not_saved(ema_decay: float, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": SpoiltStatistics, "ema_decay": ema_decay}
-    with pytest.raises(NumericalTrouble, match="variance is not finite, so nothing was saved"):
+    with pytest.raises(
+        NumericalTrouble, match="variance is not finite, so no checkpoint was saved"
+    ):
         toy.run(tmp_path, keep_best="segm/AP", **options)
     assert [path.name for path in tmp_path.glob("model_*.pth")] == ["model_0000001.pth"]
 
@@ -197,7 +199,7 @@ class Overflowing(toy.Product):
 
 def test_a_collapsing_scale_is_noticed(tmp_path: Path) -> None:
     options: dict[str, Any] = {"precision": "fp16", "iterations": 100, "tested": False}
-    with pytest.raises(NumericalTrouble, match=r"26 updates in a row overflowed in fp16"):
+    with pytest.raises(NumericalTrouble, match=r"26 consecutive updates overflowed in fp16"):
         toy.run(tmp_path, model=Overflowing, **options)
 
 
@@ -287,7 +289,7 @@ def test_out_of_memory_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureF
             self.activation_checkpointing = True
 
     toy.run(tmp_path / "a", model=Hungry, oom_retry=True)
-    assert "Trying again with activation checkpointing" in caplog.text
+    assert "Retrying with activation checkpointing" in caplog.text
     toy.run(tmp_path / "b", model=Sated)
     first, second = (
         torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]["weight"]

@@ -244,7 +244,7 @@ def test_a_skipped_image_is_replaced_and_counted() -> None:
     assert found[DATA_ISSUES][UNREADABLE_IMAGE] >= 1
     assert images[(0, 2)] == found
     none = StreamDataset([{"id": 0}], mapper, seed=0)
-    with pytest.raises(ValueError, match=r"50 training images in a row.*image 0 is torn"):
+    with pytest.raises(ValueError, match=r"50 consecutive training images.*image 0 is torn"):
         none[(0, 0)]
 
 

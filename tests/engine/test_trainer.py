@@ -64,7 +64,9 @@ def test_accumulated_gradient_is_that_of_the_batch() -> None:
         trainer.train(0, 1)
         # The mean image is (4, 2), and the rate 1.
         torch.testing.assert_close(trainer.model.weight.data, torch.tensor([-4.0, -2.0]))
-    with pytest.raises(ValueError, match="4 images per process cannot be accumulated in 3 parts"):
+    with pytest.raises(
+        ValueError, match="4 images per process cannot be split evenly into 3 parts"
+    ):
         product_trainer([batch], accumulation=3).train(0, 1)
 
 
@@ -198,7 +200,7 @@ def test_another_batch_than_the_recipes_is_named(caplog: pytest.LogCaptureFixtur
         describe(nn.Linear(1, 1), 10, 16, 5, TrainOptions(device="cpu", recipe_batch=16))
         assert "linear rule" not in caplog.text
         describe(nn.Linear(1, 1), 10, 4, 5, TrainOptions(device="cpu", recipe_batch=16))
-    assert "batch is 16, this run's 4" in caplog.text
+    assert "The batch size of the recipe is 16, that of this run is 4" in caplog.text
     assert "multiplied by 0.25" in caplog.text
 
 
@@ -273,7 +275,7 @@ def test_torchrun_continues_after_a_worker_died(shapes: Path, tmp_path: Path) ->
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output[-3000:]
-    assert "Resuming at iteration" in output
+    assert "Resuming from iteration" in output
     done = [json.loads(line)["iteration"] for line in lines.open()]
     assert done == list(range(12))
     assert "segm" in json.loads(

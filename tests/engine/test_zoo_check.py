@@ -37,5 +37,5 @@ def test_scores_are_compared_with_the_bars(tmp_path: Path, monkeypatch: pytest.M
         ["high", "AP", "41.50", "42"],
     ]
     assert len(check_zoo(tmp_path / "one", bars=bars, only="high")) == 1
-    with pytest.raises(ValueError, match=r"No recipe has 'none' in A/low.py, A/high.py"):
+    with pytest.raises(ValueError, match=r"No recipe matches 'none'. Known: A/low.py, A/high.py"):
         check_zoo(tmp_path, bars=bars, only="none")

@@ -133,8 +133,8 @@ class InstanceMapper(DatasetMapper):
             record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype("long"))
 
         if self.is_train and annotations is not None:
-            cleaned, found = clean_annotations(annotations, size, masks=self.use_instance_mask)
-            issues.update(found)
+            cleaned, counts = clean_annotations(annotations, size, masks=self.use_instance_mask)
+            issues.update(counts)
             record["annotations"] = cleaned
             self._transform_annotations(record, transforms, image.shape[:2])
         if issues:
