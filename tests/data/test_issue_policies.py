@@ -38,7 +38,7 @@ def test_tally_refuses_unknown_problems() -> None:
 
 def test_tally_prints_what_was_met() -> None:
     counts = IssueCounter()
-    assert counts.table() == "Images and labels: no problem was met."
+    assert counts.table() == "Images and labels: no issues."
     counts.add(
         {
             issue_policies.BOX_OUTSIDE: 1200,

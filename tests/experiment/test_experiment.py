@@ -358,13 +358,19 @@ def test_the_same_file_name_again_replaces_the_data_set(tmp_path: Path) -> None:
         ({"val_json": "good.json", "eval_only": True}, "needs --images"),
         ({"val_json": "good.json", "images": ""}, "--images has no effect without --coco-json"),
         ({"val_json": "good.json", "val_images": ""}, "nothing to train on"),
-        ({"coco_json": "absent.json", "images": ""}, r"No such annotation file: .*absent\.json"),
-        ({"coco_json": "good.json", "images": "no_folder"}, "No such image folder: .*no_folder"),
+        (
+            {"coco_json": "absent.json", "images": ""},
+            r"Annotation file .*absent\.json does not exist",
+        ),
+        (
+            {"coco_json": "good.json", "images": "no_folder"},
+            "Image folder .*no_folder does not exist",
+        ),
         ({"coco_json": "text.json", "images": ""}, r"text\.json is not a JSON file"),
         ({"coco_json": "binary.json", "images": ""}, r"binary\.json is not a JSON file"),
         ({"coco_json": "list.json", "images": ""}, "lacks annotations, categories, images"),
         ({"coco_json": "partial.json", "images": ""}, r"lacks annotations\.$"),
-        ({"coco_json": "no_classes.json", "images": ""}, "lists no categories"),
+        ({"coco_json": "no_classes.json", "images": ""}, "missing categories"),
         (
             {"coco_json": "good.json", "images": "", "val_json": "other.json"},
             r"other categories than .*'dog', 'zebra'",
@@ -375,7 +381,7 @@ def test_the_same_file_name_again_replaces_the_data_set(tmp_path: Path) -> None:
         ),
         (
             {"coco_json": "good.json", "images": "", "val_json": "good.json", "val_images": "no"},
-            "No such image folder",
+            "Image folder .* does not exist",
         ),
     ],
 )

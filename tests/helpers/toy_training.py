@@ -81,6 +81,7 @@ def experiment(
             stream, num_images=4, batch_size=2, fingerprint=fingerprint
         ),
         test_loaders={DATA: list} if tested else {},
+        test_mapper=lambda: dict,
         options=TrainOptions(**(defaults | options)),
         config_text=config,
         settings=SimpleNamespace(train_sets=(), test_sets=()),

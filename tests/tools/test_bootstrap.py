@@ -194,7 +194,7 @@ def test_full_disk(
     free = SimpleNamespace(free=3 * 10**9)
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: free)
     assert bootstrap.main([".venv"]) == 1
-    assert "3.0 GB free, the environment needs about 8 GB" in capsys.readouterr().err
+    assert "3.0 GB free, but the environment needs about 8 GB" in capsys.readouterr().err
     assert calls == []
 
 
