@@ -151,11 +151,8 @@ class COCODetectionEvaluator(DatasetEvaluator):
         self._pending = {}
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Return metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}.
-
-        Each rank matches its predictions; the main rank gathers the matches, and the predictions
-        one rank at a time, to write them.
-        """
+        """Return metrics by task, {"bbox": {"AP": ..., "AP-person": ..., "AR100": ...}, ...}."""
+        # Predictions are gathered one rank at a time, to bound the memory of the main rank.
         self._flush()
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         seen, tasks = self._of_all_ranks()

@@ -75,7 +75,7 @@ def test_a_growing_run_becomes_ordinary_and_resumes_bit_for_bit(
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     go(whole)
     log = (whole / "log.txt").read_text()
-    assert "move to the new focal levels until iteration 4." in log
+    assert "transition to the new focal levels until iteration 4." in log
     assert "the network is an ordinary one" in log
     # After two of four iterations the global contexts are half way from level 2 to level 3.
     saved = torch.load(whole / "model_0000001.pth", weights_only=True)
@@ -141,7 +141,7 @@ def test_growth_is_set_by_name() -> None:
     assert global_levels(net) == {name: 2.25}
     set_global_levels(net, {})
     assert global_levels(net) == {}
-    with pytest.raises(ValueError, match="layers.9 grows in the checkpoint"):
+    with pytest.raises(ValueError, match="layers.9 has a global level in the checkpoint"):
         set_global_levels(net, {"layers.9": 1.0})
 
 
