@@ -69,4 +69,4 @@ def test_every_kernel_compiles_and_fits(
 def test_kernels_that_no_block_has_are_refused(kernels: tuple[str, ...], tmp_path: Path) -> None:
     result = inspect(tmp_path, "--kernels", *kernels)
     assert result.returncode == 1
-    assert "kernels that grow by 2" in result.stderr
+    assert "consecutive odd kernel sizes" in result.stderr

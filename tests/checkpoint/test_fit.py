@@ -32,7 +32,10 @@ CHANGES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "int": (lambda t: t.to(torch.int32), "is int32 in the file, where float32 is expected"),
     "bool": (lambda t: t > 0, "is bool in the file, where float32 is expected"),
     "complex": (lambda t: t.to(torch.complex64), "is complex64 in the file, where float32"),
-    "fp8": (lambda t: t.to(torch.float8_e4m3fn), "is float8_e4m3fn: without its scales it is no"),
+    "fp8": (
+        lambda t: t.to(torch.float8_e4m3fn),
+        "is float8_e4m3fn, which has no meaning without its scales",
+    ),
 }
 
 
@@ -87,7 +90,8 @@ def test_cropped_kernels_are_a_warning(caplog: pytest.LogCaptureFixture) -> None
     expected = (
         "6 kernels are larger in the file and were cropped, which changes the features: "
         "first layers.0.blocks.0.modulation.focal_layers.0.0.weight, (8, 1, 5, 5) -> (8, 1, 3, 3). "
-        "Set focal_windows to the file's, which tools/inspect_checkpoint.py shows, to keep them."
+        "To keep them, set focal_windows to the values that tools/inspect_checkpoint.py prints for "
+        "the file."
     )
     assert report.warnings == [expected]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [expected]

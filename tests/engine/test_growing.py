@@ -76,7 +76,7 @@ def test_a_growing_run_becomes_ordinary_and_resumes_bit_for_bit(
     go(whole)
     log = (whole / "log.txt").read_text()
     assert "transition to the new focal levels until iteration 4." in log
-    assert "the network is an ordinary one" in log
+    assert "The transition to the new focal levels is complete" in log
     # After two of four iterations the global contexts are half way from level 2 to level 3.
     saved = torch.load(whole / "model_0000001.pth", weights_only=True)
     for state in (saved["model"], saved["trainer"]["ema"]):

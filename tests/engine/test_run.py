@@ -56,7 +56,7 @@ def test_what_is_decided_early_is_seen_and_logged(case: str, shapes: Path, tmp_p
         (output / name).write_text("of a training")
     result = start(output, config, *arguments)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: --eval-only needs weights: ")
+    assert result.stderr.startswith("error: --eval-only requires weights. ")
     assert result.stdout.count(line) == 1
     log = (output / "log.txt").read_text()
     assert log.count(line) == 1

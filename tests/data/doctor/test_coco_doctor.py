@@ -212,7 +212,7 @@ def test_command_line(tmp_path: Path, images: Path, capsys: pytest.CaptureFixtur
     assert out.startswith(f"ERROR: {path}: boxes that look like [left, top, right, bottom] (6)")
     assert run_tool(*options, "--fix", target) == 1
     assert (
-        f"Written: {target}\n7 boxes converted from corners to [x, y, width, height]."
+        f"Wrote {target}.\n7 boxes converted from corners to [x, y, width, height]."
         in capsys.readouterr().out
     )
     assert run_tool("--coco-json", target, "--images", images) == 0
