@@ -198,10 +198,10 @@ def test_backbone_multiplier_and_layer_decay_of_a_yaml_config() -> None:
 def test_another_batch_than_the_recipes_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         describe(nn.Linear(1, 1), 10, 16, 5, TrainOptions(device="cpu", recipe_batch=16))
-        assert "linear rule" not in caplog.text
+        assert "linear scaling rule" not in caplog.text
         describe(nn.Linear(1, 1), 10, 4, 5, TrainOptions(device="cpu", recipe_batch=16))
     assert "The batch size of the recipe is 16, that of this run is 4" in caplog.text
-    assert "multiplied by 0.25" in caplog.text
+    assert "multiplying the learning rate by 0.25" in caplog.text
 
 
 def test_git_state(tmp_path: Path) -> None:
