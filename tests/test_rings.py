@@ -12,7 +12,7 @@ PACKAGE = ROOT / "focalnet_det"
 RINGS = (
     *("errors", "moved", "atomic", "compat", "supervise", "ops", "layers", "backbones", "necks"),
     *("analysis", "detectron2", "heads", "data", "visualization", "evaluation", "report"),
-    *("checkpoint", "create", "experiment", "engine", "benchmark"),
+    *("checkpoint", "create", "experiment", "engine", "predict", "benchmark"),
 )
 MODULES = [
     path

@@ -12,7 +12,8 @@ from detectron2.data import transforms as T
 
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.mask2former import Mask2Former
-from tests.configs.test_leaves import CONFIGS, groups, read, without_memory
+from tests.configs.test_leaves import groups, read, without_memory
+from tests.helpers.paths import CONFIGS
 
 LEAVES = sorted(CONFIGS.glob("*/mask2former_*.py"))
 PUBLISHED = [p for p in LEAVES if not p.stem.endswith("small")]

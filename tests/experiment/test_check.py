@@ -41,7 +41,7 @@ PAIRS = [
     (UPERNET, ["train.keep_best=segm/AP"], "Known: sem_seg/mIoU, ..."),
     (UPERNET, ["model.loss.class_weights=[1,2]"], "2 class weights for 3 classes"),
     (UPERNET, ["model.loss.class_weights=[0,0,0]"], "All class weights are 0"),
-    (UPERNET, ["model.loss.class_weights=[1,-1,1]"], "class_weights must be a number between 0"),
+    (UPERNET, ["model.loss.class_weights=[1,-1,1]"], "class_weights must be 0 or more"),
     (UPERNET, ["model.loss.average=some"], "Unknown average 'some'"),
     (UPERNET, ["model.window=[64,64]", "model.window_stride=[99,9]"], "window_stride"),
     (UPERNET, ["+optimizer.lr_factors.bottom_up=0.1"], "no parameter has 'bottom_up'"),

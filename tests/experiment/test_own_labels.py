@@ -139,7 +139,7 @@ def test_a_shifted_class_list_stops_the_training(folders: Path, tmp_path: Path) 
     fields |= {"classes": str(folders / "classes.txt"), "output": str(tmp_path / "run")}
     # All four images in the first batch: only one of them has the last class.
     opts = [*THIN, "dataloader.train.batch_size=4"]
-    with pytest.raises(ValueError, match=r"holds 3, the classes are 0 to 2.*--first-label"):
+    with pytest.raises(ValueError, match=r"contains 3, classes are 0 to 2.*--first-label"):
         run(RunArguments(config_file=str(NANO), opts=opts, **fields))
 
 

@@ -122,7 +122,7 @@ def test_detection(evaluated: tuple[str, Path], tmp_path: Path) -> None:
     assert [counts[kind] for kind in types] == ["1", "0", "0", "0", "1", "1"]
     html = (folder / "report.html").read_text()
     assert "1.png: F1 0.50; 1 correct, 1 missed, 1 false" in html
-    assert "2.png: F1 0.00; 0 found, 1 missed, 1 wrong" in html
+    assert "2.png: F1 0.00; 0 correct, 1 missed, 1 false" in html
     charts = {path.name for path in folder.glob("*.png")}
     assert charts == {"pr_bbox.png", "pr_classes_bbox.png", "errors_bbox.png", "confusion_bbox.png"}
     assert (tmp_path / "curves.png").exists()
@@ -167,7 +167,7 @@ def test_semantic_segmentation_through_the_tool(tmp_path: Path) -> None:
     folder = tmp_path / "run/evaluation/labels_val"
     page = contents(folder / "report.html")
     assert page.titles == [
-        *("Metrics", "Classes", "Training", "Classes taken for others", "Confusion matrix"),
+        *("Metrics", "Classes", "Training", "Largest confusions", "Confusion matrix"),
         *("Worst images", "Best images"),
     ]
     metrics = json.loads((folder / "sem_seg_metrics.json").read_text())["metrics"]
