@@ -57,7 +57,6 @@ def main() -> None:
     )
     options = JobOptions(
         output=Path(args.output),
-        min_score=args.threshold,
         batch_size=args.batch_size,
         pictures=not args.no_pictures,
         overwrite=args.overwrite,

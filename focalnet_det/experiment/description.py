@@ -34,7 +34,8 @@ from .values import ConfigError, raise_problems
 # Metadata of a dataset that describes what a model trained on it predicts.
 DESCRIPTIONS = (
     *("thing_classes", "stuff_classes", "thing_colors", "stuff_colors", "keypoint_names"),
-    *("keypoint_connection_rules", "thing_dataset_id_to_contiguous_id", "evaluator_type"),
+    *("keypoint_connection_rules", "evaluator_type"),
+    *("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"),
 )
 
 

@@ -42,6 +42,7 @@ KEYS = {
 DETECTIONS = ("test_topk_per_image", "max_detections_per_image", "instances_per_image")
 OBJECTS = {"allow_objects": True}
 # What a saved config may call. A .py config may call anything: it is code.
+LOCATE = "detectron2.utils.registry.locate"
 TRUSTED = ("focalnet_det.", "detectron2.", "torch.nn.", "torchvision.", "torch.optim.")
 
 
@@ -74,9 +75,11 @@ def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> Dic
         raise ValueError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
     for key, node in calls(cfg):
         target = node["_target_"] = current_name(str(node["_target_"]))
-        if not target.startswith(TRUSTED):
+        # Arguments that are functions are looked up by name, which must be as trusted.
+        names = [target, str(node["name"])] if target == LOCATE else [target]
+        if not all(name.startswith(TRUSTED) for name in names):
             raise ValueError(
-                f"{path}: {key or 'it'} calls {target}. A saved config may call focalnet_det, "
+                f"{path}: {key or 'it'} calls {names[-1]}. A saved config may call focalnet_det, "
                 "detectron2, torch.nn, torch.optim and torchvision alone: give the .py config that "
                 "it was made from."
             )
@@ -268,7 +271,7 @@ def _named(value: Any) -> Any:
         return [_named(item) for item in value]
     if callable(value):
         name = _convert_target_to_string(value)
-        return {"_target_": "detectron2.utils.registry.locate", "name": name}
+        return {"_target_": LOCATE, "name": name}
     return value
 
 

@@ -81,7 +81,7 @@ def from_record(record: Mapping[str, Any]) -> OwnData | None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What registered files hold.
+    """Description of the data of a run, from its registered files.
 
     Attributes:
         train, val: names of the registered sets.
@@ -103,7 +103,7 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SetFacts:
-    """What one set holds; fields as in :class:`DataFacts`."""
+    """Description of one dataset; fields as in :class:`DataFacts`."""
 
     num_images: int
     classes: tuple[str, ...]

@@ -36,7 +36,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What both kinds of config say in the same words.
+    """Settings that both kinds of config have, in one form.
 
     Attributes:
         train_sets, test_sets: names of registered data sets.

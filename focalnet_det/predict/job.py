@@ -29,14 +29,12 @@ class JobOptions:
 
     Attributes:
         output: folder.
-        min_score: of the instances that are drawn and written, 0..1.
         batch_size: images that are computed at once, if they have one size.
         pictures: draw the predictions.
         overwrite: begin anew in a folder that holds predictions.
     """
 
     output: Path
-    min_score: float = 0.5
     batch_size: int = 1
     pictures: bool = True
     overwrite: bool = False
@@ -76,7 +74,7 @@ def predict_sources(
         "checkpoint": predictor.checkpoint.name,
         "size": stat.st_size,
         "modified": stat.st_mtime_ns,
-        "min_score": options.min_score,
+        "threshold": predictor.threshold,
     }
     results = ResultsWriter(options.output, job, predictor.metadata, overwrite=options.overwrite)
     # What could not be read may have been mended.
@@ -112,7 +110,7 @@ def _predict_images(
     predictions = predictor([picture for _, picture in readable])
     for (source, _), prediction in zip(readable, predictions, strict=True):
         if options.pictures:
-            _save_picture(prediction, options.output / PICTURES / f"{source.name}.jpg", options)
+            _save_picture(prediction, options.output / PICTURES / f"{source.name}.jpg")
         frame = results.describe(prediction, str(source.path), source.name)
         results.add(source.name, [frame])
 
@@ -125,8 +123,8 @@ def _read(source: Source) -> Image.Image | str:
         return str(error)
 
 
-def _save_picture(prediction: Prediction, path: Path, options: JobOptions) -> None:
-    drawn = Image.fromarray(prediction.draw(min_score=options.min_score))
+def _save_picture(prediction: Prediction, path: Path) -> None:
+    drawn = Image.fromarray(prediction.draw(min_score=0))
     with replacing(path, durable=False) as temporary:
         drawn.save(temporary, format="JPEG", quality=92)
 
@@ -150,8 +148,9 @@ def _described_frames(
     with VideoWriter(path, rate) as video:
         for number, frame in enumerate(track(frames, source.path.name)):
             prediction = predictor(frame)
-            video.add(prediction.draw(min_score=options.min_score))
-            yield results.describe(prediction, f"{source.path}#{number}")
+            video.add(prediction.draw(min_score=0))
+            labels = f"{source.name}/{number:06d}"
+            yield results.describe(prediction, f"{source.path}#{number}", labels)
 
 
 def predict_camera(predictor: Predictor, number: int, options: JobOptions) -> Path:
@@ -167,7 +166,7 @@ def predict_camera(predictor: Predictor, number: int, options: JobOptions) -> Pa
     with VideoWriter(path, rate) as video:
         try:
             for frame in frames:
-                video.add(predictor(frame).draw(min_score=options.min_score))
+                video.add(predictor(frame).draw(min_score=0))
         except KeyboardInterrupt:
             logger.info("Recording ended.")
     return path

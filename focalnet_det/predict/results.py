@@ -16,6 +16,8 @@ from .prediction import Prediction
 JOURNAL = "predictions.jsonl"
 COCO, PANOPTIC = "predictions.json", "panoptic.json"
 LABELS = "labels"
+# Of things last, so that they stay things where both kinds share one numbering.
+KINDS = ("stuff", "thing")
 
 
 class ResultsWriter:
@@ -27,7 +29,7 @@ class ResultsWriter:
 
     Args:
         folder: of the outputs.
-        job: what decides the predictions, such as checkpoint and threshold.
+        job: what determines the predictions, such as checkpoint and threshold.
         metadata: of the classes.
         overwrite: begin anew, whatever the folder holds.
     Raises: ValueError if the folder holds the predictions of another job.
@@ -67,25 +69,24 @@ class ResultsWriter:
         """Return what was wrong with the files that could not be read, by name."""
         return {name: line["error"] for name, line in self.done.items() if "error" in line}
 
-    def describe(self, prediction: Prediction, file_name: str, labels: str = "") -> dict[str, Any]:
+    def describe(self, prediction: Prediction, file_name: str, labels: str) -> dict[str, Any]:
         """Return a prediction as JSON can hold it.
 
         Args:
             file_name: of the image, as ``predictions.json`` names it.
-            labels: name of the PNG of its pixels, without suffix; "" writes none.
+            labels: name of the PNG of its pixels, without suffix.
         """
         height, width = prediction.image.shape[:2]
         frame: dict[str, Any] = {"file_name": file_name, "height": height, "width": width}
         if "instances" in prediction:
-            ids = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
-            category_ids = {index: number for number, index in ids.items()}
             rows = instances_to_coco_json(prediction.instances, 0)
             for row in rows:
                 del row["image_id"]
-                row["category_id"] = category_ids.get(row["category_id"], row["category_id"])
+                row["category_id"] = self._dataset_id("thing", row["category_id"])
             frame["annotations"] = rows
         if "panoptic_seg" in prediction:
-            ids, frame["segments_info"] = prediction.panoptic
+            ids, segments = prediction.panoptic
+            frame["segments_info"] = [self._segment(segment) for segment in segments]
             values = ids.numpy().astype(np.uint32)
             frame["labels"] = self._save(labels, np.stack([values >> s for s in (0, 8, 16)], -1))
         elif "sem_seg" in prediction:
@@ -93,8 +94,6 @@ class ResultsWriter:
         return frame
 
     def _save(self, name: str, values: np.ndarray) -> str:
-        if not name:
-            return ""
         relative = f"{LABELS}/{name}.png"
         depth = np.uint16 if values.ndim == 2 and values.max(initial=0) > 255 else np.uint8
         with replacing(self.folder / relative, durable=False) as temporary:
@@ -116,7 +115,7 @@ class ResultsWriter:
                 for row in frame.get("annotations", [])
             ]
             numbered = [{"id": number, **row} for number, row in enumerate(rows, 1)]
-            written.append(self._write(COCO, images, numbered, self._things()))
+            written.append(self._write(COCO, images, numbered, self._categories("thing")))
         if any("segments_info" in frame for frame in frames):
             segments = [
                 {
@@ -126,14 +125,33 @@ class ResultsWriter:
                 }
                 for number, frame in enumerate(frames, 1)
             ]
-            written.append(self._write(PANOPTIC, images, segments, []))
+            categories = {c["id"]: c for k in KINDS for c in self._categories(k)}
+            written.append(self._write(PANOPTIC, images, segments, list(categories.values())))
         return written
 
-    def _things(self) -> list[dict[str, Any]]:
-        ids = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        numbers = {index: number for number, index in ids.items()}
-        names = self.metadata.get("thing_classes") or []
-        return [{"id": numbers.get(index, index), "name": name} for index, name in enumerate(names)]
+    def _segment(self, segment: dict[str, Any]) -> dict[str, Any]:
+        """Return a segment as COCO panoptic files hold it, with its score if it has one."""
+        kind = "thing" if segment["isthing"] else "stuff"
+        row = {"id": int(segment["id"])}
+        row["category_id"] = self._dataset_id(kind, int(segment["category_id"]))
+        return row | ({"score": float(segment["score"])} if "score" in segment else {})
+
+    def _ids(self, kind: str) -> dict[int, int]:
+        """Return the model's classes of a kind, {id in the dataset: class}."""
+        names = self.metadata.get(f"{kind}_classes") or []
+        ids = self.metadata.get(f"{kind}_dataset_id_to_contiguous_id")
+        return ids or {index: index for index in range(len(names))}
+
+    def _dataset_id(self, kind: str, index: int) -> int:
+        return next(number for number, own in self._ids(kind).items() if own == index)
+
+    def _categories(self, kind: str) -> list[dict[str, Any]]:
+        names = self.metadata.get(f"{kind}_classes") or []
+        return [
+            {"id": number, "name": names[index], "isthing": int(kind == "thing")}
+            for number, index in self._ids(kind).items()
+            if index < len(names)
+        ]
 
     def _write(self, name: str, images: Any, annotations: Any, categories: Any) -> Path:
         content = {"images": images, "annotations": annotations, "categories": categories}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from torch import nn
 
 from ..checkpoint.files import check_file
@@ -136,21 +136,16 @@ def _checked(device: str) -> str:
 
 
 def _metadata(content: Mapping[str, Any], experiment: Experiment) -> Metadata:
-    """Return metadata of a name of its own, which the catalog does not know."""
-    found: dict[str, Any] = dict(content.get("metadata") or {})
-    if not found and content.get("class_names"):
-        found = {"thing_classes": list(content["class_names"])}
-    if not found:
-        for name in (*experiment.settings.train_sets, *experiment.settings.test_sets):
-            known = MetadataCatalog.get(name).as_dict()
-            if known.get("thing_classes") or known.get("stuff_classes"):
-                found = {k: v for k, v in known.items() if k != "name"}
-                break
-    if not found:
+    """Return metadata of the classes that the catalog does not know."""
+    described = dict(content.get("metadata") or {})
+    names = list(content.get("class_names") or ())
+    if not described and not names:
+        # Written by an older version: a registered dataset may still name the classes.
+        described = experiment.dataset_metadata
+    if not described:
         count = experiment.settings.model.classes or 0
-        found = {"thing_classes": [f"class {index}" for index in range(count)]}
-    if "stuff_classes" not in found and "sem_seg" in str(found.get("evaluator_type")):
-        found["stuff_classes"] = found.pop("thing_classes", [])
+        names = names or [f"class {index}" for index in range(count)]
+        described = {"thing_classes": names, "stuff_classes": names}
     metadata = Metadata(name="trained model")
-    metadata.set(**found)
+    metadata.set(**described)
     return metadata

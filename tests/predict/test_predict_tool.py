@@ -1,5 +1,6 @@
 """tools/predict.py, as a user calls it."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,6 +128,31 @@ def test_a_folder_with_a_video_and_a_broken_file(
     other = call(trained("mask_rcnn"), inputs, "--output", output, "--device", "cpu")
     assert other.returncode == 1
     assert "holds predictions of another job" in other.stderr
+
+
+@pytest.mark.slow
+def test_segments_are_written_as_the_evaluation_writes_them(
+    trained: Train, shapes: Path, tmp_path: Path
+) -> None:
+    """In COCO's panoptic format, in the numbering of the dataset's own file."""
+    run = trained("panoptic_fpn")
+    predictor = Predictor(run, device="cpu")
+    predict_sources(predictor, [shapes / "images/val"], JobOptions(output=tmp_path, pictures=False))
+    actual = json.loads((tmp_path / "panoptic.json").read_text())
+    truth = json.loads((shapes / "annotations/panoptic_val.json").read_text())
+    scored = json.loads(next((run / "evaluation").rglob("panoptic_results.json")).read_text())
+    numbered = {c["id"]: c["name"] for c in truth["categories"]}
+    assert {c["id"]: c["name"] for c in actual["categories"]}.items() >= numbered.items()
+    stems = {i["id"]: Path(i["file_name"]).stem for i in actual["images"]}
+    expected = {Path(a["file_name"]).stem: a for a in scored["annotations"]}
+    for annotation in actual["annotations"]:
+        wanted = expected[stems[annotation["image_id"]]]
+        assert [s["category_id"] for s in annotation["segments_info"]] == [
+            s["category_id"] for s in wanted["segments_info"]
+        ]
+        ids = np.asarray(Image.open(tmp_path / annotation["file_name"])).astype(int)
+        present = set(np.unique(ids @ [1, 256, 65536])) - {0}
+        assert present == {s["id"] for s in annotation["segments_info"]}
 
 
 @pytest.mark.slow

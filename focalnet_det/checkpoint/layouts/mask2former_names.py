@@ -161,7 +161,7 @@ def original_names(state: Mapping[str, Tensor], *, old: bool = False) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class Mask2FormerFile:
-    """What the weights of a Mask2Former say about it.
+    """Description of a Mask2Former that its weights give.
 
     Attributes:
         layout: whose names they have.

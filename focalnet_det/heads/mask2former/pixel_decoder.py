@@ -16,7 +16,7 @@ from ..set_prediction.position_encoding import SinePositionEncoding
 
 
 class DecodedPixels(NamedTuple):
-    """What the pixel decoder hands to the transformer decoder.
+    """Output of the pixel decoder, input of the transformer decoder.
 
     Attributes:
         mask_features: (N, mask channels, H / 4, W / 4), per-pixel embeddings.

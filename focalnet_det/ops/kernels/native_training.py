@@ -31,7 +31,7 @@ class NativeSteps(Steps):
 
     @property
     def library(self) -> Library:
-        """Of this process; only asked for where there is one."""
+        """Return the library of this process, which must have one."""
         return cast(Library, library())
 
     def norm(self, x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:

@@ -55,7 +55,7 @@ class Residual(NamedTuple):
         return x if self.factors is None else x * self.factors
 
     def of(self, flat: Tensor, tile: Tile) -> Tensor | None:
-        """Those of a tile, (n, 1, 1) or (1, p, 1), of a map that is (N, P, C) or (1, N * P, C)."""
+        """Return the factors, (n, 1, 1) or (1, p, 1), of a tile of (N, P, C) or (1, N * P, C)."""
         if self.factors is None:
             return None
         images = self.factors.view(-1, 1, 1)
@@ -132,7 +132,7 @@ def modulation_backward(
 
 
 def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> list[Tensor]:
-    """What ``_Run.kept`` lists, without values."""
+    """Return tensors like those that ``_Run.kept`` lists, without values."""
     n, h, w, c = x.shape
     count = 0 if options.recompute else len(kernels) + 2
     return [x.new_empty((n, h, w, c), dtype=options.stored) for _ in range(count)]
