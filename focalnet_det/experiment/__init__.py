@@ -1,4 +1,4 @@
-"""One typed description of a run, read from either kind of config. Configs end here."""
+"""Read a config of either kind into one typed description of a run."""
 
 from .arguments import RunArguments
 from .check import check

@@ -1,4 +1,4 @@
-"""The command line of tools/train_net.py, and the data of one's own that it names."""
+"""Check the command line of tools/train_net.py, and read the user's data sets that it names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,8 +41,8 @@ class RunArguments:
     dist_url: str = "auto"
 
 
-# Option -> one of those that it says something about.
-COMPANIONS = {
+# Option -> the options of which it needs at least one.
+REQUIRED_OPTIONS = {
     "images": ("coco_json", "panoptic_json"),
     "val_images": ("val_json", "val_panoptic_json"),
     "panoptic_root": ("panoptic_json",),
@@ -50,7 +50,7 @@ COMPANIONS = {
     "classes": ("sem_images", "sem_labels", "val_sem_images", "val_sem_labels"),
     "first_label": ("classes",),
 }
-# Kind of data -> the options that ask for it, of training and of validation.
+# Kind of data -> the options that name its training and validation sets.
 KINDS = {
     "coco": (("coco_json",), ("val_json",)),
     "panoptic": (("panoptic_json",), ("val_panoptic_json",)),
@@ -59,12 +59,15 @@ KINDS = {
 
 
 def option(name: str) -> str:
-    """Return the spelling of an option on the command line."""
+    """Return an option as written on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
 def check_arguments(args: RunArguments) -> None:
-    """Raise: ConfigError for options that contradict each other or have no effect."""
+    """Check that options neither contradict each other nor have no effect.
+
+    Raises: ConfigError with every problem.
+    """
     problems = []
     if args.eval_only and args.resume:
         problems.append(
@@ -72,12 +75,10 @@ def check_arguments(args: RunArguments) -> None:
             "(train.init_checkpoint=FILE, or MODEL.WEIGHTS FILE with a yaml config)."
         )
     if args.overwrite and args.resume:
-        problems.append(
-            "--overwrite deletes the run that --resume is to continue: leave one of them out."
-        )
+        problems.append("--overwrite deletes the run that --resume continues: remove one of them.")
     if args.overwrite and args.eval_only:
         problems.append("--overwrite has no effect with --eval-only, which deletes nothing.")
-    for name, companions in COMPANIONS.items():
+    for name, companions in REQUIRED_OPTIONS.items():
         if getattr(args, name) not in (None, (), []) and not _any(args, companions):
             needed = " or ".join(map(option, companions))
             problems.append(f"{option(name)} has no effect without {needed}.")
@@ -85,14 +86,14 @@ def check_arguments(args: RunArguments) -> None:
     if len(kinds) > 1:
         named = [option(n) for kind in kinds for n in (*KINDS[kind][0], *KINDS[kind][1])]
         used = [o for o in named if _any(args, (o.strip("-").replace("-", "_"),))]
-        problems.append(f"One kind of data at a time: {', '.join(used)}.")
+        problems.append(f"A run uses one kind of data, but got {', '.join(used)}.")
     for kind in kinds:
         train, val = KINDS[kind]
         if not _any(args, train) and not args.eval_only:
             given = " and ".join(option(n) for n in val if _any(args, (n,)))
             problems.append(
-                f"{given} without {' and '.join(map(option, train))}: there is nothing to train "
-                "on. To evaluate alone, add --eval-only."
+                f"{given} without {' and '.join(map(option, train))}: there is no training set. "
+                "To evaluate only, add --eval-only."
             )
     raise_problems(problems)
 
@@ -101,20 +102,20 @@ def _any(args: RunArguments, names: Sequence[str]) -> bool:
     return any(getattr(args, name) for name in names)
 
 
-def own_data_of(args: RunArguments) -> OwnData | None:
-    """Return the data that a command line names, None for none.
+def read_own_data(args: RunArguments) -> OwnData | None:
+    """Return the user's data sets that a command line names, None if it names none.
 
-    Raises: ConfigError or ValueError if options lack each other.
+    Raises: ConfigError or ValueError if options are missing or contradict each other.
     """
     check_arguments(args)
     if args.coco_json or args.val_json:
-        train = zipped("coco-json", args.coco_json, args.images)
-        val = zipped("val-json", args.val_json, args.val_images or args.images)
+        train = pair_coco_files("coco-json", args.coco_json, args.images)
+        val = pair_coco_files("val-json", args.val_json, args.val_images or args.images)
         return OwnData(kind="coco", train=train, val=val)
     if args.panoptic_json or args.val_panoptic_json:
-        train = panoptic("", args.panoptic_json, args.panoptic_root, args.images)
+        train = pair_panoptic_files("", args.panoptic_json, args.panoptic_root, args.images)
         images = args.val_images or args.images
-        val = panoptic("val-", args.val_panoptic_json, args.val_panoptic_root, images)
+        val = pair_panoptic_files("val-", args.val_panoptic_json, args.val_panoptic_root, images)
         return OwnData(kind="panoptic", train=train, val=val)
     pairs = (args.sem_images, args.sem_labels), (args.val_sem_images, args.val_sem_labels)
     if not any(map(any, pairs)):
@@ -128,17 +129,21 @@ def own_data_of(args: RunArguments) -> OwnData | None:
             )
         rows.append(tuple(OwnSet(labels=b, images=a) for a, b in zip(images, labels, strict=True)))
     if args.classes is None:
-        raise ValueError("Label folders need --classes FILE: a class name a line, in order.")
+        raise ValueError("Label folders need --classes FILE, with one class name per line.")
     train, val = rows
     return OwnData(
         kind="labels", train=train, val=val, classes=args.classes, first_label=args.first_label
     )
 
 
-def zipped(option: str, files: Sequence[str], images: Sequence[str]) -> tuple[OwnSet, ...]:
-    """Return COCO files with their image folders.
+def pair_coco_files(option: str, files: Sequence[str], images: Sequence[str]) -> tuple[OwnSet, ...]:
+    """Pair COCO files with their image folders.
 
-    Raises: ValueError if there are not as many folders as files.
+    Args:
+        option: option that names the files, for messages.
+        files: annotation files.
+        images: one image folder per file.
+    Raises: ValueError if their numbers differ.
     """
     images = images if files else ()
     if len(files) != len(images):
@@ -148,17 +153,19 @@ def zipped(option: str, files: Sequence[str], images: Sequence[str]) -> tuple[Ow
     return tuple(OwnSet(labels=a, images=b) for a, b in zip(files, images, strict=True))
 
 
-def panoptic(
+def pair_panoptic_files(
     prefix: str, jsons: Sequence[str], roots: Sequence[str], images: Sequence[str]
 ) -> tuple[OwnSet, ...]:
-    """Return panoptic files with their folders.
+    """Pair panoptic files with their folders.
 
     Args:
-        roots: may be empty: then the folder beside each JSON, or beside its folder, that has the
-            JSON's name without suffix, as in COCO.
-    Raises: ValueError if there are not as many of one as of the other, or no such folder.
+        prefix: "val-" for validation sets, otherwise "", for messages.
+        jsons: panoptic JSON files.
+        roots: one folder of PNGs per file; empty for :func:`default_png_folder` of each.
+        images: one image folder per file.
+    Raises: ValueError if their numbers differ, or there is no default folder.
     """
-    roots = roots or [default_root(path) for path in jsons]
+    roots = roots or [default_png_folder(path) for path in jsons]
     images = images if jsons else ()
     if not len(jsons) == len(roots) == len(images):
         raise ValueError(
@@ -170,13 +177,18 @@ def panoptic(
     return tuple(OwnSet(labels=a, images=b, segments=c) for a, b, c in rows)
 
 
-def default_root(panoptic_json: str) -> str:
-    """Return the folder of the PNGs of a JSON, as COCO's archives have it.
+def default_png_folder(panoptic_json: str) -> str:
+    """Return the PNG folder of a panoptic JSON as in COCO's archives.
 
-    Raises: ValueError if there is none.
+    It has the name of the JSON without suffix, next to it or to its folder.
+
+    Raises: ValueError if there is no such folder.
     """
     path = Path(panoptic_json)
     for parent in (path.parent, path.parent.parent):
         if (parent / path.stem).is_dir():
             return str(parent / path.stem)
-    raise ValueError(f"No folder {path.stem} beside {path} or its folder: name the PNG folder.")
+    raise ValueError(
+        f"There is no PNG folder {path.stem} next to {path} or its folder: name it with "
+        "--panoptic-root or --val-panoptic-root."
+    )

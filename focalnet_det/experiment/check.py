@@ -1,4 +1,4 @@
-"""Checks of a run before its first step, in seconds, with all problems in one error."""
+"""Check a run before its first step, in seconds, and report all problems in one error."""
 
 import importlib.util
 import inspect
@@ -24,11 +24,11 @@ from ..data.loader import TrainLoader, check_masks, dataset_records
 from ..heads.empty import EMPTY_SAFE
 from .data_settings import KIND_OF_EVALUATOR
 from .description import Experiment
-from .length import settle_warmup
+from .length import shorten_warmup
 from .settings import Settings
 from .values import ConfigError, raise_problems
 
-# Names of metrics by task; a class follows a dash.
+# Patterns of metric names by task; "-NAME" selects a class.
 COCO_METRIC = r"AP(50|75|s|m|l)?|AR(\d+|s|m|l)|AP-(?P<name>.+)"
 METRICS = {
     "bbox": COCO_METRIC,
@@ -43,7 +43,7 @@ TASKS = {
     "panoptic": ("bbox", "segm", "boundary", "sem_seg", "panoptic_seg"),
     "labels": ("sem_seg",),
 }
-# Of a checkpoint: weights and AdamW's two moments, of 4 bytes each.
+# Elements of a checkpoint per parameter (weight and AdamW's two moments), and their size in bytes.
 COPIES, BYTES = 3, 4
 # Attributes of heads that name features of the backbone.
 FEATURES = (
@@ -56,12 +56,12 @@ FEATURES = (
 
 
 def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
-    """Return an experiment that was checked, its schedule fitted to its data.
+    """Check an experiment, and return it with its schedule fitted to its data.
 
-    The model is built without memory for its weights, the data is
-    read, and names, class counts, lengths and disk space are compared with them.
+    The model is built without memory for its weights, the data is read, and names, class counts,
+    lengths and disk space are compared with them.
 
-    Raises: ConfigError with every problem found; what data and parts raise as they are built.
+    Raises: ConfigError with every problem; errors of the data and of the parts that are built.
     """
     model, problems = skeleton(experiment)
     problems += [
@@ -81,9 +81,9 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
     raise_problems(problems)
     check_data(experiment.settings, eval_only=eval_only)
     if not eval_only:
-        experiment = fitted(experiment)
+        experiment = fit_to_data(experiment)
     for name, build in experiment.test_loaders.items():
-        attempt(build, f"The loader of {name}")
+        build_part(build, f"The loader of {name}")
     raise_problems(weight_problems(experiment, eval_only=eval_only))
     return experiment
 
@@ -91,9 +91,9 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
 def check_data(settings: Settings, *, eval_only: bool) -> None:
     """Read every data set of a run: all rows, and a sample of the images.
 
-    Data of one's own has been read when it was registered.
+    The user's own data sets were read when they were registered.
 
-    Raises: the error of a set; if several have one, ConfigError with all, or FileNotFoundError.
+    Raises: the error of a set; ConfigError or FileNotFoundError with all messages for several.
     """
     errors: list[Exception] = []
     for names, evaluation in ((settings.train_sets, False), (settings.test_sets, True)):
@@ -115,22 +115,23 @@ def check_data(settings: Settings, *, eval_only: bool) -> None:
 
 
 def skeleton(experiment: Experiment) -> tuple[nn.Module, list[str]]:
-    """Return the model, and what its language finds wrong with keys that nothing reads.
+    """Build the model without memory for its weights, and an optimizer to check its arguments.
 
+    Returns: the model, and problems such as keys that nothing reads.
     Raises: ConfigError if model or optimizer cannot be built.
     """
     with torch.random.fork_rng(devices=[]):
         model, problems = cast(
-            tuple[nn.Module, list[str]], attempt(experiment.skeleton, "The model")
+            tuple[nn.Module, list[str]], build_part(experiment.skeleton, "The model")
         )
-        attempt(lambda: experiment.optimizer(model), "The optimizer")
+        build_part(lambda: experiment.optimizer(model), "The optimizer")
     return model, problems
 
 
-def attempt(build: Callable[[], object], what: str) -> object:
-    """Return a part that is built; errors that no one expects of a config say what failed.
+def build_part(build: Callable[[], object], what: str) -> object:
+    """Build a part, and turn unexpected errors into a ConfigError that names the part.
 
-    Raises: as the part does, or ConfigError.
+    Raises: ValueError, KeyError, OSError or ImportError as the part does, otherwise ConfigError.
     """
     try:
         return build()
@@ -142,7 +143,7 @@ def attempt(build: Callable[[], object], what: str) -> object:
 
 
 def class_problems(settings: Settings, model: nn.Module) -> list[str]:
-    """Return where class counts of model and data differ, and weights that leave no class."""
+    """Describe differing class counts of model and data, and class weights that are all zero."""
     found = []
     weights, classes = settings.model.class_weights, settings.model.classes
     if weights is not None and not any(weights):
@@ -163,53 +164,53 @@ def class_problems(settings: Settings, model: nn.Module) -> list[str]:
 
 
 def channel_problems(model: nn.Module) -> list[str]:
-    """Return that a network takes other images than those of three channels that data sets give."""
+    """Describe a backbone that does not accept images of three channels, which data sets have."""
     networks = [module for module in model.modules() if isinstance(module, StagedBackbone)]
     return [
-        f"The backbone takes {network.patch_embed.proj.in_channels} image channels, but images are "
-        "read as RGB or BGR: in_channels must be 3 in a recipe."
+        f"The backbone expects {network.patch_embed.proj.in_channels} image channels, but images "
+        "are read as RGB or BGR: set in_channels to 3."
         for network in networks
         if network.patch_embed.proj.in_channels != 3
     ]
 
 
 def feature_problems(model: nn.Module) -> list[str]:
-    """Return features that heads ask for and the backbone does not give."""
+    """Describe features that heads read and the backbone does not return."""
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, Backbone):
         return []
-    given, inside = set(backbone.output_shape()), set(backbone.modules())
+    available, inside = set(backbone.output_shape()), set(backbone.modules())
     found = []
     for module in set(model.modules()) - inside:
         for attribute in FEATURES:
             names = getattr(module, attribute, None)
-            if isinstance(names, list | tuple | ListConfig) and not set(names) <= given:
-                asked = ", ".join(map(str, sorted(set(names) - given, key=str)))
+            if isinstance(names, list | tuple | ListConfig) and not set(names) <= available:
+                missing = ", ".join(map(str, sorted(set(names) - available, key=str)))
                 found.append(
-                    f"{_configured_name(module)} reads features {asked}, the backbone gives "
-                    f"{', '.join(sorted(given))}: change {attribute}."
+                    f"{_configured_name(module)} reads features {missing}, but the backbone "
+                    f"returns {', '.join(sorted(available))}: change {attribute}."
                 )
     return sorted(found)
 
 
 def _configured_name(module: nn.Module) -> str:
-    """Return the class that a config names, also where a model has a replacement of it."""
+    """Return the name of the class in the config, also if the model has a replacement of it."""
     replacements = EMPTY_SAFE.values()
     return next(c.__name__ for c in type(module).__mro__ if c not in replacements)
 
 
 def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:
-    """Return that weights of this package were trained for other classes than those of the data.
+    """Describe weights of this package that were trained for other classes than those of the data.
 
-    Other files do not name their classes, or spell them otherwise. Training may go on from weights
-    for another number of classes: the layers that count classes begin anew.
+    Files of other libraries do not contain class names. Training may start from weights for another
+    number of classes, because the last layers are then initialized again.
     """
     path = Path(experiment.options.init_checkpoint)
     if not experiment.options.init_checkpoint or not path.is_file():
         return []
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception:  # whoever loads the weights says what is wrong with the file
+    except Exception:  # loading the weights reports what is wrong with the file
         return []
     trained = content.get("class_names") if isinstance(content, dict) else None
     names = experiment.class_names
@@ -219,16 +220,18 @@ def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:
         return []
     differing = [(a, b) for a, b in zip(trained, names, strict=False) if a != b]
     more = names[len(trained) :] or trained[len(names) :]
-    example = f"class {differing[0][0]!r} is {differing[0][1]!r} here" if differing else f"{more}"
+    example = (
+        f"class {differing[0][0]!r} is {differing[0][1]!r} in the data" if differing else f"{more}"
+    )
     return [
-        f"The weights of {path} are for {len(trained)} other classes than the {len(names)} of the "
-        f"data ({example}): they are matched by their order. Name the classes as they were, in "
-        "their order."
+        f"The weights of {path} were trained for {len(trained)} classes that differ from the "
+        f"{len(names)} of the data ({example}). Classes are matched by position: use the names "
+        "and the order of the training."
     ]
 
 
 def file_problems(weights: str) -> list[str]:
-    """Return what is wrong with the file of the initial weights; names and URLs come later."""
+    """Describe what is wrong with a file of initial weights; names and URLs are resolved later."""
     path = Path(weights)
     if not weights or not path.is_file():
         return []
@@ -237,11 +240,12 @@ def file_problems(weights: str) -> list[str]:
 
 
 def option_problems(experiment: Experiment) -> list[str]:
-    """Return options of the run that cannot work on this machine."""
+    """Describe options of the run that cannot work on this machine."""
     options, key, found = experiment.options, experiment.given.key, []
     device = torch.device(options.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found.append(f"{key('device')} is {device}, but PyTorch sees {torch.cuda.device_count()}.")
+        count = torch.cuda.device_count()
+        found.append(f"{key('device')} is {device}, but PyTorch finds {count} GPUs.")
     if options.wandb_project and importlib.util.find_spec("wandb") is None:
         found.append(f"{key('wandb_project')} needs Weights & Biases: pip install wandb.")
     unknown = set(options.ddp) - set(inspect.signature(DistributedDataParallel).parameters)
@@ -255,7 +259,7 @@ def option_problems(experiment: Experiment) -> list[str]:
 
 
 def batch_problems(experiment: Experiment) -> list[str]:
-    """Return that processes or accumulated parts cannot share the batch evenly."""
+    """Describe a batch that cannot be split evenly over processes or accumulation steps."""
     options, settings, key = experiment.options, experiment.settings, experiment.given.key
     processes = comm.get_world_size()
     per_process, rest = divmod(settings.batch_size, processes)
@@ -273,7 +277,7 @@ def batch_problems(experiment: Experiment) -> list[str]:
 
 
 def metric_problems(settings: Settings) -> list[str]:
-    """Return why ``keep_best`` names no metric that the first test set gives."""
+    """Describe a ``keep_best`` that is not a metric of the first test set."""
     metric = settings.options.keep_best
     if not metric:
         return []
@@ -295,12 +299,14 @@ def metric_problems(settings: Settings) -> list[str]:
     classes = {*(metadata.get("thing_classes") or ()), *(metadata.get("stuff_classes") or ())}
     named = match.group("name") if match else None
     if match is None or (named is not None and classes and named not in classes):
-        return [f"keep_best {metric} is no metric of {settings.test_sets[0]}. Known: {known}, ..."]
+        return [
+            f"keep_best {metric} is not a metric of {settings.test_sets[0]}. Known: {known}, ..."
+        ]
     return []
 
 
 def name_problems(experiment: Experiment, model: nn.Module) -> list[str]:
-    """Return names of parameters that match none, and factors that act on none."""
+    """Describe parts of names that match no parameter, and factors without effect."""
     names = [name for name, _ in model.named_parameters()]
     given, found = experiment.given, []
     for part in experiment.lr_factors:
@@ -318,12 +324,12 @@ def name_problems(experiment: Experiment, model: nn.Module) -> list[str]:
 
 
 def disk_problems(experiment: Experiment, model: nn.Module) -> list[str]:
-    """Return that the checkpoints will not fit on the disk, by the number of parameters."""
+    """Describe a lack of disk space for the checkpoints, estimated from the parameters."""
     options = experiment.options
     size = sum(p.numel() for p in model.parameters()) * BYTES
     averaged = size if options.ema_decay else 0
     best = size if options.keep_best else 0
-    # The last ones, the final one, and one that is being written.
+    # The last checkpoints, the final one, and one that is being written.
     needed = (options.keep_checkpoints + 2) * (COPIES * size + averaged) + best + averaged
     folder = Path(options.output_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -331,21 +337,21 @@ def disk_problems(experiment: Experiment, model: nn.Module) -> list[str]:
     if needed <= free:
         return []
     return [
-        f"The checkpoints need about {needed / 2**30:.1f} GiB, {folder} has {free / 2**30:.1f} GiB "
-        f"left: free some, name another folder (--output), or lower "
-        f"{experiment.given.key('keep_checkpoints')}."
+        f"The checkpoints need about {needed / 2**30:.1f} GiB, but {folder} has only "
+        f"{free / 2**30:.1f} GiB left: free some disk space, choose another folder (--output), or "
+        f"lower {experiment.given.key('keep_checkpoints')}."
     ]
 
 
-def fitted(experiment: Experiment) -> Experiment:
-    """Return an experiment whose warm-up and periods fit the length of its training.
+def fit_to_data(experiment: Experiment) -> Experiment:
+    """Fit the warm-up of an experiment to the length of its training, and check its periods.
 
-    Raises: ConfigError if a warm-up, milestones or periods that were given are longer than it;
+    Raises: ConfigError if an overridden warm-up, milestone or period exceeds the training;
         ValueError or OSError of the training data.
     """
     if not experiment.settings.train_sets:
-        raise ConfigError(["There is no training set: name one, or evaluate with --eval-only."])
-    loader = cast(TrainLoader, attempt(experiment.train_loader, "The training loader"))
+        raise ConfigError(["There is no training set: name one, or add --eval-only to evaluate."])
+    loader = cast(TrainLoader, build_part(experiment.train_loader, "The training loader"))
     per_epoch, given = loader.iterations_per_epoch, experiment.given
     schedule, options = experiment.schedule, experiment.options
     problems = [
@@ -353,15 +359,15 @@ def fitted(experiment: Experiment) -> Experiment:
         *profile_problems(experiment, schedule.max_iter(per_epoch)),
     ]
     raise_problems(problems)
-    settled = settle_warmup(schedule, per_epoch, given)
-    if settled == schedule:
+    shortened = shorten_warmup(schedule, per_epoch, given)
+    if shortened == schedule:
         return experiment
-    settings = replace(experiment.settings, schedule=settled, options=options)
+    settings = replace(experiment.settings, schedule=shortened, options=options)
     return experiment.with_settings(settings)
 
 
 def length_problems(experiment: Experiment, per_epoch: int) -> Sequence[str]:
-    """Return milestones and periods, if they were given, that the training never reaches."""
+    """Describe overridden milestones and periods that the training never reaches."""
     schedule, options, given = experiment.schedule, experiment.options, experiment.given
     unit = "iterations" if schedule.epochs is None else "epochs"
     found = []
@@ -372,7 +378,8 @@ def length_problems(experiment: Experiment, per_epoch: int) -> Sequence[str]:
             f"{schedule.length:g} {unit}."
         )
     if "milestones" in given and list(schedule.milestones) != sorted(schedule.milestones):
-        found.append(f"{given.key('milestones')} must rise, got {list(schedule.milestones)}.")
+        milestones = list(schedule.milestones)
+        found.append(f"{given.key('milestones')} must be in ascending order, got {milestones}.")
     if "milestones" in given and schedule.decay != "multistep":
         found.append(f"{given.key('milestones')} has no effect on a {schedule.decay} schedule.")
     total = schedule.max_iter(per_epoch)
@@ -388,7 +395,7 @@ def length_problems(experiment: Experiment, per_epoch: int) -> Sequence[str]:
 
 
 def profile_problems(experiment: Experiment, total: int) -> list[str]:
-    """Return that the window to profile lies behind the training."""
+    """Describe iterations to profile that begin after the end of the training."""
     profile = experiment.options.profile
     if not profile or profile[0] < total:
         return []

@@ -1,4 +1,4 @@
-"""Settings that follow from data: classes, weights, batch, length, periods, and the rate."""
+"""Derive settings from the data: classes, weights, batch, length, periods, learning rate."""
 
 import logging
 from dataclasses import replace
@@ -14,9 +14,9 @@ from .settings import Given, ModelSettings, Settings
 
 logger = logging.getLogger("focalnet_det")
 
-# With few images, a class of thin or rare objects would not be learned at all.
+# Up to this many images, classes are weighted: rare or thin ones would not be learned otherwise.
 FEW_IMAGES = 1000
-# evaluator_type of a recipe's data sets -> kind of data that it takes, and recipes for each kind.
+# evaluator_type of a recipe's data sets -> kind of data, and advice on recipes for each kind.
 KIND_OF_EVALUATOR = {"coco": "coco", "coco_panoptic_seg": "panoptic", "sem_seg": "labels"}
 RECIPES = {
     "coco": "COCO files (--coco-json) need a detector: see configs/COCO-Detection, "
@@ -29,10 +29,10 @@ RECIPES = {
 
 
 def scale_learning_rate(settings: Settings, given: Given) -> Settings:
-    """Return settings whose rate follows the batch by the linear rule, and log it.
+    """Scale the learning rate with the batch size (linear rule), and log it.
 
-    A rate that was given stays. The recipe's batch becomes that of the config, so that a config
-    that was saved is not scaled again.
+    An explicit learning rate is kept. ``recipe_batch`` is set to the batch size, so a saved config
+    is not scaled again.
 
     Source: arXiv:1706.02677, section 2.1.
     """
@@ -44,44 +44,45 @@ def scale_learning_rate(settings: Settings, given: Given) -> Settings:
         return replace(settings, options=options)
     rate = settings.learning_rate * batch / recipe
     logger.info(
-        "Batch %d instead of the recipe's %d: learning rate times %g, %g. To set it: %s.",
+        "The batch size is %d instead of the recipe's %d: the learning rate is scaled by %g to "
+        "%g. To set it: %s.",
         batch, recipe, batch / recipe, rate, given.override("learning_rate", "VALUE"),
     )  # fmt: skip
     return replace(settings, learning_rate=rate, options=options)
 
 
 def raise_detections(settings: Settings, given: Given) -> Settings:
-    """Return settings whose model gives as many detections as are evaluated, and log it."""
-    limit, wanted = settings.model.detections, settings.options.max_dets
-    if limit is None or limit >= wanted or "detections" in given:
+    """Raise the model's limit of detections per image to the number evaluated, and log it."""
+    limit, evaluated = settings.model.detections, settings.options.max_dets
+    if limit is None or limit >= evaluated or "detections" in given:
         return settings
     logger.info(
-        "The model gives up to %d detections an image, as %d are evaluated.", wanted, wanted
+        "The model returns up to %d detections per image, the number that is evaluated.", evaluated
     )
-    return replace(settings, model=replace(settings.model, detections=wanted))
+    return replace(settings, model=replace(settings.model, detections=evaluated))
 
 
 def kind_of(settings: Settings) -> str | None:
-    """Return the kind of data that a recipe is made for, None if its sets are not registered."""
+    """Return the kind of data that a recipe is for, None if its sets are not registered."""
     names = (*settings.train_sets, *settings.test_sets)
     kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in names]
     return next((KIND_OF_EVALUATOR[kind] for kind in kinds if kind in KIND_OF_EVALUATOR), None)
 
 
 def with_own_data(settings: Settings, data: OwnData, given: Given) -> Settings:
-    """Return settings for data of one's own, which is registered.
+    """Register the user's own data sets, and return settings for them.
 
-    Class counts come from the data; batch, length, periods and rate are fitted to it, unless they
-    are given. Up to 1,000 images, a loss that takes class weights weights the classes by their
-    pixels.
+    Class counts come from the data; batch, length, periods and learning rate are fitted to it
+    unless they are overridden. Up to 1,000 images, a loss with class weights weights the classes by
+    their pixels.
 
-    Raises: ValueError if files are not as they should be, or the recipe is for other data.
+    Raises: ValueError if files are invalid, or the recipe is for another kind of data.
     """
     if kind_of(settings) not in (None, data.kind):
         raise ValueError(RECIPES[data.kind])
     facts = register(data, unified=settings.model.unified)
     model = with_classes(settings.model, facts)
-    if not given_weights(settings, given) and data.kind == "labels":
+    if not has_fixed_weights(settings, given) and data.kind == "labels":
         weights = class_weights(data, facts, given)
         model = replace(model, class_weights=weights)
     settings = replace(
@@ -93,9 +94,9 @@ def with_own_data(settings: Settings, data: OwnData, given: Given) -> Settings:
 
 
 def with_classes(model: ModelSettings, facts: DataFacts) -> ModelSettings:
-    """Return the settings of a model for the classes of some data.
+    """Return model settings for the classes and keypoints of a data set.
 
-    Raises: ValueError if keypoints are trained and the data has none.
+    Raises: ValueError if the data is panoptic and the model is not.
     """
     stuff = len(facts.stuff) or None
     if model.unified and stuff:
@@ -106,16 +107,17 @@ def with_classes(model: ModelSettings, facts: DataFacts) -> ModelSettings:
     return replace(model, classes=len(facts.classes), stuff=stuff, keypoints=keypoints)
 
 
-def given_weights(settings: Settings, given: Given) -> bool:
-    """Return whether the classes have weights already, or cannot have any."""
+def has_fixed_weights(settings: Settings, given: Given) -> bool:
+    """Tell whether the class weights are already set, or the loss does not have any."""
     model = settings.model
     return not model.weighted or model.class_weights is not None or "class_weights" in given
 
 
 def class_weights(data: OwnData, facts: DataFacts, given: Given) -> tuple[float, ...] | None:
-    """Return loss weights from the pixels of few training labels, None for many or none; log them.
+    """Compute class weights from the pixels of a small training set, and log their range.
 
-    Raises: ValueError if a label file holds values of no class.
+    Returns: one weight per class; None without a training set, or if it is large.
+    Raises: ValueError if a label file has values that are not classes.
     """
     if not data.train or facts.num_images > FEW_IMAGES:
         return None
@@ -125,8 +127,8 @@ def class_weights(data: OwnData, facts: DataFacts, given: Given) -> tuple[float,
     weights = balanced_weights(pixel_counts(files, rule))
     low, high = min(weights), max(weights)
     logger.info(
-        "Few images: the loss weights the classes by their pixels, from %g (%s) to %g (%s). For "
-        "equal weights: %s.",
+        "The data set is small: the loss weights classes by their pixels, from %g (%s) to %g (%s). "
+        "For equal weights: %s.",
         low,
         facts.classes[weights.index(low)],
         high,

@@ -1,4 +1,4 @@
-"""One typed description of a run, the same for both kinds of config."""
+"""Describe a run in one typed form for both kinds of config."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from ..data.registry import register_coco, register_shapes
 from ..data.semantic.label_folders import register_ade20k_sem_seg, register_shapes_sem_seg
 from ..heads.prepare import prepare_model
 from . import lazy, lazy_check, yacs, yacs_check, yaml_files
-from .arguments import RunArguments, own_data_of
+from .arguments import RunArguments, read_own_data
 from .data_settings import raise_detections, scale_learning_rate, with_own_data
 from .options import TrainOptions
 from .own_data import register
@@ -41,20 +41,22 @@ DESCRIPTIONS = (
 
 @dataclass(kw_only=True)
 class Experiment:
-    """The parts of a training, not yet built: each callable builds one.
+    """The parts of a training; each callable builds one of them.
 
     Attributes:
-        model: with random weights, on the CPU.
-        optimizer: for a model.
-        train_loader: of all training sets.
-        test_loaders: by name of the test set.
-        test_mapper: what turns a record of an image into the model's input, as in evaluation.
-        config_text: yaml that ``--config-file`` takes, data of one's own included.
-        settings: batch, data sets, class counts and what else data decides.
-        given: what the command line overrides.
-        with_settings: the same experiment with other settings.
-        skeleton: the model without memory for its weights, and problems of its config.
-        lr_factors, no_decay_names, layer_decay: of the optimizer, which name parameters.
+        model: builds the model with random weights, on the CPU.
+        optimizer: builds the optimizer of a model.
+        schedule: length of the training and course of the learning rate.
+        train_loader: builds the loader of all training sets.
+        test_loaders: build the loader of each test set, by name.
+        test_mapper: builds the mapper from an image record to the model's input, as in evaluation.
+        options: options of the run.
+        config_text: yaml for ``--config-file``, with the user's own data sets.
+        settings: batch, data sets, class counts and other settings that depend on data.
+        given: settings that the command line overrides.
+        with_settings: returns the same experiment with other settings.
+        skeleton: builds the model without memory for its weights, and finds problems of its config.
+        lr_factors, no_decay_names, layer_decay: arguments of the optimizer that select parameters.
     """
 
     model: Callable[[], nn.Module]
@@ -75,9 +77,9 @@ class Experiment:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the names of the classes, in the model's order; () where the data names none.
+        """Return the class names in the order of the model, () if they are unknown.
 
-        Names in a COCO file of a registered set are known when the set was read once.
+        The names in a COCO file of a registered set are known after the set was read.
         """
         metadata = self.dataset_metadata
         names = [metadata.get(f"{kind}_classes") or () for kind in ("thing", "stuff")]
@@ -97,7 +99,7 @@ class Experiment:
 
 
 def register_all() -> None:
-    """Register every data set that configs name."""
+    """Register every data set that the recipes use."""
     register_coco()
     register_shapes()
     register_shapes_sem_seg()
@@ -108,14 +110,13 @@ def register_all() -> None:
 
 
 def load_config(path: str | Path, overrides: list[str]) -> Any:
-    """Return a config of either kind with its overrides.
+    """Load a config of either kind, and apply overrides.
 
     Args:
-        path: ``.py`` (LazyConfig), ``.yaml`` (yacs), or the ``config.yaml`` that a run of either
-            kind has saved.
+        path: ``.py`` (LazyConfig), ``.yaml`` (yacs), or the ``config.yaml`` that a run has saved.
         overrides: ``key=value`` for LazyConfig; ``KEY VALUE`` or ``KEY=VALUE`` for yacs.
-    Raises: ValueError if there is no such file or it is of neither kind, KeyError for an override
-        of a key that the config does not have.
+    Raises: ValueError if the file is missing or of neither kind, KeyError for an override of a key
+        that the config does not have.
     """
     path = Path(path)
     if not PathManager.isfile(str(path)):
@@ -131,27 +132,33 @@ def load_config(path: str | Path, overrides: list[str]) -> Any:
 
 
 def load_config_text(text: str) -> Any:
-    """Return the config of a run from the text that its checkpoints hold; errors as above."""
+    """Load the config of a run from the text in its checkpoints.
+
+    Raises: ValueError and KeyError as :func:`load_config`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text, encoding="utf-8")
         return load_config(path, [])
 
 
-def language(cfg: Any) -> Any:
+def config_reader(cfg: Any) -> Any:
     """Return the module that reads a config: ``lazy`` or ``yacs``."""
     return yacs if isinstance(cfg, CfgNode) else lazy
 
 
 def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
-    """Return the parts of a training from a config of either kind."""
-    reader = language(cfg)
+    """Read the parts of a training from a config of either kind.
+
+    Raises: ConfigError or ValueError for invalid values.
+    """
+    reader = config_reader(cfg)
     settings: Settings = reader.read_settings(cfg)
     return Experiment(
         model=lambda: prepare_model(reader.build_model(cfg)),
         optimizer=partial(reader.build_optimizer, cfg),
         schedule=settings.schedule,
-        # Checks and training share what was read.
+        # Cached: checks and training share the data that was read.
         train_loader=cache(partial(reader.build_train_loader, cfg)),
         test_loaders={
             name: partial(reader.build_test_loader, cfg, name) for name in settings.test_sets
@@ -168,16 +175,16 @@ def read_experiment(cfg: Any, overrides: list[str] | None = None) -> Experiment:
 
 
 def describe(args: RunArguments) -> Experiment:
-    """Return the description of the run that a command line asks for, checked.
+    """Describe the run of a command line, with checked settings.
 
-    Raises: ValueError, KeyError, TypeError or OSError that says what to do.
+    Raises: ValueError, KeyError, TypeError or OSError with advice for the user.
     """
-    own_data = own_data_of(args)
+    own_data = read_own_data(args)
     register_all()
     cfg = load_config(args.config_file, args.opts)
-    reader = language(cfg)
+    reader = config_reader(cfg)
     given = reader.given(args.opts)
-    settings = settle(checked_settings(cfg), own_data, given)
+    settings = resolve_settings(checked_settings(cfg), own_data, given)
     changes: dict[str, Any] = {}
     if args.output:
         changes["output_dir"] = args.output
@@ -190,11 +197,11 @@ def describe(args: RunArguments) -> Experiment:
 
 
 def checked_settings(cfg: Any) -> Settings:
-    """Return the settings of a config.
+    """Read and check the settings of a config.
 
-    Raises: ConfigError that names every value that cannot be used.
+    Raises: ConfigError that names every invalid value.
     """
-    reader = language(cfg)
+    reader = config_reader(cfg)
     checker = yacs_check if reader is yacs else lazy_check
     problems = checker.problems(cfg)
     try:
@@ -202,17 +209,17 @@ def checked_settings(cfg: Any) -> Settings:
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
     except (ValueError, TypeError, KeyError):
-        # Of a value that was found already.
+        # Usually caused by one of these problems, whose message is better.
         raise_problems(problems)
         raise
     raise_problems(problems)
     return settings
 
 
-def settle(settings: Settings, own_data: Any, given: Given) -> Settings:
-    """Return settings with all that follows from batch and data.
+def resolve_settings(settings: Settings, own_data: Any, given: Given) -> Settings:
+    """Return settings with everything that follows from batch and data.
 
-    A saved config names its own data: it is registered, and everything stays as it was saved.
+    The data sets of a saved config are registered, and its settings are kept as saved.
     """
     settings = scale_learning_rate(settings, given)
     if own_data is not None:

@@ -1,4 +1,4 @@
-"""LazyConfig (``.py``, and the yaml text that a run saves of it): into settings, and back."""
+"""Translate LazyConfigs (``.py``, and the yaml that a run saves) to settings and back."""
 
 import copy
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from ..data import loader
 from ..moved import current_name
 from .lazy_overrides import SECTIONS, apply_overrides
 from .lazy_tree import calls, target_of
-from .length import Length, follow_override
+from .length import Length, scale_milestones
 from .options import TrainOptions, default_options
 from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
-from .skeleton import without_memory
+from .skeleton import build_without_memory
 from .solver import Schedule
 
 # Setting -> key. The names of options are keys below ``train``.
@@ -38,25 +38,25 @@ KEYS = {
     "own_data": "own_data",
     **{name: f"train.{name}" for name in default_options()},
 }
-# Arguments of Detectron2's and our heads.
+# Arguments of heads that limit the detections per image.
 DETECTIONS = ("test_topk_per_image", "max_detections_per_image", "instances_per_image")
 OBJECTS = {"allow_objects": True}
-# What a saved config may call. A .py config may call anything: it is code.
 LOCATE = "detectron2.utils.registry.locate"
+# Modules that a saved config may call. A .py config may call anything, because it is code.
 TRUSTED = ("focalnet_det.", "detectron2.", "torch.nn.", "torchvision.", "torch.optim.")
 
 
 def load_code(path: Path, overrides: list[str]) -> DictConfig:
-    """Return a ``.py`` config with its overrides.
+    """Load a ``.py`` config, and apply overrides.
 
-    Raises: ValueError if it lacks a section or an override is not understood, KeyError for an
-        override of a key that it does not have.
+    Raises: ValueError for a missing section or an invalid override, KeyError for an override of a
+        key that the config does not have.
     """
     try:
         cfg = LazyConfig.load(str(path))
     except (ValueError, KeyError, TypeError, OSError, ImportError):
         raise
-    except Exception as error:  # a .py config is code, and fails as code does
+    except Exception as error:  # a .py config is code, and can raise any error
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}.") from error
     missing = [name for name in SECTIONS if name not in cfg]
     if missing:
@@ -65,39 +65,40 @@ def load_code(path: Path, overrides: list[str]) -> DictConfig:
 
 
 def load_saved(content: dict[str, Any], path: Path, overrides: list[str]) -> DictConfig:
-    """Return the config of a run, from the yaml that it saved; errors as above.
+    """Load the config that a run has saved as yaml, and apply overrides.
 
-    Raises: ValueError if it calls what is not of this package, Detectron2, PyTorch or torchvision.
+    Raises: ValueError and KeyError as :func:`load_code`; ValueError if the config calls anything
+        outside this package, Detectron2, PyTorch and torchvision.
     """
     cfg = OmegaConf.create(content, flags=OBJECTS)
     missing = [name for name in SECTIONS if name not in cfg]
     if missing:
-        raise ValueError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
+        raise ValueError(f"{path} is not a config of a run: it lacks {', '.join(missing)}.")
     for key, node in calls(cfg):
         target = node["_target_"] = current_name(str(node["_target_"]))
         # Arguments that are functions are looked up by name, which must be as trusted.
         names = [target, str(node["name"])] if target == LOCATE else [target]
         if not all(name.startswith(TRUSTED) for name in names):
             raise ValueError(
-                f"{path}: {key or 'it'} calls {names[-1]}. A saved config may call focalnet_det, "
-                "detectron2, torch.nn, torch.optim and torchvision alone: give the .py config that "
-                "it was made from."
+                f"{path}: {key or 'it'} calls {names[-1]}. A saved config may only call "
+                "focalnet_det, detectron2, torch.nn, torch.optim and torchvision: use the .py "
+                "config instead."
             )
     return overridden(cfg, overrides)
 
 
 def overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """Return a config with overrides; a length among them takes the milestones along."""
+    """Apply overrides to a config; an overridden length scales the milestones."""
     before = _length(cfg)
     cfg = apply_overrides(cfg, overrides)
     names = given(overrides)
     if before is not None and "length" in names:
-        _set_length(cfg, follow_override(before, _length(cfg) or before, names, KEYS))
+        _set_length(cfg, scale_milestones(before, _length(cfg) or before, names, KEYS))
     return cfg
 
 
 def given(overrides: list[str]) -> Given:
-    """Return what overrides set."""
+    """Return the settings that overrides set."""
     keys = {item.partition("=")[0].lstrip("+~") for item in overrides}
     names = {n for n, k in KEYS.items() if any(key == k or key.startswith(f"{k}.") for key in keys)}
     if names & {"epochs", "iterations"}:
@@ -122,9 +123,9 @@ def _set_length(cfg: DictConfig, length: Length) -> None:
 
 
 def read_settings(cfg: DictConfig) -> Settings:
-    """Return the settings of a config.
+    """Read the settings of a config.
 
-    Raises: ConfigError or ValueError for values that cannot be used.
+    Raises: ConfigError or ValueError for invalid values.
     """
     train = cfg.dataloader.train
     datasets = train.get("datasets") or ()
@@ -151,7 +152,7 @@ def _plain(node: Any) -> Any:
 
 
 def read_model(model: DictConfig) -> ModelSettings:
-    """Return the numbers of a model that follow from data."""
+    """Read the settings of a model that depend on data."""
     panoptic = "sem_seg_head" in model and "roi_heads" in model
     unified = "panoptic" in (model.get("tasks") or ())
     things = model.get("things") if unified else None
@@ -171,7 +172,7 @@ def read_model(model: DictConfig) -> ModelSettings:
 
 
 def values(node: Any, name: str) -> Iterator[Any]:
-    """Yield every value of a name that is not a reference to another."""
+    """Yield the values of every field of a name that is not an interpolation."""
     if isinstance(node, DictConfig):
         for key in map(str, node):
             if not OmegaConf.is_interpolation(node, key):
@@ -189,14 +190,14 @@ def _first(node: Any, name: str) -> Any:
 
 
 def write_settings(cfg: DictConfig, settings: Settings) -> DictConfig:
-    """Return a copy of a config in which what differs from it is as the settings say."""
+    """Return a copy of a config, updated where the settings differ from it."""
     before, cfg = read_settings(cfg), copy.deepcopy(cfg)
     write_model(cfg.model, before.model, settings.model)
     train = cfg.dataloader.train
     if settings.train_sets != before.train_sets:
         train.datasets = list(settings.train_sets)
     if settings.test_sets != before.test_sets:
-        # Every set is evaluated as the config's first one would be.
+        # Every set is evaluated with the loader of the config's first one.
         loaders = cfg.dataloader.test[:1]
         tests = [{**node, "dataset": name} for node in loaders for name in settings.test_sets]
         cfg.dataloader.test = tests
@@ -241,7 +242,7 @@ def write_model(model: DictConfig, before: ModelSettings, after: ModelSettings) 
 
 
 def set_everywhere(node: Any, name: str, value: Any) -> None:
-    """Set every field of that name in a LazyConfig that is not a reference to another."""
+    """Set every field of a name that is not an interpolation."""
     if isinstance(node, DictConfig):
         for key in node:
             if key == name:
@@ -255,20 +256,22 @@ def set_everywhere(node: Any, name: str, value: Any) -> None:
 
 
 def config_text(cfg: DictConfig) -> str:
-    """Return a config as yaml, with callables by name, that :func:`load_saved` reads."""
-    content = _named(OmegaConf.to_container(cfg, resolve=False))
+    """Return a config as yaml for :func:`load_saved`, with callables by name."""
+    content = _callables_to_names(OmegaConf.to_container(cfg, resolve=False))
     return yaml.safe_dump(content, default_flow_style=None, allow_unicode=True, width=100)
 
 
-def _named(value: Any) -> Any:
-    """Return plain values: callables by name."""
+def _callables_to_names(value: Any) -> Any:
+    """Replace callables by their names, in nested values."""
     if isinstance(value, dict):
         return {
-            k: _convert_target_to_string(v) if k == "_target_" and callable(v) else _named(v)
+            k: _convert_target_to_string(v)
+            if k == "_target_" and callable(v)
+            else _callables_to_names(v)
             for k, v in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_named(item) for item in value]
+        return [_callables_to_names(item) for item in value]
     if callable(value):
         name = _convert_target_to_string(value)
         return {"_target_": LOCATE, "name": name}
@@ -276,33 +279,34 @@ def _named(value: Any) -> Any:
 
 
 def build_model(cfg: DictConfig) -> Any:
-    """Return the model of a config."""
+    """Build the model of a config."""
     return instantiate(cfg.model)
 
 
 def build_skeleton(cfg: DictConfig) -> tuple[Any, list[str]]:
-    """Return the model without memory for its weights, and no problems: calls name all they take.
+    """Build the model without memory for its weights.
 
+    Returns: the model, and no problems: `lazy_check` finds arguments that nothing reads.
     Raises: as the parts of the model do.
     """
-    return without_memory(lambda _: instantiate(cfg.model)), []
+    return build_without_memory(lambda _: instantiate(cfg.model)), []
 
 
 def optimizer_names(cfg: DictConfig) -> dict[str, Any]:
-    """Return the arguments of the optimizer that name parameters."""
+    """Return the arguments of the optimizer that select parameters."""
     names = ("lr_factors", "no_decay_names", "layer_decay")
     return {n: _plain(cfg.optimizer[n]) for n in names if cfg.optimizer.get(n) is not None}
 
 
 def build_optimizer(cfg: DictConfig, model: Any) -> Any:
-    """Return the optimizer of a config for a model."""
+    """Build the optimizer of a config for a model."""
     node = cfg.optimizer.copy()
     node.model = model
     return instantiate(node)
 
 
 def build_train_loader(cfg: DictConfig) -> Any:
-    """Return the loader of a config's training sets."""
+    """Build the loader of a config's training sets."""
     return instantiate(cfg.dataloader.train)
 
 
@@ -335,5 +339,5 @@ def _mapper_node(node: DictConfig) -> DictConfig:
 
 
 def build_test_loader(cfg: DictConfig, name: str) -> Any:
-    """Return the loader of one of a config's test sets."""
+    """Build the loader of one of a config's test sets."""
     return instantiate(next(node for node in cfg.dataloader.test if node.dataset == name))

@@ -1,4 +1,4 @@
-"""Overrides of a LazyConfig: keys that are there, values of the kind that was there."""
+"""Apply overrides to a LazyConfig: only known keys, and values of the same kind."""
 
 import copy
 import math
@@ -9,32 +9,32 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .lazy_tree import arguments_of, close_match, takes_anything
+from .lazy_tree import accepts_any_argument, call_arguments, close_match
 from .values import raise_problems, type_name
 
 SECTIONS = ("model", "optimizer", "schedule", "dataloader", "train")
-# New keys of these would be read by nothing.
+# Sections without new keys, because nothing would read them.
 CLOSED = ("", "dataloader", "train")
 
 
 def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """Return a config with overrides; a key that it lacks is an error, not news.
+    """Apply overrides to a config.
 
-    Raises: KeyError for an unknown key, ValueError for an override that is not understood or
-        gives a value of another kind.
+    Raises: KeyError for an unknown key, ValueError for an invalid override or a value of another
+        kind.
     """
     before = {}
     for item in overrides:
         key, equals, _ = item.partition("=")
         key = key.lstrip("+~")
         if not equals:
-            raise ValueError(f"Overrides of a .py config read key=value, got {item!r}.")
+            raise ValueError(f"An override of a .py config must be key=value, got {item!r}.")
         parent, _, leaf = key.rpartition(".")
         node = select(cfg, parent)
-        if not takes(node, leaf) and not (item.startswith("+") and parent not in CLOSED):
-            known = [*map(str, node), *arguments_of(node)] if isinstance(node, DictConfig) else []
+        if not accepts(node, leaf) and not (item.startswith("+") and parent not in CLOSED):
+            known = [*map(str, node), *call_arguments(node)] if isinstance(node, DictConfig) else []
             raise KeyError(f"The config has no key {key!r}.{close_match(leaf, known)}")
-        # Lists are written in place: the original stays to be compared with.
+        # A copy, because lists are modified in place.
         before[key] = copy.deepcopy(select(cfg, key))
     from hydra.errors import HydraException
 
@@ -42,35 +42,35 @@ def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         cfg = LazyConfig.apply_overrides(cfg, [item.lstrip("+") for item in overrides])
     except HydraException as error:
         raise ValueError(
-            f"Override not understood (a value with = or brackets needs quotes of its own): {error}"
+            f"Invalid override (a value with = or brackets needs inner quotes): {error}"
         ) from error
     except OmegaConfBaseException as error:
-        raise ValueError(f"Override not understood: {error}") from error
+        raise ValueError(f"Invalid override: {error}") from error
     raise_problems([p for key, old in before.items() for p in kind_problems(cfg, key, old)])
     return cfg
 
 
 def select(cfg: DictConfig, key: str) -> Any:
-    """Return the value of a dotted key, None if it leads nowhere."""
+    """Return the value of a dotted key, None if it does not exist."""
     try:
         return OmegaConf.select(cfg, key) if key else cfg
-    except Exception:  # OmegaConf has many kinds of error for a path that leads nowhere.
+    except Exception:  # OmegaConf raises many types of errors for missing keys
         return None
 
 
-def takes(node: Any, leaf: str) -> bool:
-    """Return whether a mapping has a key, a list an index, or a call takes an argument."""
+def accepts(node: Any, leaf: str) -> bool:
+    """Tell whether a mapping has a key, a list has an index, or a call accepts an argument."""
     if isinstance(node, ListConfig):
         return leaf.isdecimal() and int(leaf) < len(node)
     if not isinstance(node, DictConfig):
         return False
     if leaf in node:
         return True
-    return "_target_" in node and (leaf in arguments_of(node) or takes_anything(node))
+    return "_target_" in node and (leaf in call_arguments(node) or accepts_any_argument(node))
 
 
 def kinds(value: Any) -> set[str]:
-    """Return the kinds of plain values in a value: of lists, those of their elements."""
+    """Return the kind of a value; for lists, the kinds of their elements."""
     if isinstance(value, list | tuple | ListConfig):
         return {kind for item in value for kind in kinds(item)}
     if isinstance(value, dict | DictConfig):
@@ -82,9 +82,9 @@ def kinds(value: Any) -> set[str]:
 
 
 def kind_problems(cfg: DictConfig, key: str, old: Any) -> list[str]:
-    """Return that an override replaced a value by one of another kind.
+    """Describe an override that replaces a value by one of another kind.
 
-    Annotated arguments are checked by their types; here it is what the config said before.
+    This compares with the former value; `lazy_check` compares with annotations.
     """
     new = select(cfg, key)
     if key in (*SECTIONS, "dataloader.train") and not isinstance(new, DictConfig):
@@ -95,22 +95,25 @@ def kind_problems(cfg: DictConfig, key: str, old: Any) -> list[str]:
     if isinstance(parent, ListConfig) and old is not None:
         scalar = not OmegaConf.is_config(old)
         if new is None or (scalar and OmegaConf.is_config(new)):
-            return [f"{key} is an entry of a list and was {_described(old)}, got {_plain(new)!r}."]
+            return [
+                f"{key} is an entry of a list with the value {_described(old)}, got "
+                f"{_plain(new)!r}."
+            ]
     if new is None or old is None:
         return []
     if isinstance(old, DictConfig) and "_target_" not in old and not isinstance(new, DictConfig):
         return [f"{key} must be a mapping, got {_plain(new)!r}."]
     if isinstance(old, DictConfig) != isinstance(new, DictConfig):
         keys = f": set its keys, such as {key}.{_first(old)}=..." if _first(old) else ""
-        return [f"{key} was {_described(old)}, got {new!r}{keys}"]
+        return [f"{key} must not replace {_described(old)}, got {new!r}{keys}"]
     is_list = isinstance(old, ListConfig)
     if is_list and not isinstance(new, ListConfig) and not key.endswith("datasets"):
-        return [f"{key} must be a list, as it was, got {new!r}."]
+        return [f"{key} must be a list, got {new!r}."]
     if not is_list and isinstance(new, ListConfig) and not new:
-        return [f"{key} was {_described(old)}, got an empty list."]
+        return [f"{key} must not replace {_described(old)}, got an empty list."]
     if kinds(old) and kinds(new) and not kinds(old) & kinds(new):
-        wanted = f"be like {_plain(old)}" if is_list else f"be {type_name(type(old))}"
-        return [f"{key} must {wanted}, got {_plain(new)!r}."]
+        required = f"be like {_plain(old)}" if is_list else f"be {type_name(type(old))}"
+        return [f"{key} must {required}, got {_plain(new)!r}."]
     return []
 
 
@@ -129,7 +132,7 @@ def _first(node: Any) -> str:
 
 
 def _described(value: Any) -> str:
-    return "a part of its own" if isinstance(value, DictConfig) else repr(_plain(value))
+    return "a mapping" if isinstance(value, DictConfig) else repr(_plain(value))
 
 
 def _plain(value: Any) -> Any:

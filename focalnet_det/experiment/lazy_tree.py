@@ -1,4 +1,4 @@
-"""The calls that a LazyConfig consists of, and the arguments that they take."""
+"""Find the calls in a LazyConfig, and the arguments that they accept."""
 
 import difflib
 import inspect
@@ -9,30 +9,30 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
-def arguments_of(node: Any) -> list[str]:
-    """Return the names of the arguments that a call takes; [] for what is no call."""
+def call_arguments(node: Any) -> list[str]:
+    """Return the names of the arguments that a call accepts, [] for other nodes."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         return []
     found = inspect.signature(constructor_of(node)).parameters
     return [name for name, p in found.items() if p.kind != p.VAR_KEYWORD and name != "self"]
 
 
-def takes_anything(node: DictConfig) -> bool:
-    """Return whether a call takes arguments of any name."""
+def accepts_any_argument(node: DictConfig) -> bool:
+    """Tell whether a call accepts arguments of any name."""
     found = inspect.signature(constructor_of(node)).parameters.values()
     return any(p.kind == p.VAR_KEYWORD for p in found)
 
 
 def target_of(node: DictConfig) -> Any:
-    """Return the function or class that a call calls."""
+    """Return the function or class of a call."""
     target = node["_target_"]
     return locate(target) if isinstance(target, str) else target
 
 
 def constructor_of(node: DictConfig) -> Callable[..., Any]:
-    """Return the function whose arguments a call gives."""
+    """Return the function whose signature the arguments of a call must match."""
     found = target_of(node)
-    # Detectron2 wraps constructors that read yacs configs.
+    # Detectron2's `configurable` wraps constructors.
     init = getattr(found, "__init__", None) if inspect.isclass(found) else None
     return getattr(init, "__wrapped__", None) or found
 
@@ -53,6 +53,6 @@ def calls(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 
 def close_match(name: str, known: list[str]) -> str:
-    """Return a hint at what a misspelled name may mean."""
+    """Return a hint for a misspelled name, "" if no known name is similar."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""Length of a training: after an override, on data of one's own, and beside its warm-up."""
+"""Compute the length of a training after overrides and for the user's own data sets."""
 
 import logging
 import math
@@ -14,16 +14,16 @@ logger = logging.getLogger("focalnet_det")
 
 # From random or ImageNet weights, small data sets need more epochs than large ones.
 EPOCHS = 60
-FEWEST_ITERATIONS = 1000
-MOST_ITERATIONS = 90_000
-FEWEST_EPOCHS = 12
-# Evaluations and periodic checkpoints of a training on one's own data.
-MOST_PERIODS = 12
+MIN_ITERATIONS = 1000
+MAX_ITERATIONS = 90_000
+MIN_EPOCHS = 12
+# Largest number of evaluations, and of periodic checkpoints, of a training on the user's own data.
+MAX_PERIODS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """Length and milestones, in epochs or in iterations; the other one is None."""
+    """Length and milestones of a training, in epochs or iterations; the other one is None."""
 
     epochs: float | None
     iterations: int | None
@@ -31,18 +31,18 @@ class Length:
 
     @property
     def total(self) -> float:
-        """Return the length in its unit, 0 if there is none."""
+        """Return the length in its unit, 0 if it is not set."""
         return self.iterations or self.epochs or 0
 
 
-def follow_override(
+def scale_milestones(
     before: Length, after: Length, given: Container[str], keys: dict[str, str]
 ) -> Length:
-    """Return a length that an override set, in one unit, with milestones that follow it.
+    """Scale the milestones with an overridden length, and return the length in one unit.
 
     Args:
-        before, after: of the config without and with its overrides.
-        given: of "epochs", "iterations" and "milestones" those that were overridden.
+        before, after: lengths of the config without and with its overrides.
+        given: those of "epochs", "iterations" and "milestones" that are overridden.
         keys: their keys in the config, for the log.
     """
     if "iterations" in given and "epochs" not in given:
@@ -58,22 +58,22 @@ def follow_override(
     if after.milestones and "milestones" not in given:
         factor = after.total / before.total
         digits = 0 if after.iterations else 2
-        moved = tuple(round(m * factor, digits) for m in before.milestones)
-        moved = tuple(int(m) if after.iterations else m for m in moved)
+        scaled = tuple(round(m * factor, digits) for m in before.milestones)
+        scaled = tuple(int(m) if after.iterations else m for m in scaled)
         unit = "iterations" if after.iterations else "epochs"
-        if moved != before.milestones:
-            listed = ", ".join(f"{m:g}" for m in moved)
+        if scaled != before.milestones:
+            listed = ", ".join(f"{m:g}" for m in scaled)
             logger.info(
-                "Milestones follow the length of %g %s: %s. To set them: %s.",
+                "Milestones are scaled to the length of %g %s: %s. To set them: %s.",
                 after.total, unit, listed, keys["milestones"],
             )  # fmt: skip
-        return replace(after, milestones=moved)
+        return replace(after, milestones=scaled)
     return after
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLength:
-    """Batch and length of a training on one's own data, and the reason in words."""
+    """Batch size and length of a training on the user's own data, with the reason."""
 
     batch_size: int
     iterations: int
@@ -83,48 +83,49 @@ class TrainingLength:
 def training_length(
     num_images: int, batch_size: int, processes: int = 1, *, keep_batch: bool = False
 ) -> TrainingLength:
-    """Return batch and length for a data set of some size.
+    """Choose batch size and length for a data set of a given size.
 
-    The batch is at most the data set, unless it is to be kept. 60 epochs, but at least 1,000
-    iterations; and at most 90,000, unless these are fewer than 12 epochs.
+    The batch is not larger than the data set unless it is kept. The length is 60 epochs, but at
+    least 1,000 iterations, and at most 90,000 iterations or 12 epochs, whichever is longer.
 
     Args:
-        num_images: with annotations, in the training set.
-        batch_size: of the config.
-        processes: that share the batch evenly, times the parts that each accumulates.
+        num_images: number of annotated training images.
+        batch_size: batch size of the config.
+        processes: number of processes times accumulation steps; the batch is divisible by it.
+        keep_batch: do not reduce the batch size.
     """
     batch = batch_size
     if num_images < batch_size and not keep_batch:
         batch = max(1, num_images // processes) * processes
     per_epoch = max(1, math.ceil(num_images / batch))
-    most = max(MOST_ITERATIONS, FEWEST_EPOCHS * per_epoch)
-    iterations = min(max(EPOCHS * per_epoch, FEWEST_ITERATIONS), most)
+    most = max(MAX_ITERATIONS, MIN_EPOCHS * per_epoch)
+    iterations = min(max(EPOCHS * per_epoch, MIN_ITERATIONS), most)
     reason = (
         f"{num_images} training images in batches of {batch}: {iterations} iterations, "
         f"{iterations / per_epoch:.0f} passes over the data"
     )
     if batch < batch_size:
-        reason += f"; the config's batch of {batch_size} is larger than the data set"
+        reason += f"; the batch size of the config, {batch_size}, is larger than the data set"
     return TrainingLength(batch_size=batch, iterations=iterations, reason=reason)
 
 
 def fit_length(settings: Settings, given: Given, num_images: int, processes: int) -> Settings:
-    """Return settings whose batch, rate, schedule and periods fit a data set, and log why.
+    """Fit batch, learning rate, schedule and periods to a data set, and log the reason.
 
-    A length or a learning rate that was given stays.
+    An explicit length or learning rate is kept.
     """
     before, options = settings.schedule, settings.options
     if "length" not in given:
-        found = training_length(
+        length = training_length(
             num_images,
             settings.batch_size,
             processes * options.accumulation,
             keep_batch="batch_size" in given,
         )
-        settings = with_length(settings, found, given)
+        settings = with_length(settings, length, given)
         logger.info(
             "%s; learning rate %g. For another length: %s.",
-            found.reason,
+            length.reason,
             settings.learning_rate,
             given.override("iterations", "N"),
         )
@@ -133,23 +134,23 @@ def fit_length(settings: Settings, given: Given, num_images: int, processes: int
     return replace(settings, options=options)
 
 
-def with_length(settings: Settings, found: TrainingLength, given: Given) -> Settings:
-    """Return settings with batch and length, and what follows from these unless it was given."""
+def with_length(settings: Settings, length: TrainingLength, given: Given) -> Settings:
+    """Return settings with a batch and length, and scale everything else that is not overridden."""
     schedule, options, batch = settings.schedule, settings.options, settings.batch_size
     milestones, warmup, rate = schedule.milestones, schedule.warmup_iterations, 1.0
     if "milestones" not in given:
-        share = found.iterations / schedule.length
-        milestones = tuple(round(milestone * share) for milestone in milestones)
+        factor = length.iterations / schedule.length
+        milestones = tuple(round(milestone * factor) for milestone in milestones)
     if "warmup" not in given:
-        warmup = min(warmup, found.iterations // 10)
+        warmup = min(warmup, length.iterations // 10)
     if "learning_rate" not in given:
-        rate = found.batch_size / batch
+        rate = length.batch_size / batch
     if options.recipe_batch == batch:
-        options = replace(options, recipe_batch=found.batch_size)
+        options = replace(options, recipe_batch=length.batch_size)
     schedule = replace(
         schedule,
         epochs=None,
-        iterations=found.iterations,
+        iterations=length.iterations,
         milestones=milestones,
         warmup_iterations=warmup,
     )
@@ -157,7 +158,7 @@ def with_length(settings: Settings, found: TrainingLength, given: Given) -> Sett
         settings,
         schedule=schedule,
         options=options,
-        batch_size=found.batch_size,
+        batch_size=length.batch_size,
         learning_rate=settings.learning_rate * rate,
     )
 
@@ -165,9 +166,9 @@ def with_length(settings: Settings, found: TrainingLength, given: Given) -> Sett
 def fit_periods(
     options: TrainOptions, before: Schedule, after: Schedule, per_epoch: int, given: Given
 ) -> TrainOptions:
-    """Return options whose periods, in iterations, keep their share of the length.
+    """Scale the periods with the length of the training, in iterations.
 
-    At most 12 periods of a training are left; a period that was given stays, and so does 0.
+    There are at most 12 periods. An explicit period is kept, and so is 0.
     """
     total = after.max_iter(per_epoch)
     in_epochs = options.period_unit == "epochs"
@@ -182,14 +183,14 @@ def fit_periods(
             period *= total / before.length
         elif in_epochs:
             period *= per_epoch
-        changes[name] = max(round(period), math.ceil(total / MOST_PERIODS))
+        changes[name] = max(round(period), math.ceil(total / MAX_PERIODS))
     return replace(options, period_unit="iterations", **changes) if changes else options
 
 
-def settle_warmup(schedule: Schedule, iterations_per_epoch: int, given: Given) -> Schedule:
-    """Return a schedule whose warm-up leaves something to train, and log a shorter one.
+def shorten_warmup(schedule: Schedule, iterations_per_epoch: int, given: Given) -> Schedule:
+    """Shorten a warm-up of more than half the training to a tenth of it, and log that.
 
-    Raises: ValueError if a warm-up that was given is not shorter than the training.
+    Raises: ValueError if an explicit warm-up is not shorter than the training.
     """
     total, warmup = schedule.max_iter(iterations_per_epoch), schedule.warmup_iterations
     key = given.key("warmup")
@@ -197,7 +198,7 @@ def settle_warmup(schedule: Schedule, iterations_per_epoch: int, given: Given) -
         if warmup >= total and total > 1:
             raise ValueError(
                 f"{key} of {warmup} is not shorter than the training of {total} iterations: the "
-                "learning rate would never be reached."
+                "full learning rate would never be reached."
             )
         return schedule
     if warmup <= total // 2:

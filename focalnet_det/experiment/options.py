@@ -1,4 +1,4 @@
-"""The options of a run: one list, from which both kinds of config take their keys."""
+"""Define the options of a run once, for both kinds of config."""
 
 import dataclasses
 import re
@@ -31,7 +31,7 @@ RANGES: dict[str, Range] = {
     "pictures": AT_LEAST_0,
     "nan_limit": AT_LEAST_0,
 }
-# In a yaml config: what Detectron2 has a key for, or has under TEST.
+# Option -> key of a yaml config, if Detectron2 has the key; the others follow `yacs_key`.
 DETECTRON2_OPTIONS = {
     "output_dir": "OUTPUT_DIR",
     "init_checkpoint": "MODEL.WEIGHTS",
@@ -53,44 +53,45 @@ YACS_KEYS = {
 
 @dataclass(kw_only=True)
 class TrainOptions:
-    """How to run, apart from what to train; the ``train`` section of a LazyConfig.
+    """Options of a run that do not define the model; the ``train`` section of a LazyConfig.
 
     Attributes:
-        output_dir: folder of everything that a run writes.
-        init_checkpoint: weights to start from, "" for none.
-        init_levels: if they have other numbers of focal levels: "official", "by_kernel",
-            "preserving" or "shrink", see ``focalnet_det.checkpoint.load_pretrained``; "" refuses.
-        growth_iterations: after preserving growth, iterations in which the global context moves to
-            the next level.
-        device: "auto" takes a GPU if there is one.
-        precision: "fp32", "bf16" or "fp16", of autocast.
-        recipe_batch: images per iteration that the learning rate was chosen for, 0 for unknown.
-        accumulation: parts that the batch is computed in, one after another, to save memory.
+        output_dir: folder for all files that the run writes.
+        init_checkpoint: initial weights, "" for none.
+        init_levels: what to do if these have another number of focal levels: "official",
+            "by_kernel", "preserving" or "shrink", see
+            ``focalnet_det.checkpoint.load_pretrained``; "" refuses.
+        growth_iterations: with init_levels="preserving", iterations in which the global context
+            moves to the next level.
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
+        precision: dtype of autocast: "fp32", "bf16" or "fp16".
+        recipe_batch: batch size that the learning rate is for, 0 for unknown.
+        accumulation: number of parts that the batch is split into, one after another, to save
+            memory.
         clip_norm: largest gradient norm, 0 for no clipping.
         clip_value: largest absolute value of a gradient's element, 0 for no clipping.
-        ema_decay: decay of a moving average of the weights, which is then what is evaluated, and
+        ema_decay: decay of an exponential moving average of the weights, which is evaluated and
             written as ``model_ema.pth``; 0 for none.
-        eval_period, checkpoint_period: length of a period in ``period_unit``; 0 means at the end
-            only.
+        eval_period, checkpoint_period: period in ``period_unit``; 0 means at the end only.
         period_unit: "epochs" or "iterations".
         log_iterations: iterations between two progress lines.
         keep_checkpoints: how many of the last checkpoints to keep.
-        keep_best: metric of the first test set, such as "segm/AP", by which the best model is kept
+        keep_best: metric of the first test set, such as "segm/AP", that selects the model written
             as ``model_best.pth``; "" for none.
         profile: first and last iteration to profile, () for none.
         wandb_project: project of Weights & Biases, "" for none.
-        max_dets: predictions per image that enter AP.
-        pictures: test images to draw at the end, with the truth and what the model finds.
-        save_predictions: write a PNG of every image, in semantic and panoptic segmentation.
-        boundary_ap: where masks are scored, boundary AP as well.
+        max_dets: largest number of predictions per image that are evaluated.
+        pictures: number of test images to draw at the end, with ground truth and predictions.
+        save_predictions: write a PNG for every image, in semantic and panoptic segmentation.
+        boundary_ap: evaluate boundary AP in addition to mask AP.
         report: write an HTML page per test set after the last evaluation.
-        seed: seed of everything random, negative for a different one each time.
-        deterministic: refuse operations that do not repeat bit for bit on a GPU.
+        seed: seed of all random numbers, negative for a different one in each run.
+        deterministic: refuse operations that are not reproducible bit by bit on a GPU.
         on_nan: what to do when a loss or a gradient is not finite: "stop"; "skip" the update; or
-            "rewind" to the last checkpoint and draw other batches.
-        nan_limit: how often a run may skip or rewind before it stops all the same.
-        oom_retry: where memory runs out, try again with activation checkpointing from then on (in
-            one process alone).
+            "rewind" to the last checkpoint and continue with other batches.
+        nan_limit: how often a run may skip or rewind before it stops.
+        oom_retry: when memory runs out, retry with activation checkpointing and keep it on (with a
+            single process only).
         ddp: arguments of DistributedDataParallel.
     """
 
@@ -131,14 +132,17 @@ class TrainOptions:
         return round(period * unit)
 
     def __post_init__(self) -> None:
-        """Raise: ConfigError that names every field whose value cannot be used."""
+        """Check the fields, and resolve the device "auto".
+
+        Raises: ConfigError that names every invalid field.
+        """
         self.profile = tuple(self.profile) if isinstance(self.profile, list) else self.profile
         raise_problems(self.problems())
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the values, one sentence a field."""
+        """Describe invalid values, one problem per field."""
         kinds = get_type_hints(TrainOptions)
         found = []
         for name, value in vars(self).items():
@@ -159,7 +163,7 @@ class TrainOptions:
         return [*found, *self.device_problems()]
 
     def device_problems(self) -> list[str]:
-        """Return why the device cannot be used, if so."""
+        """Describe why the device cannot be used."""
         if self.device == "auto":
             return []
         try:
@@ -169,7 +173,7 @@ class TrainOptions:
         if kind not in ("cpu", "cuda"):
             return [f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}."]
         if kind == "cuda" and not torch.cuda.is_available():
-            return ["The config asks for a GPU (device cuda), but PyTorch sees none here."]
+            return ["The config requires a GPU (device cuda), but PyTorch finds none."]
         return []
 
 
@@ -188,7 +192,7 @@ def yacs_key(option: str) -> str:
 
 
 def option_table() -> str:
-    """Return a markdown table of all options, for docs/configs.md: keys, and what they do."""
+    """Return a Markdown table of all options with their keys, for docs/configs.md."""
     entries = re.findall(
         r"^        ([a-z_, ]+): (.*(?:\n            .*)*)", TrainOptions.__doc__ or "", re.M
     )
@@ -202,6 +206,6 @@ def option_table() -> str:
 
 
 def own_yacs_options() -> dict[str, Any]:
-    """Return {key: default} of the options that Detectron2 has no key for."""
+    """Return {key: default} for the options that Detectron2 has no key for."""
     options = {**default_options(), "period_unit": "iterations"}
     return {yacs_key(k): v for k, v in options.items() if k not in DETECTRON2_OPTIONS}

@@ -1,4 +1,4 @@
-"""Data of one's own: files of three kinds, their names as data sets, and what they hold."""
+"""Register the user's own data sets: COCO files, panoptic files or label folders."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from ..data.panoptic.panoptic_sets import PanopticFiles, register_panoptic_json
 from ..data.registry import register_coco_json
 from ..data.semantic.label_folders import read_class_list, register_label_folders
 
-# What file names call the two splits.
+# Words for the two splits in file names.
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSet:
-    """One set of files.
+    """The files of one data set.
 
     Attributes:
         labels: COCO JSON, panoptic JSON, or folder of label maps.
@@ -33,13 +33,13 @@ class OwnSet:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnData:
-    """Data of one's own.
+    """The user's own data sets.
 
     Attributes:
         kind: "coco", "panoptic" or "labels".
-        train, val: may be empty, but not both.
-        classes: of "labels", file of class names; see ``read_class_list``.
-        first_label: of "labels", value of the first class where the file does not say it.
+        train, val: data sets for training and evaluation; at most one of them is empty.
+        classes: for "labels", file of class names; see ``read_class_list``.
+        first_label: for "labels", value of the first class if the file does not give it.
     """
 
     kind: str
@@ -62,9 +62,9 @@ def _absolute(path: str) -> str:
 
 
 def from_record(record: Mapping[str, Any]) -> OwnData | None:
-    """Return the data of a saved config, None for none.
+    """Return the data sets of a saved config, None if there are none.
 
-    Raises: ValueError if the record is not one that :meth:`OwnData.record` makes.
+    Raises: ValueError if the record is not a result of :meth:`OwnData.record`.
     """
     if not record:
         return None
@@ -81,15 +81,15 @@ def from_record(record: Mapping[str, Any]) -> OwnData | None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """Description of the data of a run, from its registered files.
+    """Properties of registered data sets.
 
     Attributes:
         train, val: names of the registered sets.
-        num_images: with annotations, of the training sets.
-        classes: names of boxes, masks or pixels; of panoptic sets, of the things.
-        stuff: of panoptic sets, names of the semantic head's classes.
-        things: of panoptic sets, classes of the things.
-        keypoints: per object, 0 for none.
+        num_images: number of annotated training images.
+        classes: class names; for panoptic sets, those of things.
+        stuff: for panoptic sets, class names of the semantic head.
+        things: for panoptic sets, indices of the classes that are things.
+        keypoints: number of keypoints per object, 0 for none.
     """
 
     train: tuple[str, ...]
@@ -103,7 +103,7 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SetFacts:
-    """Description of one dataset; fields as in :class:`DataFacts`."""
+    """Properties of one data set; fields as in :class:`DataFacts`."""
 
     num_images: int
     classes: tuple[str, ...]
@@ -113,11 +113,12 @@ class SetFacts:
 
 
 def register(data: OwnData, *, unified: bool = False) -> DataFacts:
-    """Register all sets of some data.
+    """Register data sets in Detectron2's catalogs, and return their properties.
 
     Args:
+        data: the user's own data sets.
         unified: number things and stuff of panoptic sets together.
-    Raises: ValueError if files are not as they should be, or of different classes.
+    Raises: ValueError if files are invalid, or have different classes.
     """
     taken: set[str] = set()
     names: dict[str, tuple[str, ...]] = {}
@@ -150,7 +151,10 @@ def register(data: OwnData, *, unified: bool = False) -> DataFacts:
 def check_same_classes(
     classes: Sequence[str], expected: Sequence[str], file: str, expected_file: str
 ) -> None:
-    """Raise: ValueError if the classes of two files are not the same, in the same order."""
+    """Check that two files have the same classes in the same order.
+
+    Raises: ValueError if they do not.
+    """
     if list(classes) != list(expected):
         raise ValueError(
             f"{file} has other categories than {expected_file}: "
@@ -159,12 +163,12 @@ def check_same_classes(
 
 
 def set_name(path: str, split: str, taken: set[str]) -> str:
-    """Return a name for a data set, such as "instances_val", and note it as taken.
+    """Choose a name for a data set, such as "instances_val", and add it to ``taken``.
 
     Args:
-        path: file or folder whose name it takes; the split is added where the name lacks it.
+        path: file or folder that gives the name; the split is appended if the name has none.
         split: "train" or "val".
-        taken: names of this run; another set of Detectron2's catalog keeps its name too.
+        taken: names of this run; names in Detectron2's catalog are not used either.
     """
     stem = Path(path).resolve().name if Path(path).is_dir() else Path(path).stem
     words = "|".join(SPLIT_WORDS[split])
@@ -184,7 +188,7 @@ def _is_foreign(name: str) -> bool:
     return name in DatasetCatalog.list() and not MetadataCatalog.get(name).get("own_data", False)
 
 
-# Each reader takes the name, the files, all data, and whether the set is to be evaluated on.
+# Arguments of a reader: name, files, all data, and True for a set to evaluate on.
 
 
 def _coco(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:  # noqa: ARG001

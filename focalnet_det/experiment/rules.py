@@ -1,4 +1,4 @@
-"""Ranges of the numbers in configs, by the name of the argument that they are given to."""
+"""Define the ranges of numbers in configs, by the name of the argument."""
 
 from .values import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, Range
 
@@ -77,7 +77,7 @@ RULES: dict[str, Range] = {
     "pixel_std": POSITIVE,
 }  # fmt: skip
 
-# Keys of yaml configs, and the argument that says what they may be.
+# Key of a yaml config -> argument with the same range.
 YACS_RULES: dict[str, str] = {
     "SOLVER.IMS_PER_BATCH": "batch_size",
     "DATALOADER.NUM_WORKERS": "num_workers",
@@ -131,16 +131,17 @@ YACS_RULES: dict[str, str] = {
 }
 
 
-# An empty list of these leaves nothing to draw from.
+# Arguments that must not be an empty list.
 NOT_EMPTY = frozenset({"short_sides", "crop_short_sides", "ratios", "depths", "embed_dim"})
 
 
 def range_problem(key: str, name: str, value: object) -> str | None:
-    """Return why a value cannot be used, None if it can.
+    """Describe why a value is invalid, None if it is valid.
 
     Args:
-        key: of the config.
-        name: of the argument.
+        key: key of the config, for the message.
+        name: name of the argument, a key of ``RULES``; other names are not checked.
+        value: a number, a nested list of numbers, or anything else, which is not checked.
     """
     if name in NOT_EMPTY and isinstance(value, list | tuple) and not value:
         return f"{key} must not be empty."

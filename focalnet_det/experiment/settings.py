@@ -1,4 +1,4 @@
-"""The typed part of a config: all that data, the command line and the rules of length decide."""
+"""Define the settings that data, the command line and the training length determine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ from .solver import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The numbers of a model that follow from data.
+    """Settings of a model that depend on data.
 
     Attributes:
-        classes: of boxes, masks or pixels; of a panoptic model, its things. None if not known.
-        stuff: of a panoptic model, classes of the semantic head; None for other models.
-        unified: whether things and stuff have one numbering, which ``classes`` counts.
-        things: of such a model, the classes that are instances; None for all.
-        keypoints: per object, None for a model without keypoints.
-        detections: predictions per image, None if there is no such limit.
-        weighted: whether the loss takes weights for the classes.
-        class_weights: of the loss, None for equal ones.
+        classes: number of classes; for a panoptic model, of things. None if unknown.
+        stuff: for a panoptic model, number of classes of the semantic head; None for others.
+        unified: things and stuff are numbered together, and ``classes`` counts both.
+        things: for such a model, the classes that are instances; None for all.
+        keypoints: number of keypoints per object, None for a model without keypoints.
+        detections: largest number of predictions per image, None for no limit.
+        weighted: the loss accepts class weights.
+        class_weights: class weights of the loss, None for equal ones.
     """
 
     classes: int | None = None
@@ -36,14 +36,17 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings that both kinds of config have, in one form.
+    """Settings of a run that both kinds of config have.
 
     Attributes:
+        model: settings of the model.
         train_sets, test_sets: names of registered data sets.
         batch_size: images per iteration, over all processes.
-        learning_rate: of the optimizer, for this batch.
-        masks: whether instance masks are trained.
-        own_data: files of the user's that the sets were registered from, None for none.
+        learning_rate: base learning rate for this batch size.
+        schedule: length of the training and course of the learning rate.
+        options: options of the run.
+        masks: instance masks are trained.
+        own_data: the user's own data sets that these names belong to, None if there are none.
     """
 
     model: ModelSettings
@@ -59,13 +62,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Given:
-    """Settings that the command line overrides, and how a config calls them.
+    """Settings that the command line overrides, and their keys in a config.
 
     Attributes:
-        names: such as "length", "milestones", "learning_rate", or the name of an option.
+        names: names of settings, such as "length", "learning_rate", or the name of an option.
         keys: name -> key of the config.
-        assign: how an override is written, such as "{key}={value}".
-        none: how no value is written.
+        assign: format of an override, such as "{key}={value}".
+        none: value of an override that means None.
     """
 
     names: frozenset[str] = frozenset()
@@ -81,5 +84,5 @@ class Given:
         return self.keys.get(name, name)
 
     def override(self, name: str, value: Any) -> str:
-        """Return the override that sets a value."""
+        """Return the override that sets a value, as written on the command line."""
         return self.assign.format(key=self.key(name), value=value)

@@ -1,4 +1,4 @@
-"""Models without memory for their weights, which take no time to build."""
+"""Build models without memory for their weights, which takes almost no time."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,11 +8,13 @@ import torch
 T = TypeVar("T")
 
 
-def without_memory(build: Callable[[str], T]) -> T:
-    """Return what is built on the meta device, or on the CPU if it reads values of its tensors.
+def build_without_memory(build: Callable[[str], T]) -> T:
+    """Build a model on the meta device, or on the CPU if its constructor reads tensor values.
 
     Args:
-        build: takes the name of the device; its errors pass.
+        build: called with the name of the device.
+    Returns: the result of ``build``.
+    Raises: as ``build`` does.
     """
     try:
         with torch.device("meta"):

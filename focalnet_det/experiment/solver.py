@@ -1,4 +1,4 @@
-"""Optimizer parameter groups and learning-rate schedules."""
+"""Build optimizer parameter groups and learning-rate schedules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +30,13 @@ def parameter_groups(
 
     Args:
         model: any module.
-        lr, weight_decay: of parameters that no rule names.
-        no_decay_names: a parameter with one of these in its full name is exempt from decay. The
-            published recipes exempt ``norm`` alone, so biases and layer scales are decayed.
-        lr_factors: {part of a name: factor}; the first that occurs in a parameter's full name
-            multiplies its rate.
-        layer_decay: factor on the rates of a focal network, per layer of :func:`layers_above`.
+        lr, weight_decay: defaults for parameters that no rule matches.
+        no_decay_names: parameters with one of these in their full name are not decayed. The
+            published recipes exempt only ``norm``, so biases and layer scales are decayed.
+        lr_factors: {part of a name: factor}; the first part that occurs in a parameter's full name
+            multiplies its learning rate.
+        layer_decay: factor on the learning rates of a focal network per layer, see
+            :func:`layers_above`.
     Source: microsoft/FocalNet:detection/configs (paramwise_cfg), as mmdet 2.11 reads it.
     """
     above = {
@@ -58,12 +59,12 @@ def parameter_groups(
 
 
 def layers_above(network: StagedBackbone) -> dict[str, int]:
-    """Count the layers of a focal network that a gradient passes on its way to each parameter.
+    """Count, for each parameter of a focal network, the layers between it and the output.
 
-    The last block and the output norms have 1; a downsampling counts with the block that follows
-    it; the stem has one more than the first block.
+    The last block and the output norms have 1; a downsampling has the count of the next block; the
+    stem has one more than the first block.
 
-    Source: arXiv:2003.10555, section 3.2 (layer-wise decay), as arXiv:2106.08254 has it for images.
+    Source: arXiv:2003.10555, section 3.2 (layer-wise decay); arXiv:2106.08254 for images.
     """
     depths = [len(cast(Stage, stage).blocks) for stage in network.layers]
 
@@ -90,7 +91,7 @@ def adamw(
     lr_factors: Mapping[str, float] | None = None,
     layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """Return AdamW over :func:`parameter_groups`."""
+    """Build AdamW with the groups of :func:`parameter_groups`, which documents the arguments."""
     groups = parameter_groups(
         model,
         lr=lr,
@@ -104,17 +105,18 @@ def adamw(
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Length of a training and the course of its learning rate, before the data set is known.
+    """Length of a training and course of its learning rate, independent of the data set.
 
     Attributes:
-        epochs: length in passes over the training set; or
-        iterations: length in iterations. Exactly one of the two is given.
-        decay: "multistep"; "cosine" (to zero); or "poly" (to zero).
-        milestones: of "multistep", in the unit of the length.
+        epochs: length in passes over the training set, or None.
+        iterations: length in iterations, or None. Exactly one of the two is set.
+        decay: "multistep"; "cosine" to zero; or "poly" to zero.
+        milestones: for "multistep", in the unit of the length.
         gamma: factor at each milestone.
-        power: of "poly"; 1 is linear.
-        warmup_iterations, warmup_factor: linear warmup from that factor of the rate.
-    Raises: ValueError if the fields contradict each other.
+        power: for "poly"; 1 is linear.
+        warmup_iterations: length of the linear warm-up.
+        warmup_factor: factor on the learning rate at its start.
+    Raises: ValueError for inconsistent fields.
     """
 
     epochs: float | None = None
@@ -130,16 +132,16 @@ class Schedule:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if (self.epochs is None) == (self.iterations is None):
             raise ValueError(
-                "A schedule needs either epochs or iterations (set the other to None)."
+                "A schedule needs either epochs or iterations: set the other one to None."
             )
         if self.length <= 0:
-            raise ValueError(f"A schedule must be longer than {self.length}.")
+            raise ValueError(f"The length of a schedule must be positive, got {self.length}.")
         if self.decay not in ("multistep", "cosine", "poly"):
             raise ValueError(f"Unknown decay {self.decay!r}. Known: cosine, multistep, poly.")
 
     @property
     def length(self) -> float:
-        """Return the length in epochs or iterations, whichever was given."""
+        """Return the length in epochs or iterations, whichever is set."""
         length = self.epochs if self.iterations is None else self.iterations
         assert length is not None
         return length
@@ -149,22 +151,22 @@ class Schedule:
         return self._to_iterations(self.length, iterations_per_epoch)
 
     def multiplier(self, iterations_per_epoch: int) -> ParamScheduler:
-        """Return the learning-rate factor over the training, for Detectron2's ``LRMultiplier``."""
+        """Build the learning-rate factor over the training, for Detectron2's ``LRMultiplier``."""
         total = self.max_iter(iterations_per_epoch)
         if self.decay == "cosine":
-            course: ParamScheduler = CosineParamScheduler(1.0, 0.0)
+            scheduler: ParamScheduler = CosineParamScheduler(1.0, 0.0)
         elif self.decay == "poly":
-            course = PolynomialDecayParamScheduler(1.0, self.power)
+            scheduler = PolynomialDecayParamScheduler(1.0, self.power)
         else:
             steps = [self._to_iterations(m, iterations_per_epoch) for m in self.milestones]
             # A shortened training may end before a milestone.
             steps = [step for step in steps if step < total]
             values = [self.gamma**i for i in range(len(steps) + 1)]
-            course = MultiStepParamScheduler(values, milestones=steps, num_updates=total)
+            scheduler = MultiStepParamScheduler(values, milestones=steps, num_updates=total)
         if self.warmup_iterations == 0:
-            return course
+            return scheduler
         warmup = min(self.warmup_iterations / total, 1.0)
-        return WarmupParamScheduler(course, self.warmup_factor, warmup, "linear")
+        return WarmupParamScheduler(scheduler, self.warmup_factor, warmup, "linear")
 
     def _to_iterations(self, length: float, iterations_per_epoch: int) -> int:
         unit = iterations_per_epoch if self.iterations is None else 1

@@ -1,4 +1,4 @@
-"""Types and ranges of values that configs give."""
+"""Check types and ranges of values in configs."""
 
 import collections.abc
 import math
@@ -10,7 +10,11 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """One or several problems of a config or a command line, each with its remedy."""
+    """Error with all problems of a config or a command line.
+
+    Args:
+        problems: one or more messages, each with advice.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -22,15 +26,18 @@ class ConfigError(ValueError):
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raise: ConfigError with all problems, if there are some."""
+    """Raise an error with all problems, without duplicates.
+
+    Raises: ConfigError if there are any.
+    """
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Return whether a value is of an annotated type; annotations of other forms fit anything.
+    """Tell whether a value is of an annotated type; unsupported annotations match any value.
 
-    An int fits float, but a bool is no number; lists and tuples stand for each other.
+    An int is a float, but a bool is not a number; lists and tuples are interchangeable.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -38,8 +45,8 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is type(None):
         return value is None
     if kind in (int, float):
-        whole = isinstance(value, int) or (kind is float and isinstance(value, float))
-        return whole and not isinstance(value, bool)
+        is_number = isinstance(value, int) or (kind is float and isinstance(value, float))
+        return is_number and not isinstance(value, bool)
     if kind in (bool, str):
         return isinstance(value, kind)
     if origin in (tuple, list, collections.abc.Sequence):
@@ -54,32 +61,39 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def type_name(kind: Any) -> str:
-    """Return an annotated type in words, such as "a list of whole numbers"."""
+    """Return an annotated type in words, such as "a list of integers"."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_name(option) for option in arguments))
     if origin in (tuple, list, collections.abc.Sequence):
-        return f"a list of {type_name(arguments[0]).removeprefix('a ')}s" if arguments else "a list"
+        if not arguments:
+            return "a list"
+        return f"a list of {type_name(arguments[0]).removeprefix('an ').removeprefix('a ')}s"
     if origin in (dict, collections.abc.Mapping):
         return "a mapping"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     return names.get(kind, "null" if kind is type(None) else str(kind))
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers between two bounds; the lower one may be excluded."""
+    """A range of numbers.
+
+    Attributes:
+        low, high: bounds.
+        above: the lower bound is excluded.
+    """
 
     low: float
     high: float = math.inf
     above: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Return whether a number, or every number of a nested list, lies in the range."""
+        """Tell whether a number, or every number of a nested list, is in the range."""
         if isinstance(value, list | tuple):
             return all(self.holds(item) for item in value)
         if not isinstance(value, int | float) or isinstance(value, bool):
-            return True  # its type is another check's
+            return True  # `fits` checks types
         if not math.isfinite(value):
             return False
         return (value > self.low if self.above else value >= self.low) and value <= self.high
@@ -88,7 +102,9 @@ class Range:
         low = f"more than {self.low:g}" if self.above else f"{self.low:g} or more"
         if math.isinf(self.high):
             return low
-        return f"{low} and at most {self.high:g}" if self.above else f"{self.low:g}..{self.high:g}"
+        if self.above:
+            return f"{low} and at most {self.high:g}"
+        return f"between {self.low:g} and {self.high:g}"
 
 
 AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)

@@ -1,4 +1,4 @@
-"""Detectron2's yaml configs (yacs): into settings, and back. Nothing outside this folder asks."""
+"""Translate Detectron2's yaml configs (yacs) to settings and back."""
 
 import difflib
 from dataclasses import replace
@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from .length import Length, follow_override
+from .length import Length, scale_milestones
 from .options import TrainOptions, default_options, yacs_key
 from .own_data import from_record
 from .settings import Given, ModelSettings, Settings
-from .skeleton import without_memory
+from .skeleton import build_without_memory
 from .solver import Schedule
 from .yacs_parts import (
     build_model,
@@ -21,7 +21,7 @@ from .yacs_parts import (
     build_test_mapper,
     build_train_loader,
 )
-from .yaml_files import BASE, flat, with_bases
+from .yaml_files import BASE, flatten, with_bases
 
 __all__ = [
     "build_model",
@@ -65,14 +65,18 @@ def default_config() -> CfgNode:
 
 
 def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
-    """Return a config from the content of its file and overrides.
+    """Build a config from the content of its file and overrides.
 
+    Args:
+        content: content of the yaml file.
+        path: path of the file, for ``_BASE_`` and messages.
+        overrides: ``KEY VALUE`` or ``KEY=VALUE``.
     Raises: KeyError for a key that does not exist, ValueError for a value of another type or an
         override without a value.
     """
     cfg = default_config()
     merged = with_bases(path, content)
-    for key, value in flat(merged):
+    for key, value in flatten(merged):
         check_key(cfg, key, f"{path}: ")
         node = merged
         *sections, leaf = key.split(".")
@@ -85,25 +89,28 @@ def load(content: dict[str, Any], path: Path, overrides: list[str]) -> CfgNode:
         cfg.merge_from_other_cfg(CfgNode(merged))
     except (AssertionError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    # A saved config spells out every key; those that were meant are on its list.
-    meant = [key for key, _ in flat(content) if key != BASE]
-    cfg.GIVEN_KEYS = sorted(content.get("GIVEN_KEYS", meant))
+    # A saved config has every key, and lists those that the user had set.
+    explicit = [key for key, _ in flatten(content) if key != BASE]
+    cfg.GIVEN_KEYS = sorted(content.get("GIVEN_KEYS", explicit))
     keys = apply_overrides(cfg, overrides)
     cfg.GIVEN_KEYS = sorted({*cfg.GIVEN_KEYS, *keys})
     return cfg
 
 
 def as_float(cfg: CfgNode, key: str, value: Any) -> Any:
-    """Return a whole number as a float where the config has a float: Detectron2 refuses it."""
+    """Convert an int to float if the config has a float, because yacs refuses an int there."""
     node: Any = cfg
     for part in key.split("."):
         node = node.get(part) if isinstance(node, CfgNode) else None
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole and isinstance(node, float) else value
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_int and isinstance(node, float) else value
 
 
 def check_key(cfg: CfgNode, key: str, where: str = "") -> None:
-    """Raise: KeyError if a config has no such key."""
+    """Check that a config has a key.
+
+    Raises: KeyError if it does not.
+    """
     node: Any = cfg
     for part in key.split("."):
         if isinstance(node, CfgNode) and node.is_new_allowed():
@@ -117,9 +124,9 @@ def check_key(cfg: CfgNode, key: str, where: str = "") -> None:
 
 
 def apply_overrides(cfg: CfgNode, overrides: list[str]) -> list[str]:
-    """Write ``KEY VALUE`` or ``KEY=VALUE`` into a config; the length's milestones follow it.
+    """Apply ``KEY VALUE`` or ``KEY=VALUE`` to a config; an overridden length scales milestones.
 
-    Returns: the keys.
+    Returns: the overridden keys.
     Raises: KeyError and ValueError as :func:`load`.
     """
     before, keys = _length(cfg), []
@@ -129,13 +136,14 @@ def apply_overrides(cfg: CfgNode, overrides: list[str]) -> list[str]:
         value = rest if equals else next(items, None)
         if value is None:
             raise ValueError(
-                f"Overrides of a .yaml config read KEY VALUE or KEY=VALUE; {key!r} has no value."
+                f"An override of a .yaml config must be KEY VALUE or KEY=VALUE, but {key!r} has no "
+                "value."
             )
         check_key(cfg, key)
         try:
             cfg.merge_from_list([key, as_float(cfg, key, CfgNode._decode_cfg_value(value))])
         except (AssertionError, AttributeError, SyntaxError) as error:
-            raise ValueError(f"{key}={value} is not understood: {error}") from error
+            raise ValueError(f"Invalid override {key}={value}: {error}") from error
         except ValueError as error:
             raise ValueError(f"{key}={value}: {error}") from error
         keys.append(key)
@@ -147,7 +155,7 @@ def apply_overrides(cfg: CfgNode, overrides: list[str]) -> list[str]:
             after = replace(after, iterations=cfg.SOLVER.MAX_ITER, milestones=tuple(steps))
         name = "SOLVER.EPOCH_STEPS" if after.iterations is None else "SOLVER.STEPS"
         keys_of = {**KEYS, "milestones": name}
-        _set_length(cfg, follow_override(before, after, names, keys_of))
+        _set_length(cfg, scale_milestones(before, after, names, keys_of))
     return keys
 
 
@@ -176,7 +184,7 @@ def _length(cfg: CfgNode) -> Length:
 
 def _set_length(cfg: CfgNode, length: Length) -> None:
     solver = cfg.SOLVER
-    # What the file says in the other unit is no longer meant.
+    # The keys of the file in the other unit no longer count as set by the user.
     cfg.GIVEN_KEYS = [key for key in cfg.GIVEN_KEYS if key not in LENGTH_KEYS]
     if length.iterations is None:
         solver.EPOCHS, solver.EPOCH_STEPS = length.epochs, tuple(length.milestones)
@@ -186,9 +194,9 @@ def _set_length(cfg: CfgNode, length: Length) -> None:
 
 
 def read_settings(cfg: CfgNode) -> Settings:
-    """Return the settings of a config.
+    """Read the settings of a config.
 
-    Raises: ConfigError or ValueError for values that cannot be used.
+    Raises: ConfigError or ValueError for invalid values.
     """
     return Settings(
         model=read_model(cfg),
@@ -204,29 +212,29 @@ def read_settings(cfg: CfgNode) -> Settings:
 
 
 def _plain(node: Any) -> Any:
-    """Return nested mappings and lists as new ones: yaml notes where one is met twice."""
+    """Copy nested mappings and lists, because yaml writes a repeated object as an alias."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def is_panoptic(cfg: CfgNode) -> bool:
-    """Return whether a model has a box head and a semantic head."""
+    """Tell whether a model has a box head and a semantic head."""
     return bool(cfg.MODEL.META_ARCHITECTURE == "PanopticFPN")
 
 
 def is_semantic(cfg: CfgNode) -> bool:
-    """Return whether the semantic head of a model counts all of its classes."""
+    """Tell whether the semantic head of a model counts all of its classes."""
     return "Seg" in cfg.MODEL.META_ARCHITECTURE or is_mask2former(cfg)
 
 
 def is_mask2former(cfg: CfgNode) -> bool:
-    """Return whether a model is a Mask2Former, whatever its tasks are."""
+    """Tell whether a model is a Mask2Former, for any task."""
     return bool(cfg.MODEL.META_ARCHITECTURE == "Mask2Former")
 
 
 def read_model(cfg: CfgNode) -> ModelSettings:
-    """Return the numbers of a model that follow from data."""
+    """Read the settings of a model that depend on data."""
     model = cfg.MODEL
     name, panoptic = model.META_ARCHITECTURE, is_panoptic(cfg)
     semantic = is_semantic(cfg)
@@ -247,9 +255,9 @@ def read_model(cfg: CfgNode) -> ModelSettings:
 
 
 def read_schedule(solver: CfgNode) -> Schedule:
-    """Return the schedule: ``SOLVER.EPOCHS`` with ``EPOCH_STEPS``, or ``MAX_ITER`` with ``STEPS``.
+    """Read the schedule: ``SOLVER.EPOCHS`` with ``EPOCH_STEPS``, or ``MAX_ITER`` with ``STEPS``.
 
-    Raises: ValueError for a schedule of another name.
+    Raises: ValueError for an unknown name or inconsistent values.
     """
     if solver.LR_SCHEDULER_NAME not in DECAYS:
         raise ValueError(
@@ -274,9 +282,9 @@ def read_schedule(solver: CfgNode) -> Schedule:
 
 
 def read_options(cfg: CfgNode) -> TrainOptions:
-    """Return the run options, each under its key of ``options.yacs_key``.
+    """Read the options of the run, each from its key of ``options.yacs_key``.
 
-    Raises: ConfigError or ValueError for values that cannot be used.
+    Raises: ConfigError or ValueError for invalid values.
     """
     found: dict[str, Any] = {}
     for name in default_options():
@@ -285,18 +293,18 @@ def read_options(cfg: CfgNode) -> TrainOptions:
         for part in section.split(".") if section else ():
             node = node[part]
         found[name] = node[key]
-    # Detectron2's default is "cuda", also where there is none: no one has asked for it.
+    # "cuda" is Detectron2's default, even without a GPU, so it is not an explicit choice.
     found["device"] = "auto" if cfg.MODEL.DEVICE == "cuda" else cfg.MODEL.DEVICE
     found["ddp"] = dict(found["ddp"])
     if cfg.SOLVER.AMP.ENABLED and found["precision"] == "bf16":
-        raise ValueError("SOLVER.AMP.ENABLED means fp16: switch it off for SOLVER.PRECISION bf16.")
+        raise ValueError("SOLVER.AMP.ENABLED means fp16: disable it for SOLVER.PRECISION bf16.")
     if cfg.SOLVER.AMP.ENABLED:
         found["precision"] = "fp16"
     return TrainOptions(**{**found, **read_clipping(cfg.SOLVER)})
 
 
 def read_clipping(solver: CfgNode) -> dict[str, float]:
-    """Return the run options that ``SOLVER.CLIP_GRADIENTS`` asks for."""
+    """Read the clipping options of the run from ``SOLVER.CLIP_GRADIENTS``."""
     clip = solver.CLIP_GRADIENTS
     # With SGD, Detectron2 builds the clipping into the optimizer.
     limit = float(clip.CLIP_VALUE) if clip.ENABLED and solver.OPTIMIZER == "ADAMW" else 0.0
@@ -305,7 +313,7 @@ def read_clipping(solver: CfgNode) -> dict[str, float]:
 
 
 def write_settings(cfg: CfgNode, settings: Settings) -> CfgNode:
-    """Return a copy of a config in which what differs from it is as the settings say."""
+    """Return a copy of a config, updated where the settings differ from it."""
     before, cfg = read_settings(cfg), cfg.clone()
     write_model(cfg, before.model, settings.model)
     solver, schedule = cfg.SOLVER, settings.schedule
@@ -347,7 +355,7 @@ def write_model(cfg: CfgNode, before: ModelSettings, after: ModelSettings) -> No
 
 
 def optimizer_names(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments of the optimizer that name parameters; none of SGD does."""
+    """Return the arguments of the optimizer that select parameters; SGD has none."""
     solver = cfg.SOLVER
     if solver.OPTIMIZER != "ADAMW":
         return {}
@@ -355,13 +363,16 @@ def optimizer_names(cfg: CfgNode) -> dict[str, Any]:
 
 
 def build_skeleton(cfg: CfgNode) -> tuple[Any, list[str]]:
-    """Return the model without memory for its weights, and the keys that nothing reads."""
+    """Build the model without memory for its weights.
+
+    Returns: the model, and a problem for every key that nothing reads.
+    """
     from .yacs_check import build_and_record, unread_problems
 
-    model, read = without_memory(lambda device: build_and_record(cfg, device))
+    model, read = build_without_memory(lambda device: build_and_record(cfg, device))
     return model, unread_problems(cfg, read)
 
 
 def config_text(cfg: CfgNode) -> str:
-    """Return a config as yaml that :func:`load` reads."""
+    """Return a config as yaml for :func:`load`."""
     return str(yaml.safe_dump(_plain(cfg), default_flow_style=None, width=100))

@@ -1,4 +1,4 @@
-"""Checks of a yacs config: values, and keys that nothing reads."""
+"""Check a yacs config for invalid values and keys that nothing reads."""
 
 from collections.abc import ItemsView, ValuesView
 from typing import Any, get_type_hints
@@ -15,23 +15,26 @@ from .yacs_parts import build_optimizer, model_config, test_arguments, train_arg
 
 
 def problems(cfg: CfgNode) -> list[str]:
-    """Return what is wrong with values, one sentence each."""
+    """Describe invalid values."""
     found = []
     for key, name in YACS_RULES.items():
         if problem := range_problem(key, name, value_of(cfg, key)):
             found.append(problem)
     means, stds = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD)
     if means != stds:
-        found.append(f"MODEL.PIXEL_MEAN has {means} values, MODEL.PIXEL_STD {stds}.")
+        found.append(
+            f"MODEL.PIXEL_MEAN has {means} values, but MODEL.PIXEL_STD has {stds}: give both one "
+            "value per channel."
+        )
     names = cfg.SOLVER.NO_DECAY_NAMES
     if not all(isinstance(name, str) for name in names):
-        found.append(f"SOLVER.NO_DECAY_NAMES must be a list of texts, got {list(names)}.")
+        found.append(f"SOLVER.NO_DECAY_NAMES must be a list of strings, got {list(names)}.")
     return found + [problem for name in CONFIG_NODES for problem in backbone_problems(cfg, name)]
 
 
 def backbone_problems(cfg: CfgNode, node: str) -> list[str]:
-    """Return what is wrong with values of a backbone's keys, ``MODEL.FOCALNET`` or another."""
-    # These keys have no default value, whose type Detectron2 would compare.
+    """Describe invalid values in ``MODEL.FOCALNET`` or ``MODEL.FOCAL_TRANSFORMER``."""
+    # Their default is None, so yacs does not check the types.
     kinds: dict[str, Any] = {}
     for network in CONFIG_NODES[node][1]:
         kinds |= get_type_hints(network.__init__)
@@ -56,12 +59,12 @@ def value_of(cfg: CfgNode, key: str) -> Any:
 
 
 class RecordingNode(CfgNode):
-    """A config that notes which of its keys are read.
+    """A config that records which of its keys are read.
 
     Args:
-        node: to record.
-        read: gets the dotted keys.
-        prefix: of the keys of this node.
+        node: config to copy.
+        read: set to which the dotted keys are added.
+        prefix: prefix of the keys of this node.
     """
 
     def __init__(self, node: CfgNode, read: set[str], prefix: str = "") -> None:
@@ -81,27 +84,27 @@ class RecordingNode(CfgNode):
         return dict.__getitem__(self, key)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Return a value, noted as read."""
+        """Return a value, and record that it is read."""
         self._note(key)
         return dict.get(self, key, default)
 
     def items(self) -> ItemsView[Any, Any]:
-        """Return all items, noted as read."""
+        """Return all items, and record that they are read."""
         for key in self:
             self._note(key)
         return dict.items(self)
 
     def values(self) -> ValuesView[Any]:
-        """Return all values, noted as read."""
+        """Return all values, and record that they are read."""
         self.items()
         return dict.values(self)
 
 
 def build_and_record(cfg: CfgNode, device: str) -> tuple[nn.Module, set[str]]:
-    """Return the model of a config on a device, and the keys that it and the run read."""
+    """Build the model of a config on a device, and return it with the keys that the run reads."""
     read: set[str] = set()
     model = build_model(RecordingNode(model_config(cfg, device), read))
-    # Read where parts take the place of Detectron2's.
+    # Read by `apply_conventions` and by Detectron2, before the recording.
     read |= {"MODEL.CONVENTIONS", "MODEL.DEVICE", "VERSION"}
     recorded = RecordingNode(cfg, read)
     build_optimizer(recorded, model)
@@ -114,21 +117,25 @@ def build_and_record(cfg: CfgNode, device: str) -> tuple[nn.Module, set[str]]:
 
 
 def unread_problems(cfg: CfgNode, read: set[str]) -> list[str]:
-    """Return a sentence for every key that was set, to another value than its default, in vain."""
+    """Describe keys that were set to another value than their default, but that nothing reads."""
     default = yacs.default_config()
     found = []
     for key in cfg.GIVEN_KEYS:
         parents = {key.rsplit(".", k)[0] for k in range(1, key.count(".") + 1)}
-        if key in read or key.startswith("OWN_DATA") or (parents & read and is_free(default, key)):
+        if (
+            key in read
+            or key.startswith("OWN_DATA")
+            or (parents & read and in_open_section(default, key))
+        ):
             continue
         value, usual = value_of(cfg, key), value_of(default, key)
-        if value != usual and list_of(value) != list_of(usual):
-            found.append(f"{key} has no effect: nothing in this recipe reads it. Leave it out.")
+        if value != usual and tuples_to_lists(value) != tuples_to_lists(usual):
+            found.append(f"{key} has no effect: nothing in this recipe reads it. Remove it.")
     return found
 
 
-def is_free(default: CfgNode, key: str) -> bool:
-    """Return whether a key lies in a section that takes any keys."""
+def in_open_section(default: CfgNode, key: str) -> bool:
+    """Tell whether a key is in a section that allows new keys."""
     node: Any = default
     for part in key.split(".")[:-1]:
         node = node[part]
@@ -137,6 +144,6 @@ def is_free(default: CfgNode, key: str) -> bool:
     return False
 
 
-def list_of(value: Any) -> Any:
-    """Return tuples as lists."""
-    return [list_of(item) for item in value] if isinstance(value, list | tuple) else value
+def tuples_to_lists(value: Any) -> Any:
+    """Convert nested tuples to lists."""
+    return [tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""The yacs keys of this package, in one place."""
+"""Define the yacs keys of this package."""
 
 from detectron2.config import CfgNode
 
@@ -10,11 +10,11 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     """Add this package's keys to a Detectron2 config; see the function in ``focalnet_det``."""
     add_backbone_config(cfg)
 
-    # The rest is read by tools/train_net.py alone. "SGD" as in Detectron2, or "ADAMW".
+    # Only tools/train_net.py reads the following keys. "SGD" as in Detectron2, or "ADAMW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # With ADAMW: parameters with one of these in their name are exempt from weight decay.
+    # With ADAMW: parameters with one of these in their name are not decayed.
     cfg.SOLVER.NO_DECAY_NAMES = ("norm",)
-    # With ADAMW: factor on the rate of the backbone, and per block from the last to the stem.
+    # With ADAMW: factor on the learning rate of the backbone, and per block from last to first.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Options of the run: SOLVER.<NAME> or TEST.<NAME>, see docs/configs.md.
@@ -44,20 +44,19 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     # False resizes as mmdet does: without antialiasing where images shrink.
     cfg.INPUT.ANTIALIAS = True
     add_model_keys(cfg)
-    # Data of one's own that a run was made for, in the config that it saves.
+    # The user's own data sets, in the config that a run saves.
     cfg.OWN_DATA = CfgNode(new_allowed=True)
-    # Keys that the config's own file and the command line set: one that nothing reads is an error.
+    # Keys that the config file and the command line set; it is an error if nothing reads one.
     cfg.GIVEN_KEYS = []
 
 
 def add_model_keys(cfg: CfgNode) -> None:
     """Add the keys of heads and conventions."""
-    # "detectron2", or "mmdet", with which the published results were made: MmdetRPN, MmdetROIHeads
-    # and MmdetRCNN stand in for RPN, StandardROIHeads and GeneralizedRCNN, and
-    # MmdetRetinaNet for RetinaNet.
+    # "detectron2", or "mmdet" as in the published results: MmdetRPN, MmdetROIHeads, MmdetRCNN and
+    # MmdetRetinaNet then replace RPN, StandardROIHeads, GeneralizedRCNN and RetinaNet.
     cfg.MODEL.CONVENTIONS = "detectron2"
-    # UPerNetHead's own and its loss's, see PixelCrossEntropy; the rest comes from
-    # MODEL.SEM_SEG_HEAD. Empty or 0 switches an option off.
+    # Options of UPerNetHead and PixelCrossEntropy that MODEL.SEM_SEG_HEAD does not have. Empty or 0
+    # disables an option.
     cfg.MODEL.UPERNET = CfgNode(
         {
             "DROPOUT": 0.1,
@@ -69,7 +68,7 @@ def add_model_keys(cfg: CfgNode) -> None:
             "OHEM_MIN_KEPT": 100_000,
         }
     )
-    # Mask2Former's, see the class; classes and features come from MODEL.SEM_SEG_HEAD.
+    # Options of Mask2Former; classes and features come from MODEL.SEM_SEG_HEAD.
     cfg.MODEL.MASK2FORMER = CfgNode(
         {
             "TASKS": ("semantic",),
@@ -89,5 +88,5 @@ def add_model_keys(cfg: CfgNode) -> None:
             "MASK_PADDING": False,
         }
     )
-    # MmsegSegmentor's: (height, width) in pixels; empty for none.
+    # Sizes of MmsegSegmentor: (height, width), pixels; empty for none.
     cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})

@@ -1,4 +1,4 @@
-"""The parts of a run from a yacs config: model, optimizer, loaders."""
+"""Build the parts of a run from a yacs config: model, optimizer, loaders."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ from ..heads.mmdet.conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet.rcnn import MmdetRCNN
 from .solver import adamw
 
-# Of INPUT.POLICY, which then reads INPUT.SEMANTIC_CROPS.
+# Value of INPUT.POLICY that uses INPUT.SEMANTIC_CROPS.
 SEMANTIC_CROPS = "semantic_crops"
 SHORTEST_EDGE_CROPS = "shortest_edge_crops"
-# Detectron2's registered name: what stands in for it.
+# Registered name in Detectron2 -> replacement with mmdet's conventions.
 MMDET_PARTS = {"RPN": MmdetRPN, "StandardROIHeads": MmdetROIHeads}
 MMDET_MODELS = {"GeneralizedRCNN": MmdetRCNN, "RetinaNet": MmdetRetinaNet}
 FLIPS = ("horizontal", "vertical", "none")
 
 
 def build_model(cfg: CfgNode) -> Any:
-    """Return the model of a config, on the CPU: the engine moves it.
+    """Build the model of a config on the CPU.
 
     Raises: ValueError for unknown ``MODEL.CONVENTIONS``.
     """
@@ -35,7 +35,10 @@ def build_model(cfg: CfgNode) -> Any:
 
 
 def model_config(cfg: CfgNode, device: str) -> CfgNode:
-    """Return a config from which Detectron2 builds the model on a device; errors as above."""
+    """Return a config from which Detectron2 builds the model on a device.
+
+    Raises: ValueError for unknown ``MODEL.CONVENTIONS``.
+    """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = device
     apply_conventions(cfg)
@@ -43,7 +46,7 @@ def model_config(cfg: CfgNode, device: str) -> CfgNode:
 
 
 def apply_conventions(cfg: CfgNode) -> None:
-    """Name the parts that ``MODEL.CONVENTIONS`` asks for.
+    """Replace the names of modules as ``MODEL.CONVENTIONS`` says, in place.
 
     Raises: ValueError for an unknown value.
     """
@@ -61,7 +64,7 @@ def apply_conventions(cfg: CfgNode) -> None:
 
 
 def build_optimizer(cfg: CfgNode, model: Any) -> Any:
-    """Return the optimizer of a config for a model.
+    """Build the optimizer of a config for a model.
 
     Raises: ValueError for an unknown ``SOLVER.OPTIMIZER``.
     """
@@ -70,7 +73,7 @@ def build_optimizer(cfg: CfgNode, model: Any) -> Any:
         return build_detectron2_optimizer(cfg, model)
     if solver.OPTIMIZER == "ADAMW":
         factor = solver.BACKBONE_MULTIPLIER
-        # An FPN is part of Detectron2's backbone, but not of the pretrained network.
+        # In Detectron2 the FPN is part of the backbone, but it is not pretrained.
         inner = any(name.startswith("backbone.bottom_up.") for name, _ in model.named_parameters())
         part = "backbone.bottom_up." if inner else "backbone."
         return adamw(
@@ -85,7 +88,7 @@ def build_optimizer(cfg: CfgNode, model: Any) -> Any:
 
 
 def augmentations(node: CfgNode) -> list[Any]:
-    """Return the training augmentation of a config's ``INPUT``.
+    """Build the training augmentation of a config's ``INPUT``.
 
     Raises: ValueError for an unknown policy.
     """
@@ -112,16 +115,16 @@ def augmentations(node: CfgNode) -> list[Any]:
     )
 
 
-def flipped(found: list[Any], flip: str) -> list[Any]:
-    """Return augmentations with the flip that ``INPUT.RANDOM_FLIP`` asks for.
+def apply_flip_option(steps: list[Any], flip: str) -> list[Any]:
+    """Return augmentations with the flip that ``INPUT.RANDOM_FLIP`` selects.
 
     Raises: ValueError for an unknown value.
     """
     if flip not in FLIPS:
         raise ValueError(f"Unknown INPUT.RANDOM_FLIP {flip!r}. Known: {', '.join(FLIPS)}.")
     if flip == "horizontal":
-        return found
-    others = [a for a in found if not isinstance(a, T.RandomFlip)]
+        return steps
+    others = [step for step in steps if not isinstance(step, T.RandomFlip)]
     return others if flip == "none" else [T.RandomFlip(horizontal=False, vertical=True), *others]
 
 
@@ -130,12 +133,13 @@ def train_arguments(cfg: CfgNode) -> dict[str, Any]:
 
     Raises: ValueError for masks as polygons, and as :func:`augmentations`.
     """
-    # Bitmaps alone are cropped exactly. Detectron2's default is "polygon": it may not be meant.
+    # Only bitmaps are cropped exactly. "polygon" is an error only if the user has set it, because
+    # it is Detectron2's default.
     if cfg.INPUT.MASK_FORMAT != "bitmask" and "INPUT.MASK_FORMAT" in cfg.GIVEN_KEYS:
-        raise ValueError("INPUT.MASK_FORMAT must be bitmask: all masks are trained as bitmaps.")
+        raise ValueError("INPUT.MASK_FORMAT must be bitmask: masks are always trained as bitmaps.")
     return {
         "datasets": cfg.DATASETS.TRAIN,
-        "augmentations": flipped(augmentations(cfg.INPUT), cfg.INPUT.RANDOM_FLIP),
+        "augmentations": apply_flip_option(augmentations(cfg.INPUT), cfg.INPUT.RANDOM_FLIP),
         "batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "masks": cfg.MODEL.MASK_ON,
@@ -147,12 +151,12 @@ def train_arguments(cfg: CfgNode) -> dict[str, Any]:
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
-    """Return the loader of a config's training sets."""
+    """Build the loader of a config's training sets."""
     return build_loader(**train_arguments(cfg))
 
 
 def test_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments of the loader of a config's test sets, but for the name of the set."""
+    """Return the arguments of the loader of a config's test sets, without the name of the set."""
     test_time, node = cfg.TEST.AUG, cfg.INPUT
 
     def resize(short_side: int, max_long_side: int) -> list[Any]:
@@ -171,7 +175,7 @@ def test_arguments(cfg: CfgNode) -> dict[str, Any]:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
-    """Return the loader of one of a config's test sets."""
+    """Build the loader of one of a config's test sets."""
     return build_loader_of_tests(dataset=name, **test_arguments(cfg))
 
 

@@ -1,4 +1,4 @@
-"""Yaml files with ``_BASE_``: plain values alone, however they are nested."""
+"""Read yaml files with ``_BASE_``, which may contain plain values only."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,31 +11,35 @@ BASE = "_BASE_"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of one yaml file; tags that would run code are refused.
+    """Read one yaml file; tags that would execute code are refused.
 
-    Raises: ValueError if it is no yaml mapping.
+    Raises: ValueError if it is not a yaml mapping of plain values.
     """
     try:
         with PathManager.open(str(path), "r") as file:
             content = yaml.safe_load(file)
     except yaml.constructor.ConstructorError as error:
         raise ValueError(
-            f"{path} holds a yaml tag that runs code or makes objects ({error.problem}): configs "
-            "are plain values."
+            f"{path} has a yaml tag that executes code or creates objects ({error.problem}): a "
+            "config may contain plain values only."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid yaml: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is not valid yaml: it is nested too deeply.") from error
     if content is not None and not isinstance(content, dict):
-        raise ValueError(f"{path} is no config: a mapping of keys is expected.")
+        raise ValueError(f"{path} is not a config: it must be a mapping of keys to values.")
     return content or {}
 
 
 def with_bases(path: Path, content: dict[str, Any], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the content of a file over that of its ``_BASE_`` files.
+    """Merge the content of a file into that of its ``_BASE_`` files.
 
-    Raises: ValueError if a base is missing or, directly or not, its own base.
+    Args:
+        path: path of the file.
+        content: content of the file.
+        seen: files that led to this one.
+    Raises: ValueError if a base is missing, or is directly or indirectly its own base.
     """
     here = path.resolve()
     if here in seen:
@@ -47,14 +51,14 @@ def with_bases(path: Path, content: dict[str, Any], seen: tuple[Path, ...] = ())
     for base in [bases] if isinstance(bases, str) else bases:
         file = path.parent / Path(base).expanduser()
         if not file.is_file():
-            raise ValueError(f"{path}: no such {BASE} file: {file}.")
+            raise ValueError(f"{path}: there is no {BASE} file {file}.")
         merge(merged, with_bases(file, read_yaml(file), (*seen, here)))
     merge(merged, content)
     return merged
 
 
 def merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Write nested values over those of another mapping, in place."""
+    """Merge nested values into another mapping, in place."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(target.get(key), dict):
             merge(target[key], value)
@@ -62,10 +66,10 @@ def merge(target: dict[str, Any], changes: Mapping[str, Any]) -> None:
             target[key] = value
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of every leaf of nested mappings."""
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

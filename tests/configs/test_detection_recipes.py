@@ -17,7 +17,7 @@ from focalnet_det.data.augmentation import ResizeShortestEdge
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.mmdet.cascade import MmdetCascadeROIHeads
 from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform, MmdetRetinaNet, MmdetRPN
-from tests.helpers.configs import LEAVES, read, without_memory
+from tests.helpers.configs import LEAVES, build_without_memory, read
 from tests.helpers.paths import CONFIGS
 
 CASCADE = CONFIGS / "COCO-InstanceSegmentation/cascade_mask_rcnn_focalnet_tiny_lrf_fpn_3x.py"
@@ -46,12 +46,12 @@ MASK_HEAD = 4 * (9 * 256 * 256 + 256) + 4 * 256 * 256 + 256 + 256 * 80 + 80
 
 
 def test_published_sizes() -> None:
-    cascade = without_memory(read(CASCADE).model)
+    cascade = build_without_memory(read(CASCADE).model)
     assert count(cascade) == 87_104_514
     assert count(cascade) - count(cascade.backbone.bottom_up) == FPN + RPN + 3 * (
         BOX_HEAD + MASK_HEAD
     )
-    assert count(without_memory(read(RETINANET).model)) == 39_339_448
+    assert count(build_without_memory(read(RETINANET).model)) == 39_339_448
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_published_sizes() -> None:
     ],
 )
 def test_twins_have_the_backbone_of_torchvision(name: str, classifier, outside: int) -> None:  # type: ignore[no-untyped-def]
-    model = without_memory(
+    model = build_without_memory(
         read(CONFIGS / f"COCO-InstanceSegmentation/mask_rcnn_{name}_fpn_1x.py").model
     )
     backbone = model.backbone.bottom_up
@@ -97,7 +97,7 @@ def test_twins_share_the_recipe(family: str) -> None:
 
 
 def test_published_cascade() -> None:
-    model = without_memory(read(CASCADE).model)
+    model = build_without_memory(read(CASCADE).model)
     levels = [layer.blocks[0].modulation.focal_layers for layer in model.backbone.bottom_up.layers]
     kernels = [[level[0].kernel_size[0] for level in stage] for stage in levels]
     assert kernels == [[11, 13, 15], [9, 11, 13], [9, 11, 13], [7, 9, 11]]
@@ -127,7 +127,7 @@ def test_published_cascade() -> None:
 
 
 def test_published_retinanet_form() -> None:
-    model = without_memory(read(RETINANET).model)
+    model = build_without_memory(read(RETINANET).model)
     assert type(model) is MmdetRetinaNet
     assert (model.focal_loss_alpha, model.focal_loss_gamma, model.smooth_l1_beta) == (0.25, 2.0, 0)
     assert model.anchor_matcher.thresholds == [-math.inf, 0.4, 0.5, math.inf]

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from focalnet_det.experiment import load_config, read_experiment
-from tests.helpers.configs import LEAVES, read, without_memory
+from tests.helpers.configs import LEAVES, build_without_memory, read
 from tests.helpers.paths import CONFIGS
 
 # Millions of parameters; box AP and mask AP, or mIoU at one and at several scales.
@@ -64,7 +64,7 @@ def test_leaves_are_complete() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_and_scores_are_published(name: str) -> None:
     millions, scores = PUBLISHED[name]
-    model = without_memory(read(PATHS[name]).model)
+    model = build_without_memory(read(PATHS[name]).model)
     total = sum(p.numel() for p in model.parameters()) / 1e6
     if name in UPERNET:
         # Unlike all other totals, and those of FocalNet and Swin with this head, the published
@@ -83,7 +83,7 @@ def test_recipe_is_that_of_focalnet(name: str) -> None:
     """But for drop path, where the two networks differ in kernels, and what is not decayed."""
     size, schedule = re.search(r"focal_(\w+?)_(?:fpn_)?(\w+)$", name).groups()  # type: ignore[union-attr]
     experiment = read(PATHS[name])
-    model = without_memory(experiment.model)
+    model = build_without_memory(experiment.model)
     blocks = [b for layer in bottom_up(model).layers for b in layer.blocks]
     assert blocks[-1].drop_path.rate == pytest.approx(DROP_PATH.get((size, schedule), 0.3))
     names = {id(p): n for n, p in model.named_parameters()}

@@ -28,11 +28,11 @@ from tests.helpers.configs import (
     LEAVES,
     RECIPE,
     YAMLS,
+    build_without_memory,
     names,
     read,
     shapes,
     train_loader_arguments,
-    without_memory,
 )
 
 
@@ -73,7 +73,7 @@ def test_yaml_equals_its_twin(path: Path) -> None:
     twin = path.with_suffix(".py")
     assert twin.is_file(), "every .yaml has a .py of the same stem"
     yacs, lazy = read(path), read(twin)
-    models = [without_memory(experiment.model) for experiment in (yacs, lazy)]
+    models = [build_without_memory(experiment.model) for experiment in (yacs, lazy)]
     assert shapes(models[0]) == shapes(models[1])
     for name in ("pixel_mean", "pixel_std"):
         assert getattr(models[0], name).shape == getattr(models[1], name).shape
@@ -145,7 +145,7 @@ def test_zoo_leaf_is_as_published(name: str, suffix: str) -> None:
     if suffix == ".yaml":
         path, overrides = RECIPE.with_suffix(".yaml"), zoo_overrides(name)
     recipe, reference = read_experiment(load_config(path, overrides)), read(RECIPE)
-    model = without_memory(recipe.model)
+    model = build_without_memory(recipe.model)
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.3f}" == millions
     backbone = model.backbone.bottom_up
     assert str(type(backbone).__name__) == "FocalNetBackbone"

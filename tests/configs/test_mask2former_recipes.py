@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.mask2former import Mask2Former
-from tests.configs.test_leaves import groups, read, without_memory
+from tests.configs.test_leaves import build_without_memory, groups, read
 from tests.helpers.paths import CONFIGS
 
 LEAVES = sorted(CONFIGS.glob("*/mask2former_*.py"))
@@ -46,7 +46,7 @@ def test_recipes_are_complete() -> None:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_recipe_is_as_published(path: Path) -> None:
     experiment = read(path)
-    model = without_memory(experiment.model)
+    model = build_without_memory(experiment.model)
     assert isinstance(model, Mask2Former)
     classes, things = CLASSES[path.parent.name]
     assert model.sem_seg_head.predictor.class_embed.out_features == classes + 1
@@ -85,7 +85,7 @@ def test_images_are_padded_by_the_model_alone() -> None:
     """What pads here gives the label map class 0, and masks no pixel."""
     path = CONFIGS / "COCO-PanopticSegmentation/mask2former_focalnet_tiny_lrf_50ep.py"
     experiment = read(path)
-    model = without_memory(experiment.model)
+    model = build_without_memory(experiment.model)
     assert model.train_size == (1024, 1024)
     cfg = load_config(path, [])
     augmentations = instantiate(cfg.dataloader.train.augmentations)

@@ -19,7 +19,7 @@ FOLDER = CONFIGS / "COCO-PanopticSegmentation"
 VARIANTS = ("tiny_srf", "tiny_lrf")
 
 
-def without_memory(path: Path, *overrides: str) -> nn.Module:
+def build_without_memory(path: Path, *overrides: str) -> nn.Module:
     with torch.device("meta"), mock.patch.object(nn.Module, "to", lambda self, *_, **__: self):
         return read_experiment(load_config(path, list(overrides))).model()
 
@@ -34,9 +34,9 @@ def test_recipes_are_complete() -> None:
 def test_size_is_that_of_mask_rcnn_and_the_semantic_head(variant: str, suffix: str) -> None:
     if suffix == ".yaml":
         path = FOLDER / "panoptic_fpn_focalnet_tiny_srf_1x.yaml"
-        model = without_memory(path, f"MODEL.FOCALNET.VARIANT=focalnet_{variant}")
+        model = build_without_memory(path, f"MODEL.FOCALNET.VARIANT=focalnet_{variant}")
     else:
-        model = without_memory(FOLDER / f"panoptic_fpn_focalnet_{variant}_1x.py")
+        model = build_without_memory(FOLDER / f"panoptic_fpn_focalnet_{variant}_1x.py")
     assert type(model) is PanopticFPN
     assert type(model.proposal_generator) is MmdetRPN
     # 1, 1, 2 and 3 convolutions of 3 x 3 with group norm on the four levels; 54 classes.
@@ -44,7 +44,7 @@ def test_size_is_that_of_mask_rcnn_and_the_semantic_head(variant: str, suffix: s
     head = convolutions + 7 * 2 * 128 + 128 * 54 + 54
     assert sum(p.numel() for p in model.sem_seg_head.parameters()) == head
     detector = CONFIGS / f"COCO-InstanceSegmentation/mask_rcnn_focalnet_{variant}_fpn_1x.py"
-    rest = sum(p.numel() for p in without_memory(detector).parameters())
+    rest = sum(p.numel() for p in build_without_memory(detector).parameters())
     assert sum(p.numel() for p in model.parameters()) == rest + head
     assert model.sem_seg_head.loss_weight == 0.5
     assert model.sem_seg_head.ignore_value == 255

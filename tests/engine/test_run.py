@@ -40,7 +40,8 @@ def test_what_is_decided_early_is_seen_and_logged(case: str, shapes: Path, tmp_p
         "linear rule": (
             TINY,
             [*coco, str(shapes / "images/train"), "dataloader.train.batch_size=2"],
-            "Batch 2 instead of the recipe's 16: learning rate times 0.125, 1.25e-05.",
+            "The batch size is 2 instead of the recipe's 16: the learning rate is scaled by "
+            "0.125 to 1.25e-05.",
         ),
         "length": (NANO, [*coco, str(shapes / "images/train")], "8 training images in batches of"),
         "class weights": (

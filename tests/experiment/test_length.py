@@ -13,9 +13,9 @@ from detectron2.config import instantiate
 from detectron2.data import transforms as T
 
 from focalnet_det.experiment import Experiment, RunArguments, check, describe
-from focalnet_det.experiment.length import settle_warmup
+from focalnet_det.experiment.length import shorten_warmup
 from focalnet_det.experiment.settings import Given
-from focalnet_det.experiment.skeleton import without_memory
+from focalnet_det.experiment.skeleton import build_without_memory
 from focalnet_det.experiment.solver import Schedule
 from focalnet_det.experiment.yacs_parts import train_arguments
 from tests.helpers.refused import (
@@ -88,7 +88,7 @@ def test_warm_up_leaves_something_to_train(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     schedule = Schedule(iterations=iterations, decay="cosine", warmup_iterations=warmup)
-    settled = settle_warmup(schedule, 5, Given(frozenset(given)))
+    settled = shorten_warmup(schedule, 5, Given(frozenset(given)))
     assert settled.warmup_iterations == expected
     assert ("is shortened to" in caplog.text) == (expected != warmup)
 
@@ -179,11 +179,11 @@ def test_models_that_read_their_tensors_are_built_for_the_checks_too() -> None:
         built.append(device)
         return torch.ones(3).sum().item()
 
-    assert without_memory(build) == 3
+    assert build_without_memory(build) == 3
     assert built == ["meta", "cpu"]
-    assert without_memory(lambda _: torch.ones(3)).device.type == "meta"
+    assert build_without_memory(lambda _: torch.ones(3)).device.type == "meta"
     with pytest.raises(RuntimeError, match="negative dimension"):
-        without_memory(lambda _: torch.ones(-3))
+        build_without_memory(lambda _: torch.ones(-3))
 
 
 def test_callables_are_saved_by_name() -> None:

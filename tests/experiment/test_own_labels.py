@@ -117,7 +117,7 @@ def test_several_pairs_and_evaluation_alone(folders: Path) -> None:
     nothing: dict[str, Any] = {"sem_images": [], "sem_labels": []}
     experiment = described(NANO, folders, eval_only=True, **nothing)
     assert list(experiment.test_loaders) == ["labels_val"]
-    with pytest.raises(ValueError, match="nothing to train on"):
+    with pytest.raises(ValueError, match="there is no training set"):
         described(NANO, folders, **nothing)
 
 

@@ -77,7 +77,7 @@ def test_evaluation_alone(folder: Path) -> None:
 def test_bad_input_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="1 files, 1 PNG folders, 0 image folders"):
         described(NANO, folder, images=[])
-    with pytest.raises(ValueError, match="No folder absent beside"):
+    with pytest.raises(ValueError, match="no PNG folder absent next to"):
         described(NANO, folder, panoptic_json=[str(folder / "absent.json")])
     for stem in ("mask_rcnn_focalnet_nano_fpn_small.py", "mask_rcnn_focalnet_tiny_srf_fpn_1x.yaml"):
         with pytest.raises(ValueError, match="need a panoptic model"):

@@ -35,7 +35,7 @@ def test_rate_follows_the_batch_once(
     caplog.set_level(logging.INFO, "focalnet_det")
     experiment = describe(RunArguments(config_file=str(LEAF.with_suffix(suffix)), opts=opts))
     assert experiment.settings.learning_rate == pytest.approx(expected)
-    scaled = "instead of the recipe's 16: learning rate times" in caplog.text
+    scaled = "instead of the recipe's 16: the learning rate is scaled by" in caplog.text
     assert scaled == (expected in (2.5e-5, 2e-4))
     saved = tmp_path / "config.yaml"
     saved.write_text(experiment.config_text)

@@ -164,8 +164,8 @@ def test_length_in_iterations(epochs: float, per_epoch: int, expected: int) -> N
     [
         ({}, "either epochs or iterations"),
         ({"epochs": 12, "iterations": 100}, "either epochs or iterations"),
-        ({"epochs": 0}, "longer than 0"),
-        ({"iterations": -5}, "longer than -5"),
+        ({"epochs": 0}, "must be positive, got 0"),
+        ({"iterations": -5}, "must be positive, got -5"),
         ({"epochs": 1, "decay": "step"}, "'step'.*cosine, multistep, poly"),
     ],
 )

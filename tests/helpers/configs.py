@@ -34,7 +34,7 @@ def read(path: Path) -> Experiment:
     return read_experiment(load_config(path, []))
 
 
-def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
+def build_without_memory(build: Callable[[], nn.Module]) -> nn.Module:
     """A model of any size in no time: its tensors have shapes, but no values."""
     with torch.device("meta"), mock.patch.object(nn.Module, "to", lambda self, *_, **__: self):
         return build()
