@@ -19,7 +19,7 @@ def semantic(
     batch_size=16,
     num_workers=4,
 ):
-    """Random size, crop, flip and colours; evaluation at one size. All sizes in pixels."""
+    """Augment with random size, crop, flip and color; evaluate at one size. Sizes are in pixels."""
     return {
         "train": L(build_train_loader)(
             datasets=train,

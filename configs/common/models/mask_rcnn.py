@@ -171,7 +171,7 @@ def nano_mask_rcnn(name="focalnet_nano", **changes):
     }
     model = mask_rcnn(name, **(small | changes))
     heads = model.roi_heads
-    # Two normalised convolutions before one linear layer, boxes shared by the classes: these learn
+    # Two normalized convolutions before one linear layer, boxes shared by the classes: these learn
     # from few images. Objects are smaller than COCO's at 800 px, hence the levels by half the size.
     heads.box_head.conv_dims, heads.box_head.conv_norm = [64, 64], "GN"
     heads.box_predictor.cls_agnostic_bbox_reg = True

@@ -12,7 +12,7 @@ from .tiles import global_context, rows, tiles
 def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Focal modulation and MLP with their norms and residuals.
 
-    The first pass makes the contexts of all levels; it needs neighbours and the whole map. The
+    The first pass makes the contexts of all levels; it needs neighbors and the whole map. The
     second is per pixel and runs tile by tile, so that the query, the modulator and the hidden
     layer of the MLP never leave the cache.
 

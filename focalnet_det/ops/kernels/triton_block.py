@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 class Contexts(NamedTuple):
-    """What the neighbours of a pixel and its image contribute.
+    """What the neighbors of a pixel and its image contribute.
 
     Attributes:
         projected: (N, H, W, columns): query, context, gates and padding.

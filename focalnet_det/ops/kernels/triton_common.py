@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .triton_launch import INTERPRETED, ceil_divide
 
-# Programs that sum over pixels, each of neighbouring ones; a second step adds their sums.
+# Programs that sum over pixels, each of neighboring ones; a second step adds their sums.
 PARTS = 1024
 
 

@@ -1,6 +1,6 @@
 """Depthwise convolution of NHWC maps and its gradients on GPUs, with what surrounds them.
 
-A thread computes a run of neighbouring pixels for a few channels: what it reads, converted once,
+A thread computes a run of neighboring pixels for a few channels: what it reads, converted once,
 is multiplied by every tap that reaches the run, and all offsets are constants of the program. The
 rows of a tile meet in the cache. Triton has no tiles in shared memory that can be read at an
 offset, so that two levels in one kernel would convolve their halo again for every tap; each level
@@ -22,7 +22,7 @@ from .triton_prepared import taps as taps_of
 
 # Programs of the weight gradient, about: parts of the pixels, times rows of taps and channels.
 PROGRAMS = 2048
-# Rows and neighbouring pixels of a tile.
+# Rows and neighboring pixels of a tile.
 _TALL, _WIDE = 8, 16
 # Neighbouring pixels that a thread computes: each value that it reads serves all of them.
 _RUN = 8
