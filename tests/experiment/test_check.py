@@ -154,7 +154,7 @@ FILES = {
     "name.yaml": (
         "model: {_target_: torch.nn.Module, f: {_target_: detectron2.utils.registry.locate, "
         "name: os.system}}\noptimizer: {}\nschedule: {}\ndataloader: {}\ntrain: {}",
-        "calls os.system. A saved config may call focalnet_det",
+        "calls os.system. A saved config may only call focalnet_det",
     ),
     "part.yaml": ("model: {_target_: torch.nn.Linear}", "it lacks optimizer, schedule"),
 }
