@@ -275,6 +275,18 @@ def run_suite(output: Path) -> None:
     gpu_suite.run(Path(__file__).resolve(), output)
 
 
+def timing_report(timings: list[Any], args: argparse.Namespace, where: str) -> dict[str, Any]:
+    """Return the content of --json."""
+    from focalnet_det.benchmark.backbone_speed import process_peak_bytes
+
+    return {
+        "machine": where,
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "timings": [dataclasses.asdict(t) | {"median": t.median} for t in timings],
+        "process_peak_bytes": process_peak_bytes(),
+    }
+
+
 def main() -> None:
     """Run the tool."""
     args = parse_args()
@@ -291,6 +303,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    where = machine(device) + (", CPU time" if args.cpu_time else "")
     images = torch.randn(args.batch_size, 3, *args.size, device=device).to(dtype)
     ours, *others = contenders(args)
     networks = [ours, *(c for c in others if not args.only or c.name in args.only)]
@@ -298,14 +311,8 @@ def main() -> None:
     timings = speed.compare(
         networks, images, training=args.training, repeats=args.repeats, clock=clock
     )
-    where = machine(device) + (", CPU time" if args.cpu_time else "")
     print_table(timings, args, where)
-    report = {
-        "machine": where,
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "timings": [dataclasses.asdict(t) | {"median": t.median} for t in timings],
-        "process_peak_bytes": speed.process_peak_bytes(),
-    }
+    report = timing_report(timings, args, where)
     if args.roofline:
         ceilings = speed.measure_ceilings(torch.float32 if device.type == "cpu" else dtype, device)
         stages = speed.roofline(networks[0].module, images, ceilings, args.repeats)

@@ -28,6 +28,7 @@ INPUTS = (
     "constraints.txt",
     "pyproject.toml",
     "tools/install_detectron2.py",
+    "tools/detectron2_wheel.py",
     "tools/detectron2_patches.py",
 )
 GB = 10**9

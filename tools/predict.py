@@ -20,7 +20,7 @@ EXAMPLES = """examples:
 """
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=EXAMPLES,
@@ -48,6 +48,11 @@ def main() -> None:
         raise ValueError("Nothing to predict: name images, folders or videos, or --camera 0.")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, not {args.batch_size}.")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
 
     from focalnet_det.predict import Predictor
     from focalnet_det.predict.job import JobOptions, predict_camera, predict_sources

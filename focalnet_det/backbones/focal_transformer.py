@@ -13,7 +13,7 @@ from ..ops import dispatch, fused, window_attention
 from ..ops.kernels.parameters import Affine, MlpWeights
 from ..ops.kernels.training import Residual
 from .attention import FocalAttention, NearestAttention, WindowAttention
-from .stages import StagedBackbone
+from .stages import StagedBackbone, arguments_of_stages
 from .validation import check_transformer_arguments
 
 
@@ -121,7 +121,8 @@ class FocalTransformer(StagedBackbone):
         valid_context: bool = False,
         stem_padding: int = 2,
     ) -> None:
-        check_transformer_arguments(locals())
+        arguments = locals()
+        check_transformer_arguments(arguments)
 
         def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
             attention = FocalAttention(
@@ -135,22 +136,7 @@ class FocalTransformer(StagedBackbone):
                 dim, attention, mlp_ratio=mlp_ratio, drop_rate=drop_rate, drop_path_rate=rate
             )
 
-        super().__init__(
-            make_block,
-            in_channels=in_channels,
-            embed_dim=embed_dim,
-            depths=depths,
-            conv_embed=conv_embed,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            out_features=out_features,
-            output_norm=output_norm,
-            frozen_stages=frozen_stages,
-            activation_checkpointing=activation_checkpointing,
-            valid_context=valid_context,
-            patch_size=4,
-            stem_padding=stem_padding,
-        )
+        super().__init__(make_block, patch_size=4, **arguments_of_stages(arguments))
 
 
 class FocalTransformerV2(StagedBackbone):
@@ -191,7 +177,8 @@ class FocalTransformerV2(StagedBackbone):
         valid_context: bool = False,
         stem_padding: int = 2,
     ) -> None:
-        check_transformer_arguments(locals())
+        arguments = locals()
+        check_transformer_arguments(arguments)
 
         def make_block(stage: int, dim: int, rate: float) -> FocalTransformerBlock:
             attention = NearestAttention(
@@ -201,19 +188,4 @@ class FocalTransformerV2(StagedBackbone):
                 dim, attention, mlp_ratio=mlp_ratio, drop_rate=drop_rate, drop_path_rate=rate
             )
 
-        super().__init__(
-            make_block,
-            in_channels=in_channels,
-            embed_dim=embed_dim,
-            depths=depths,
-            conv_embed=conv_embed,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            out_features=out_features,
-            output_norm=output_norm,
-            frozen_stages=frozen_stages,
-            activation_checkpointing=activation_checkpointing,
-            valid_context=valid_context,
-            patch_size=4,
-            stem_padding=stem_padding,
-        )
+        super().__init__(make_block, patch_size=4, **arguments_of_stages(arguments))

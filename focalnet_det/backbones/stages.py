@@ -1,9 +1,11 @@
 """Define what all backbones share: stem, stages of blocks, downsampling, output norms."""
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import islice
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -124,28 +126,23 @@ class StagedBackbone(nn.Module):
             overlap_padding=stem_padding,
         )
         self.pos_drop = nn.Dropout(drop_rate)
-        # The rates are those of the whole published network, even if its end is not built.
-        last = max(sum(depths) - 1, 1)
-        rates = [drop_path_rate * i / last for i in range(sum(depths))]
         self.layers = nn.ModuleList()
-        for i in range(built):
-            dim, first = embed_dim * 2**i, sum(depths[:i])
-            blocks = [make_block(i, dim, rate) for rate in rates[first : first + depths[i]]]
-            downsample = None
-            if i + 1 < built:
-                kernel = 3 if conv_embed else None
-                downsample = PatchEmbed(
-                    dim, 2 * dim, stride=2, overlap_kernel=kernel, overlap_padding=1
-                )
+        for i, rates in enumerate(drop_path_rates(depths, drop_path_rate)[:built]):
+            dim = embed_dim * 2**i
+            blocks = [make_block(i, dim, rate) for rate in rates]
+            downsample = _build_downsample(dim, conv_embed) if i + 1 < built else None
             self.layers.append(Stage(blocks, downsample, activation_checkpointing))
-        if output_norm:
-            for i, name in enumerate(self.stage_names):
-                if name in self.out_features:
-                    self.add_module(f"norm{i}", nn.LayerNorm(self.shapes[name].channels))
         self.output_norm = output_norm
+        self._add_output_norms()
         self.apply(_init_weights)
         self.frozen_stages = _check_frozen_stages(frozen_stages, built)
         freeze(self._frozen_modules())
+
+    def _add_output_norms(self) -> None:
+        """Add ``norm{i}`` for each output feature, if there are to be any."""
+        for i, name in enumerate(self.stage_names):
+            if self.output_norm and name in self.out_features:
+                self.add_module(f"norm{i}", nn.LayerNorm(self.shapes[name].channels))
 
     def forward(
         self, x: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
@@ -221,6 +218,29 @@ def feature_names(stages: int, patch_size: int) -> tuple[str, ...]:
     if first < 1 or first != int(first):
         raise ValueError(f"patch_size must be a power of two and at least 4, got {patch_size}.")
     return tuple(f"stage{int(first) + i}" for i in range(stages))
+
+
+def drop_path_rates(depths: Sequence[int], last_rate: float) -> list[list[float]]:
+    """Return the drop path rate of each block of each stage: a linear increase from 0.
+
+    Args:
+        depths: blocks of each stage of the whole published network, even if its end is not built.
+        last_rate: rate of the last block.
+    """
+    last = max(sum(depths) - 1, 1)
+    rates = iter([last_rate * i / last for i in range(sum(depths))])
+    return [list(islice(rates, depth)) for depth in depths]
+
+
+def arguments_of_stages(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the keyword arguments of :class:`StagedBackbone` from a subclass's arguments."""
+    names = inspect.getfullargspec(StagedBackbone.__init__).kwonlyargs
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def _build_downsample(dim: int, conv_embed: bool) -> PatchEmbed:
+    kernel = 3 if conv_embed else None
+    return PatchEmbed(dim, 2 * dim, stride=2, overlap_kernel=kernel, overlap_padding=1)
 
 
 def _check_out_features(

@@ -80,20 +80,9 @@ def compile_kernels(
         ImportError: without Triton.
         ValueError: for invalid sizes, or if kernels are interpreted instead of compiled.
     """
-    if importlib.util.find_spec("triton") is None:
-        raise ImportError("Triton is not installed. It comes with PyTorch for Linux.")
-    from ..ops.kernels.triton_launch import INTERPRETED
-
-    if INTERPRETED:
-        raise ValueError("TRITON_INTERPRET is set, so kernels are not compiled. Unset it.")
-    first, levels = kernels[0] if kernels else 0, len(kernels)
-    are_consecutive = list(kernels) == list(range(first, first + 2 * levels, 2))
-    if channels < 1 or first < 1 or first % 2 == 0 or not are_consecutive:
-        raise ValueError(
-            "At least 1 channel and consecutive odd kernel sizes, such as 3 5 7, are required."
-        )
+    _check_compilable(channels, kernels)
     block = FocalNetBlock(
-        channels, focal_level=levels, focal_window=first, mlp_ratio=4.0,
+        channels, focal_level=len(kernels), focal_window=kernels[0], mlp_ratio=4.0,
         post_norm=False, post_norm_in_modulation=False, layer_scale=None,
         normalize_modulator=False, drop_rate=0.0, drop_path_rate=0.0,
     ).to(dtype)  # fmt: skip
@@ -105,10 +94,24 @@ def compile_kernels(
     return [_program(launch) for launch in launches.values()]
 
 
+def _check_compilable(channels: int, kernels: Sequence[int]) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError("Triton is not installed. It comes with PyTorch for Linux.")
+    from ..ops.kernels.triton_launch import INTERPRETED
+
+    if INTERPRETED:
+        raise ValueError("TRITON_INTERPRET is set, so kernels are not compiled. Unset it.")
+    first = kernels[0] if kernels else 0
+    are_consecutive = list(kernels) == list(range(first, first + 2 * len(kernels), 2))
+    if channels < 1 or first < 1 or first % 2 == 0 or not are_consecutive:
+        raise ValueError(
+            "At least 1 channel and consecutive odd kernel sizes, such as 3 5 7, are required."
+        )
+
+
 @contextlib.contextmanager
 def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launch]]:
     """Compile kernels for a GPU instead of launching them, with all configurations."""
-    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
@@ -132,30 +135,38 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
         for config in self.configs:
             self.fn.run(*args, **constants, **config.all_kwargs())
 
-    def both(_: Any, __: Any, fused: Any, separate: Any) -> Any:
-        separate()
-        return fused()
-
-    target = GPUTarget("cuda", capability, 32)
-    stub = SimpleNamespace(
-        get_current_target=lambda: target,
-        get_current_device=lambda: capability,
-        get_current_stream=lambda _: 0,
-        get_benchmarker=lambda: None,
-    )
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
-            (driver, "_active" if hasattr(driver, "_active") else "active", stub),
+            (driver, "_active" if hasattr(driver, "_active") else "active", _driver(capability)),
             (JITFunction, "run", compile_only),
             (Autotuner, "run", compile_all),
             (triton_launch.Kernel, "reuse", False),
-            (triton_block, "fastest", both),
-            (triton_linear, "fastest", both),
+            (triton_block, "fastest", _run_both),
+            (triton_linear, "fastest", _run_both),
             (dispatch, "choose_backend", lambda *_, **__: "triton"),
             (dispatch, "compute_dtype", lambda _: (dtype, dtype)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         yield launches
+
+
+def _driver(capability: int) -> SimpleNamespace:
+    """Return a driver of Triton that names a GPU which is not there."""
+    from triton.backends.compiler import GPUTarget
+
+    target = GPUTarget("cuda", capability, 32)
+    return SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: capability,
+        get_current_stream=lambda _: 0,
+        get_benchmarker=lambda: None,
+    )
+
+
+def _run_both(_: Any, __: Any, fused: Any, separate: Any) -> Any:
+    """Run both of the forms that a launch chooses from, instead of the faster one."""
+    separate()
+    return fused()
 
 
 def _program(launch: _Launch) -> Program:

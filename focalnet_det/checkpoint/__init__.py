@@ -5,7 +5,8 @@ from .files import Checkpoint, check_file, read_checkpoint, read_state_dict, wri
 from .global_level import advance_global_level
 from .inspect import Inspection, inspect_checkpoint
 from .layouts.tables import LAYOUTS
-from .load import LoadReport, load_initial_weights, load_pretrained
+from .load import load_initial_weights, load_pretrained
+from .load_report import LoadReport
 from .zoo import WEIGHTS, list_weights
 
 __all__ = [

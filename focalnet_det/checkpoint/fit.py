@@ -90,14 +90,12 @@ def fit_backbone(
             problem = value_problem(name, tensor)
             fit.problems += [] if problem is None else [problem]
             fit.tensors[name] = tensor
-        elif name not in target:
-            rule = drop_rule(name, target)
-            if rule is None:
-                fit.problems.append(f"{name} is not in the network")
-            else:
-                fit.dropped[name] = rule
-        else:
+        elif name in target:
             _fit_one(name, tensor, target[name], resize, fit)
+        elif (rule := drop_rule(name, target)) is not None:
+            fit.dropped[name] = rule
+        else:
+            fit.problems.append(f"{name} is not in the network")
     return fit
 
 

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from .layouts.swin_resnet import (
     translate_peer,
 )
 from .layouts.translate import Translation, translate
+from .load_report import LoadReport
 from .measure import shrinking_error
 from .zoo import resolve_weights
 
@@ -39,54 +39,6 @@ CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor|conv_seg)\.")
 logger = logging.getLogger("focalnet_det")
 
 OUTSIDE = "outside the backbone"
-
-
-@dataclass
-class LoadReport:
-    """Report on every tensor of a file and of the model.
-
-    Attributes:
-        loaded: names loaded without changes.
-        resized: names padded, cropped or rearranged to another shape.
-        dropped: names in the file that the model does not need.
-        missing: names in the model that the file does not have; they keep their initial values.
-        renamed: name in the model -> name in the file, where they differ.
-        rules: name of a dropped tensor -> rule by which it was dropped.
-        layout: key of the file's layout in ``focalnet_det.checkpoint.layouts.tables.LAYOUTS``.
-        share: fraction of the backbone's elements that came from the file, 0..1, without output
-            norms.
-        notes: assumed defaults, and the effects of resizing.
-        warnings: what was lost; also logged.
-    """
-
-    loaded: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-    rules: dict[str, str] = field(default_factory=dict)
-    layout: str = "official"
-    share: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        text = (
-            f"Loaded {len(self.loaded)} tensors, resized {len(self.resized)}, "
-            f"dropped {len(self.dropped)}; {len(self.missing)} are new."
-        )
-        text += f" Layout: {self.layout}. {100 * self.share:.1f} % of the backbone."
-        for rule in dict.fromkeys(self.rules.values()):
-            text += _listed(f"Dropped, {rule}", [n for n, r in self.rules.items() if r == rule])
-        text += _listed("Resized", self.resized) + _listed("New", self.missing)
-        text += "".join(f"\n  Note: {note}" for note in self.notes)
-        return text + "".join(f"\n  Warning: {warning}" for warning in self.warnings)
-
-
-def _listed(title: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    return f"\n  {title}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
 
 
 def load_pretrained(
@@ -122,15 +74,7 @@ def load_pretrained(
     target = net.state_dict()
     peer = translate_peer(checkpoint.tensors) if find_peer_family(target) else None
     translation = peer or translate(checkpoint.tensors)
-    fit = fit_backbone(
-        translation.backbone,
-        target,
-        resize=allow_inflation,
-        levels=levels,
-        normalized=normalizes_modulator(net),
-    )
-    fit.problems += [f"{name} is not in the network" for name in translation.unknown]
-    fit.problems += constant_problems(translation.backbone, target)
+    fit = _fit_translation(translation, net, target, resize=allow_inflation, levels=levels)
     absent = absent_neighbors(translation.backbone, target)
     initial = [*_new_level_kernels(target, fit, levels), *absent, *filter(SET_NAME.match, target)]
     new, share = _compare(fit, target, initial, allow_missing, min_loaded)
@@ -145,6 +89,27 @@ def load_pretrained(
     report.notes += ambiguous_settings(translation.backbone, net) + notes(net, absent)
     report.notes += peer_notes(translation.layout, net)
     return report
+
+
+def _fit_translation(
+    translation: Translation,
+    net: nn.Module,
+    target: Mapping[str, Tensor],
+    *,
+    resize: bool,
+    levels: str | None,
+) -> Fit:
+    """Fit a translated file to the state dict of a network, with all problems of the names."""
+    fit = fit_backbone(
+        translation.backbone,
+        target,
+        resize=resize,
+        levels=levels,
+        normalized=normalizes_modulator(net),
+    )
+    fit.problems += [f"{name} is not in the network" for name in translation.unknown]
+    fit.problems += constant_problems(translation.backbone, target)
+    return fit
 
 
 def _load_fit(net: nn.Module, fit: Fit, report: LoadReport) -> None:

@@ -112,18 +112,26 @@ def build_train_loader(
         keypoint_hflip_indices=create_keypoint_hflip_indices(names) if keypoints else None,
         recompute_boxes=masks,
     )
-    loader = TrainLoader(
-        _stream_opener(
-            records,
-            mapper,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            aspect_ratio_grouping=aspect_ratio_grouping,
-            mix=CopyPaste(copy_paste) if copy_paste else None,
-        ),
-        num_images=len(records),
+    open_at = _stream_opener(
+        records,
+        mapper,
         batch_size=batch_size,
-        fingerprint=fingerprint(records),
+        num_workers=num_workers,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        mix=CopyPaste(copy_paste) if copy_paste else None,
+    )
+    return _train_loader(open_at, names, records, batch_size)
+
+
+def _train_loader(
+    open_at: Callable[[int, int], Iterable[list[dict[str, Any]]]],
+    names: Sequence[str],
+    records: Sequence[dict[str, Any]],
+    batch_size: int,
+) -> TrainLoader:
+    """Describe the batches of ``open_at``, with the issues that the files of the sets have."""
+    loader = TrainLoader(
+        open_at, num_images=len(records), batch_size=batch_size, fingerprint=fingerprint(records)
     )
     for name in names:
         loader.file_issues.update(MetadataCatalog.get(name).get("file_issues", {}))

@@ -50,9 +50,14 @@ def explain_memory(
         text += f", the largest {height} x {width} pixels"
     if objects:
         text += f", up to {objects} objects per image"
+    return f"{text}. To reduce memory, use {'; '.join(_remedies(model, len(data), options))}."
+
+
+def _remedies(model: nn.Module, num_images: int, options: TrainOptions) -> list[str]:
+    """Return the options that reduce the memory of a training, least costly first."""
     remedies = []
-    if len(data) > options.accumulation:
-        remedies.append(f"train.accumulation={len(data)} (one image at a time)")
+    if num_images > options.accumulation:
+        remedies.append(f"train.accumulation={num_images} (one image at a time)")
     if any(_switches(model)):
         remedies.append(
             "activation checkpointing (activation_checkpointing=true on the backbone, or "
@@ -60,8 +65,7 @@ def explain_memory(
         )
     if options.precision == "fp32":
         remedies.append("train.precision=bf16")
-    remedies.append("a smaller batch, crop or image size")
-    return f"{text}. To reduce memory, use {'; '.join(remedies)}."
+    return [*remedies, "a smaller batch, crop or image size"]
 
 
 def checkpoint_activations(model: nn.Module) -> bool:

@@ -92,17 +92,20 @@ class Training:
         check_agreement(
             {"the training data": loader.fingerprint, "the length": f"{self.max_iter} iterations"}
         )
-        facts = RunFacts(
-            id=folder.record.id,
-            config=experiment.config_text,
-            data=loader.fingerprint,
-            classes=experiment.class_names,
-            metadata=experiment.dataset_metadata,
-        )
         self.checkpoints = Checkpoints(
-            folder.path, self.model, self.trainer, facts, keep=options.keep_checkpoints
+            folder.path, self.model, self.trainer, self._facts(), keep=options.keep_checkpoints
         )
         self.end_of_iteration = self._register_hooks()
+
+    def _facts(self) -> RunFacts:
+        """Describe the run, for its checkpoints."""
+        return RunFacts(
+            id=self.folder.record.id,
+            config=self.experiment.config_text,
+            data=self.loader.fingerprint,
+            classes=self.experiment.class_names,
+            metadata=self.experiment.dataset_metadata,
+        )
 
     def _data_seed(self) -> int:
         """Return the seed of the config, the recorded one, or a new one, equal in all processes."""

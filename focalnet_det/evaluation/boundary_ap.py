@@ -26,6 +26,7 @@ from ..atomic import write_text
 from ..data.shapes.export import mask_box
 from .coco_ap import _finite, _percent, _summarize
 from .ground_truth import Record, load_ground_truth, model_classes
+from .repeats import is_repeated
 from .score_tables import overall_table, per_class_table
 from .semantic_iou import near_edge
 
@@ -85,10 +86,7 @@ class BoundaryEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = self._truth.known_image(image["image_id"])
-            if image_id in self._matches:
-                logger.warning(
-                    "Image %s was predicted more than once. Only the first result counts.", image_id
-                )
+            if is_repeated(image_id, self._matches):
                 continue
             instances = output["instances"]
             if not instances.has("pred_masks"):

@@ -27,6 +27,8 @@ from focalnet_det.atomic import write_text
 from focalnet_det.evaluation.ground_truth import load_ground_truth, model_classes
 from focalnet_det.evaluation.score_tables import overall_table, per_class_table
 
+from .repeats import is_repeated
+
 logger = logging.getLogger(__name__)
 
 # Task -> (field of the predictions, key of COCO results).
@@ -128,10 +130,7 @@ class COCODetectionEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             image_id = self._truth.known_image(image["image_id"])
-            if image_id in self._seen:
-                logger.warning(
-                    "Image %s was predicted more than once. Only the first result counts.", image_id
-                )
+            if is_repeated(image_id, self._seen):
                 continue
             self._pending[image_id] = self._to_records(image_id, output["instances"])
             self._seen.add(image_id)

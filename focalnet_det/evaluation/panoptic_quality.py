@@ -31,6 +31,7 @@ from ..data.panoptic.segments import (
     segment_pixels,
     segment_problems,
 )
+from .repeats import is_repeated
 from .score_tables import render_table, two_decimals
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,7 @@ class PanopticEvaluator(DatasetEvaluator):
                     f"Image id {image_id!r} is not annotated in {self._truth.path}. Evaluate on "
                     "the same dataset that was loaded."
                 )
-            if image_id in self._matches:
-                logger.warning(
-                    "Image %s was predicted more than once. Only the first result counts.", image_id
-                )
+            if is_repeated(image_id, self._matches):
                 continue
             ids, segments = output["panoptic_seg"]
             if segments is None:

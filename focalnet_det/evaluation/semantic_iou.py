@@ -30,6 +30,8 @@ from focalnet_det.data.io.write_image import write_png
 from focalnet_det.evaluation.score_tables import render_table, two_decimals
 from focalnet_det.visualization.draw_semantic import save_comparison, save_iou_chart
 
+from .repeats import is_repeated
+
 logger = logging.getLogger(__name__)
 
 Counts = NDArray[np.int64]
@@ -108,10 +110,7 @@ class SemanticEvaluator(DatasetEvaluator):
                     f"The model predicts {len(scores)} classes, but the dataset has {count}. Set "
                     "the model's number of classes to that."
                 )
-            if name in self._image_iou:
-                logger.warning(
-                    "Image %s was predicted more than once. Only the first result counts.", name
-                )
+            if is_repeated(name, self._image_iou):
                 continue
             path = image["sem_seg_file_name"]
             truth = read_labels(path, image.get("label_rule"))

@@ -11,9 +11,7 @@ from typing import cast
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import Backbone
 from detectron2.utils import comm
-from omegaconf import ListConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,10 +19,10 @@ from ..backbones.stages import StagedBackbone
 from ..checkpoint import check_file
 from ..data.check_dataset import check_dataset
 from ..data.loader import TrainLoader, check_masks, dataset_records
-from ..heads.empty import EMPTY_SAFE
 from .data_settings import KIND_OF_EVALUATOR
 from .description import Experiment
 from .length import shorten_warmup
+from .model_check import channel_problems, class_problems, feature_problems
 from .settings import Settings
 from .values import ConfigError, raise_problems
 
@@ -45,14 +43,6 @@ TASKS = {
 }
 # Elements of a checkpoint per parameter (weight and AdamW's two moments), and their size in bytes.
 COPIES, BYTES = 3, 4
-# Attributes of heads that name features of the backbone.
-FEATURES = (
-    "in_features",
-    "box_in_features",
-    "mask_in_features",
-    "keypoint_in_features",
-    "head_in_features",
-)
 
 
 def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
@@ -140,63 +130,6 @@ def build_part(build: Callable[[], object], what: str) -> object:
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError([f"{what} cannot be built: {text}"]) from error
-
-
-def class_problems(settings: Settings, model: nn.Module) -> list[str]:
-    """Describe differing class counts of model and data, and class weights that are all zero."""
-    found = []
-    weights, classes = settings.model.class_weights, settings.model.classes
-    if weights is not None and not any(weights):
-        found.append("All class weights are 0: there is nothing to learn.")
-    for name in (*settings.train_sets, *settings.test_sets):
-        metadata = MetadataCatalog.get(name)
-        kind = KIND_OF_EVALUATOR.get(metadata.get("evaluator_type", ""))
-        names = metadata.get("stuff_classes" if kind == "labels" else "thing_classes")
-        if kind == "panoptic" and hasattr(model, "roi_heads"):
-            ids = metadata.get("thing_dataset_id_to_contiguous_id") or names or ()
-            names = list(names or ())[: len(ids)] if names else None
-        if names is not None and classes is not None and len(names) > classes:
-            found.append(
-                f"Data set {name} has {len(names)} classes, the model {classes}: set num_classes "
-                f"to {len(names)}."
-            )
-    return found
-
-
-def channel_problems(model: nn.Module) -> list[str]:
-    """Describe a backbone that does not accept images of three channels, which data sets have."""
-    networks = [module for module in model.modules() if isinstance(module, StagedBackbone)]
-    return [
-        f"The backbone expects {network.patch_embed.proj.in_channels} image channels, but images "
-        "are read as RGB or BGR: set in_channels to 3."
-        for network in networks
-        if network.patch_embed.proj.in_channels != 3
-    ]
-
-
-def feature_problems(model: nn.Module) -> list[str]:
-    """Describe features that heads read and the backbone does not return."""
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        return []
-    available, inside = set(backbone.output_shape()), set(backbone.modules())
-    found = []
-    for module in set(model.modules()) - inside:
-        for attribute in FEATURES:
-            names = getattr(module, attribute, None)
-            if isinstance(names, list | tuple | ListConfig) and not set(names) <= available:
-                missing = ", ".join(map(str, sorted(set(names) - available, key=str)))
-                found.append(
-                    f"{_configured_name(module)} reads features {missing}, but the backbone "
-                    f"returns {', '.join(sorted(available))}: change {attribute}."
-                )
-    return sorted(found)
-
-
-def _configured_name(module: nn.Module) -> str:
-    """Return the name of the class in the config, also if the model has a replacement of it."""
-    replacements = EMPTY_SAFE.values()
-    return next(c.__name__ for c in type(module).__mro__ if c not in replacements)
 
 
 def weight_problems(experiment: Experiment, *, eval_only: bool) -> list[str]:

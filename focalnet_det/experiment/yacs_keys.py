@@ -28,6 +28,16 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     # Length in epochs of the training set, with decay at EPOCH_STEPS; 0 reads MAX_ITER and STEPS.
     cfg.SOLVER.EPOCHS = 0
     cfg.SOLVER.EPOCH_STEPS = ()
+    add_input_keys(cfg)
+    add_model_keys(cfg)
+    # The user's own data sets, in the config that a run saves.
+    cfg.OWN_DATA = CfgNode(new_allowed=True)
+    # Keys that the config file and the command line set; it is an error if nothing reads one.
+    cfg.GIVEN_KEYS = []
+
+
+def add_input_keys(cfg: CfgNode) -> None:
+    """Add the keys of augmentation."""
     # A name in AUGMENTATIONS of focalnet_det.data.augmentation, or "semantic_crops" with these
     # arguments.
     cfg.INPUT.POLICY = "resize"
@@ -43,11 +53,6 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     )
     # False resizes as mmdet does: without antialiasing where images shrink.
     cfg.INPUT.ANTIALIAS = True
-    add_model_keys(cfg)
-    # The user's own data sets, in the config that a run saves.
-    cfg.OWN_DATA = CfgNode(new_allowed=True)
-    # Keys that the config file and the command line set; it is an error if nothing reads one.
-    cfg.GIVEN_KEYS = []
 
 
 def add_model_keys(cfg: CfgNode) -> None:

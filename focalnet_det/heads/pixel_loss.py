@@ -60,6 +60,18 @@ class PixelCrossEntropy(nn.Module):
         )
         self.register_buffer("class_weights", weights, persistent=False)
 
+    def check_classes(self, num_classes: int) -> None:
+        """Check that there is a class weight for each class, if there are any.
+
+        Raises: ValueError if there are more or fewer.
+        """
+        weights = self.class_weights
+        if weights is not None and len(weights) != num_classes:
+            raise ValueError(
+                f"The loss has {len(weights)} class weights for {num_classes} classes: give one "
+                "per class."
+            )
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss.
 

@@ -88,6 +88,19 @@ def build_classifier(channels: int, num_classes: int) -> nn.Conv2d:
 class UPerNetHead(nn.Module):
     """UPerNet's decoder, with an auxiliary head on the second-to-last feature.
 
+    Args:
+        input_shape: shapes of the features to use, at least two.
+        num_classes: K.
+        channels: channels of every level.
+        pool_scales: sides of the grids that the last feature is pooled to.
+        dropout: probability of dropping a channel before the classifiers.
+        norm: see :class:`ConvModule`.
+        loss: loss of both heads; None for the published one.
+        loss_weight: weight of the main loss.
+        auxiliary_channels: channels of the auxiliary head.
+        auxiliary_weight: weight of the auxiliary loss; 0 builds no auxiliary head.
+    Raises: ValueError if there are fewer than two features, if the loss has another number of
+        class weights than classes, or if a value is out of range.
     Source: arXiv:1807.10221, section 3; the auxiliary head and all numbers as in
     microsoft/FocalNet:semantic_segmentation/configs/_base_/models.
     """
@@ -107,22 +120,6 @@ class UPerNetHead(nn.Module):
         auxiliary_channels: int = 256,
         auxiliary_weight: float = 0.4,
     ) -> None:
-        """Build the decoder.
-
-        Args:
-            input_shape: shapes of the features to use, at least two.
-            num_classes: K.
-            channels: channels of every level.
-            pool_scales: sides of the grids that the last feature is pooled to.
-            dropout: probability of dropping a channel before the classifiers.
-            norm: see :class:`ConvModule`.
-            loss: loss of both heads; None for the published one.
-            loss_weight: weight of the main loss.
-            auxiliary_channels: channels of the auxiliary head.
-            auxiliary_weight: weight of the auxiliary loss; 0 builds no auxiliary head.
-        Raises: ValueError if there are fewer than two features, if the loss has another number of
-            class weights than classes, or if a value is out of range.
-        """
         super().__init__()
         check_integer("num_classes", num_classes, 1, 65_536)
         check_integer("channels", channels, 1, 8192)
@@ -138,12 +135,7 @@ class UPerNetHead(nn.Module):
         widths = [input_shape[name].channels for name in self.in_features]
         self.num_classes = num_classes
         self.loss = loss or PixelCrossEntropy()
-        weights = self.loss.class_weights
-        if weights is not None and len(weights) != num_classes:
-            raise ValueError(
-                f"The loss has {len(weights)} class weights for {num_classes} classes: give one "
-                "per class."
-            )
+        self.loss.check_classes(num_classes)
         self.ignore_value = self.loss.ignore_value
         self.loss_weight, self.auxiliary_weight = loss_weight, auxiliary_weight
         self._build_decoder(widths, channels, norm)

@@ -5,10 +5,13 @@ import gzip
 import io
 import json
 import lzma
+import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,10 @@ import torch
 from PIL import Image
 
 from focalnet_det.checkpoint import check_file, inspect_checkpoint, write_state_dict
+from focalnet_det.checkpoint.files import unwrap
+from focalnet_det.checkpoint.fit import value_problem
+from focalnet_det.checkpoint.reader.unpickle import Placeholder
+from tests.helpers.paths import ROOT
 
 WEIGHTS = {"a": torch.arange(1000.0), "b.c": torch.ones(3, 5)}
 
@@ -96,6 +103,45 @@ def test_files_of_other_kinds_are_named(name: str, tmp_path: Path) -> None:
     assert problem is not None
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(problem)
+
+
+def test_the_documentation_quotes_the_messages(tmp_path: Path) -> None:
+    """The table of refused files in docs/checkpoints.md, row by row."""
+    page = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    table = page.partition("## What is recognized, and how it is refused")[2].split("\n## ")[0]
+    quotes = {quote for line in table.splitlines() for quote in re.findall(r'"([^"]+)"', line)}
+    made = [STRANGERS[name][0]() for name in ("empty", "zeros", "html", "lfs", "gzip")]
+    made += [saved()[:-1], flipped()]
+    for number, content in enumerate(made):
+        (tmp_path / str(number)).write_bytes(content)
+    torch.save({"a": Attack()}, tmp_path / "attack")
+    messages = [str(check_file(path)) for path in tmp_path.iterdir()]
+    messages.append(str(value_problem("head.weight", torch.ones(1).to(torch.float8_e4m3fn))))
+    with pytest.raises(ValueError, match="head") as refused:
+        unwrap({"state_dict": {"head.weight": Placeholder("some.Class")}}, "x.pth")
+    messages.append(str(refused.value))
+    unsaid = {quote for quote in quotes if not any(quote in message for message in messages)}
+    # Two sentences on networks, which their own tests quote in full.
+    assert {quote.partition(" (")[0] for quote in unsaid} == {
+        "this is a Cascade Mask R-CNN",
+        "The file is a ResNet-50 classifier",
+    }
+
+
+class Attack:
+    """Pickled as a call of a shell."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+def flipped() -> bytes:
+    """A file of four tensors, with a changed bit in the last."""
+    buffer = io.BytesIO()
+    torch.save([torch.full((500,), float(value)) for value in range(4)], buffer)
+    content = bytearray(buffer.getvalue())
+    content[content.index(torch.full((500,), 3.0).numpy().tobytes())] ^= 1
+    return bytes(content)
 
 
 def test_whole_files(tmp_path: Path) -> None:

@@ -53,6 +53,29 @@ def test_tally_prints_what_was_met() -> None:
     ]
 
 
+# Names that issues had in checkpoints of earlier versions, as those versions wrote them.
+EARLIER = {
+    "label file of another size": "label size differs from image",
+    "label of no class": "unknown label value",
+    "file of several pictures": "image file with several frames",
+    "image listed twice": "duplicate image entry",
+    "annotation without an id of its own": "missing or duplicate annotation id",
+    "box taken from the mask": "box computed from the mask",
+    "area that cannot be": "implausible area",
+    "object listed twice": "duplicate object",
+    "pixels of no listed segment": "pixels of an unlisted segment",
+}
+
+
+def test_counts_of_earlier_checkpoints_keep_counting() -> None:
+    counts = IssueCounter()
+    saved = {name: number for number, name in enumerate(EARLIER, 1)} | {"empty mask": 50}
+    counts.load_state_dict({"counts": saved})
+    assert counts.counts == {new: number for number, new in enumerate(EARLIER.values(), 1)} | {
+        "empty mask": 50
+    }
+
+
 def test_every_problem_has_a_policy_and_the_page_shows_it() -> None:
     names = {
         value

@@ -171,6 +171,15 @@ def test_pyramid_strides(name: str, strides: dict[str, int]) -> None:
         features = backbone(torch.rand(1, 3, 128, 256))
     sizes = {n: tuple(f.shape[-2:]) for n, f in features.items()}
     assert sizes == {n: (128 // s, 256 // s) for n, s in strides.items()}
+    if name == "mask_rcnn":
+        assert torch.equal(features["p6"], features["p5"][..., ::2, ::2])
+    else:
+        p7 = backbone.top_block.p7
+        coarser = torch.relu(features["p6"])
+        torch.testing.assert_close(
+            features["p7"],
+            torch.nn.functional.conv2d(coarser, p7.weight, p7.bias, stride=2, padding=1),
+        )
 
 
 def test_images_are_padded_to_what_the_pyramid_needs() -> None:

@@ -22,6 +22,7 @@ from tests.helpers.paths import TOOLS
 
 sys.path.insert(0, str(TOOLS))
 installer = importlib.import_module("install_detectron2")
+wheels = importlib.import_module("detectron2_wheel")
 patches = importlib.import_module("detectron2_patches")
 sys.path.remove(str(TOOLS))
 
@@ -60,7 +61,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     digest = hashlib.sha256(write_sdist(folder).read_bytes()).hexdigest()
     monkeypatch.setattr(installer, "SDIST_SHA256", digest)
-    monkeypatch.setattr(installer, "EDITS", (EDIT,))
+    monkeypatch.setattr(wheels, "EDITS", (EDIT,))
     return folder
 
 
@@ -257,7 +258,7 @@ def test_edit_that_does_not_match(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     twice = patches.Edit("detectron2/modeling.py", "'old'", "'new'", 2, "for the test")
-    monkeypatch.setattr(installer, "EDITS", (twice,))
+    monkeypatch.setattr(wheels, "EDITS", (twice,))
     assert run(cache, "--wheel-only", str(cache)) == 1
     assert "detectron2/modeling.py has \"'old'\" 1 times instead of 2" in capsys.readouterr().err
     assert not list(cache.glob("*.whl"))
@@ -271,17 +272,17 @@ def test_edit_of_a_missing_file() -> None:
 def test_wheel_is_reproducible_and_consistent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installer, "EDITS", (EDIT,))
-    wheels = []
+    monkeypatch.setattr(wheels, "EDITS", (EDIT,))
+    built = []
     for number, names in enumerate((list(TREE), list(reversed(TREE)))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        wheels.append(installer.build_wheel(write_sdist(folder, 10**9 * number, names), folder))
-    assert wheels[0].read_bytes() == wheels[1].read_bytes()
+        built.append(wheels.build_wheel(write_sdist(folder, 10**9 * number, names), folder))
+    assert built[0].read_bytes() == built[1].read_bytes()
 
-    with zipfile.ZipFile(wheels[0]) as wheel:
+    with zipfile.ZipFile(built[0]) as wheel:
         names = wheel.namelist()
-        info = installer.DIST_INFO
+        info = wheels.DIST_INFO
         rows = list(csv.reader(wheel.read(f"{info}/RECORD").decode().splitlines()))
         assert sorted(row[0] for row in rows) == sorted(names)
         for name, digest, size in rows:
@@ -300,7 +301,7 @@ def test_wheel_is_reproducible_and_consistent(
 
 def test_wheel_requires_what_setup_py_requires() -> None:
     """A requirement of the wheel that setup.py does not install would fail `pip check`."""
-    lines = installer.METADATA.splitlines()
+    lines = wheels.METADATA.splitlines()
     wanted = {line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist")}
     setup = (TOOLS.parent / "setup.py").read_text()
     assert len(wanted) == 16

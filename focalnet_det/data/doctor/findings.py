@@ -126,8 +126,7 @@ def check_label_values(values: Counter[int], classes: ClassList) -> Iterator[Fin
         values: pixels of each value, over all label files.
         classes: class list.
     """
-    count, first = len(classes.names), classes.first_label
-    last = first + count - 1
+    first, last = classes.first_label, classes.first_label + len(classes.names) - 1
     unlisted = sorted(v for v in values if v != IGNORE and not 0 <= v <= last)
     if unlisted == [last + 1] and first == 0:
         yield Finding(
@@ -140,8 +139,8 @@ def check_label_values(values: Counter[int], classes: ClassList) -> Iterator[Fin
     if unlisted:
         yield Finding(
             problem="unknown label values",
-            remedy=f"The {count} classes are {first} to {last}, and 255 is ignored. Complete the "
-            "class list, or set these pixels to 255.",
+            remedy=f"The {len(classes.names)} classes are {first} to {last}, and 255 is ignored. "
+            "Complete the class list, or set these pixels to 255.",
             examples=tuple(map(str, unlisted)),
         )
     share = values[0] / max(sum(values.values()), 1)

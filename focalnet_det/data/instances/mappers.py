@@ -109,11 +109,9 @@ class InstanceMapper(DatasetMapper):
             replaces ``sem_seg_file_name`` and ``label_rule``; ``instances`` replaces
             ``annotations``, or is created from the things of panoptic segments; ``data_issues``,
             {issue: count}, is added if there are any.
-
-        Raises:
-            SkippedImage if training cannot use the image;
-            UnreadableImageError or SizeMismatchError in the same cases in evaluation;
-            another OSError if the file does not exist or cannot be opened.
+        Raises: SkippedImage if training cannot use the image; UnreadableImageError or
+            SizeMismatchError in the same cases in evaluation; another OSError if the file does not
+            exist or cannot be opened.
         """
         record = dict(dataset_dict)
         annotations = record.pop("annotations", None)
@@ -133,9 +131,10 @@ class InstanceMapper(DatasetMapper):
             record["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype("long"))
 
         if self.is_train and annotations is not None:
-            cleaned, counts = clean_annotations(annotations, size, masks=self.use_instance_mask)
+            record["annotations"], counts = clean_annotations(
+                annotations, size, masks=self.use_instance_mask
+            )
             issues.update(counts)
-            record["annotations"] = cleaned
             self._transform_annotations(record, transforms, image.shape[:2])
         if issues:
             record[DATA_ISSUES] = dict(issues)

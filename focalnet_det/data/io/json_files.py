@@ -69,17 +69,20 @@ def read_json_lists(
     if missing:
         raise DataError(f"{path} is not in {what} format: it lacks {', '.join(missing)}.")
     for name in (*lists, *(other for other in optional if other in content)):
-        rows = content[name]
-        if not isinstance(rows, list):
-            raise DataError(
-                f"{path} is not in {what} format: {name} is {shorten(rows)}, not a list."
-            )
-        for index, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path} is not in {what} format: {name}[{index}] is {shorten(row)}, no object."
-                )
+        problem = _list_problem(name, content[name])
+        if problem:
+            raise DataError(f"{path} is not in {what} format: {problem}.")
     return content
+
+
+def _list_problem(name: str, rows: object) -> str:
+    """Describe why a value is no list of objects, "" if it is one."""
+    if not isinstance(rows, list):
+        return f"{name} is {shorten(rows)}, not a list"
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            return f"{name}[{index}] is {shorten(row)}, not an object"
+    return ""
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

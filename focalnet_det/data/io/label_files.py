@@ -55,8 +55,7 @@ def check_label_files(
     problems: list[tuple[str, str]] = []
     values: Counter[int] = Counter()
     example: dict[int, Path] = {}
-    for index in sample:
-        image, label = pairs[index]
+    for image, label in (pairs[index] for index in sample):
         pair_problems, unique = _read(image, label)
         problems += pair_problems
         values.update(unique)

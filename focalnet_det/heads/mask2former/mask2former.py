@@ -45,6 +45,24 @@ class Mask2FormerHead(nn.Module):
 class Mask2Former(nn.Module):
     """Backbone, head, losses, and the three kinds of inference.
 
+    Args:
+        tasks: kinds of results: "semantic", "instance", "panoptic".
+        things: classes that are instances, contiguous; None for all.
+        pixel_mean, pixel_std: 0..255, in the order of ``input_format``.
+        size_divisibility: of padded batches, pixels.
+        train_size: smallest (height, width), pixels, that training batches are padded to.
+        resize_masks_first: resize masks before they are combined, or combine them first, which
+            differs in semantic results; None for what was published: first only where results
+            are not semantic alone.
+        object_threshold: smallest class probability of a panoptic segment, exclusive.
+        overlap_threshold: smallest part of a panoptic segment that no other one covers.
+        instances_per_image: most instances of an image.
+        ignore_unlabeled: see `make_target`; off in the published models, for which pixels
+            without a label are background of every mask.
+        mask_padding: do not read batch padding behind the backbone; off in the published
+            models. In evaluation, an image then has the same result in any batch, if the
+            backbone ignores padding too (``valid_context``).
+    Raises: ValueError if a task is unknown, none is asked for, or a value is out of range.
     Source: arXiv:2112.01527; facebookresearch/Mask2Former:mask2former/maskformer_model.py.
     """
 
@@ -72,31 +90,8 @@ class Mask2Former(nn.Module):
         ignore_unlabeled: bool = False,
         mask_padding: bool = False,
     ) -> None:
-        """Build the model.
-
-        Args:
-            tasks: kinds of results: "semantic", "instance", "panoptic".
-            things: classes that are instances, contiguous; None for all.
-            pixel_mean, pixel_std: 0..255, in the order of ``input_format``.
-            size_divisibility: of padded batches, pixels.
-            train_size: smallest (height, width), pixels, that training batches are padded to.
-            resize_masks_first: resize masks before they are combined, or combine them first, which
-                differs in semantic results; None for what was published: first only where results
-                are not semantic alone.
-            object_threshold: smallest class probability of a panoptic segment, exclusive.
-            overlap_threshold: smallest part of a panoptic segment that no other one covers.
-            instances_per_image: most instances of an image.
-            ignore_unlabeled: see `make_target`; off in the published models, for which pixels
-                without a label are background of every mask.
-            mask_padding: do not read batch padding behind the backbone; off in the published
-                models. In evaluation, an image then has the same result in any batch, if the
-                backbone ignores padding too (``valid_context``).
-        Raises: ValueError if a task is unknown, none is asked for, or a value is out of range.
-        """
         super().__init__()
-        unknown = sorted(set(tasks) - set(TASKS))
-        if unknown or not tasks:
-            raise ValueError(f"tasks must name one or more of {', '.join(TASKS)}; got {tasks}.")
+        _check_tasks(tasks)
         check_integer("size_divisibility", size_divisibility, 1, 4096)
         check_integers("train_size", train_size or (), 0, 100_000)
         check_number("object_threshold", object_threshold, 0, 1)
@@ -110,10 +105,9 @@ class Mask2Former(nn.Module):
         self.input_format = input_format
         self.size_divisibility = max(size_divisibility, backbone.size_divisibility)
         self.train_size = tuple(train_size or (0, 0))
-        only_semantic = self.tasks == ("semantic",)
-        self.resize_masks_first = (
-            not only_semantic if resize_masks_first is None else resize_masks_first
-        )
+        if resize_masks_first is None:
+            resize_masks_first = self.tasks != ("semantic",)
+        self.resize_masks_first = resize_masks_first
         self.object_threshold, self.overlap_threshold = object_threshold, overlap_threshold
         self.instances_per_image = instances_per_image
         self.ignore_unlabeled, self.mask_padding = ignore_unlabeled, mask_padding
@@ -283,6 +277,11 @@ def padding_masks(sizes: Sequence[Size], padded: Size, device: torch.device) -> 
     for mask, (height, width) in zip(masks, sizes, strict=True):
         mask[:height, :width] = False
     return masks
+
+
+def _check_tasks(tasks: Sequence[str]) -> None:
+    if not tasks or set(tasks) - set(TASKS):
+        raise ValueError(f"tasks must name one or more of {', '.join(TASKS)}; got {tasks}.")
 
 
 def build_parts(

@@ -31,8 +31,7 @@ def make_target(
             count in no loss of a mask. Without "sem_seg" all pixels are labeled.
     Raises: ValueError if the record has neither.
     """
-    labels = record.get("sem_seg")
-    objects = record.get("instances")
+    labels, objects = record.get("sem_seg"), record.get("instances")
     name = str(record.get("file_name", "without a file name"))
     if labels is None and objects is None:
         raise ValueError(
@@ -45,18 +44,25 @@ def make_target(
     ignored = None
     if labels is not None:
         labels = labels.to(device)
-        present = labels.unique()
-        apart = sorted(things or ()) if objects is not None else []
-        is_thing = torch.isin(present, torch.tensor(apart, dtype=present.dtype, device=device))
-        stuff = present[(present != IGNORE) & ~is_thing]
+        stuff, others = _stuff_classes(labels, things if objects is not None else None)
         classes.append(stuff)
         masks.append(labels[None] == stuff[:, None, None])
         if ignore_unlabeled:
             # Crowds of things are labeled, but are no instance.
-            unknown = torch.isin(labels, present[(present == IGNORE) | is_thing])
+            unknown = torch.isin(labels, others)
             covered = masks[0].any(0) if objects is not None else torch.zeros_like(unknown)
             ignored = unknown & ~covered
     return Target(torch.cat(classes), torch.cat(masks), ignored, name)
+
+
+def _stuff_classes(labels: Tensor, things: Collection[int] | None) -> tuple[Tensor, Tensor]:
+    """Split the values of a label map into stuff, and things and ignored pixels."""
+    present = labels.unique()
+    is_thing = torch.isin(
+        present, torch.tensor(sorted(things or ()), dtype=present.dtype, device=labels.device)
+    )
+    is_stuff = (present != IGNORE) & ~is_thing
+    return present[is_stuff], present[~is_stuff]
 
 
 def _bitmaps(masks: Any, name: str) -> Tensor:

@@ -173,14 +173,20 @@ def test_images_of_any_shape_can_be_augmented(shape: tuple[int, int]) -> None:
     ]
     for seed, policy in enumerate(policies * 2):
         np.random.seed(seed)
-        found = T.AugInput(np.zeros((*shape, 3), dtype=np.uint8))
+        found = T.AugInput(np.full((*shape, 3), 200, dtype=np.uint8))
         T.AugmentationList(policy)(found)
         assert min(found.image.shape[:2]) >= 1
         assert max(found.image.shape[:2]) <= 1333
-    found = T.AugInput(np.zeros((*shape, 3), dtype=np.uint8), sem_seg=np.zeros(shape, np.uint8))
-    T.AugmentationList(semantic_crops())(found)
-    assert found.image.shape[:2] == found.sem_seg.shape
-    assert max(found.image.shape[:2]) <= 512
+        # One color stays itself however it is resized; 128 fills what is padded.
+        assert {200} <= set(np.unique(found.image)) <= {128, 200}
+    labels = np.full(shape, 3, dtype=np.uint8)
+    for policy in (semantic_crops(), semantic_crops(photometric=False)):
+        found = T.AugInput(np.full((*shape, 3), 200, dtype=np.uint8), sem_seg=labels)
+        T.AugmentationList(policy)(found)
+        assert found.image.shape[:2] == found.sem_seg.shape
+        assert max(found.image.shape[:2]) <= 512
+    np.testing.assert_array_equal(found.sem_seg, np.where(found.image[..., 0] == 200, 3, 255))
+    assert (found.sem_seg == 3).any()
 
 
 @pytest.mark.parametrize("broken", [1, 3])

@@ -63,9 +63,16 @@ def test_whole_image_is_resized_twice_and_not_padded() -> None:
 def test_a_backbone_that_needs_padding_gets_it() -> None:
     model = identity()
     model.backbone.size_divisibility = 32
-    (result,) = model([{"image": image(37, 50)}])
-    assert model.backbone.calls[0][0].shape == (1, 3, 64, 64)
-    assert result["sem_seg"].shape == (3, 37, 50)
+    pixels = image(37, 50)
+    (result,) = model([{"image": pixels}])
+    # The mean of the pixels, zero, fills the padding.
+    padded = torch.zeros(1, 3, 64, 64)
+    for channel, (mean, deviation) in enumerate(((10, 2), (20, 4), (30, 5))):
+        padded[0, channel, :37, :50] = (pixels[channel].float() - mean) / deviation
+    torch.testing.assert_close(model.backbone.calls[0][0], padded)
+    # Logits of the padded image are resized to its size, and cut off.
+    logits = F.interpolate(padded[..., ::2, ::2], (64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(result["sem_seg"], logits[0, :, :37, :50])
 
 
 def test_sliding_equals_whole_image_on_one_window() -> None:
