@@ -81,9 +81,9 @@ def find(args: argparse.Namespace) -> list:
         return verify_coco(*(None if option is None else Path(option) for option in options))
     if args.panoptic_json:
         from focalnet_det.data.doctor.folder_doctor import verify_panoptic_set
-        from focalnet_det.experiment.arguments import default_root
+        from focalnet_det.experiment.arguments import default_png_folder
 
-        root = args.panoptic_root or default_root(args.panoptic_json)
+        root = args.panoptic_root or default_png_folder(args.panoptic_json)
         folders = Path(args.panoptic_json), Path(root), Path(args.images)
         return verify_panoptic_set(*folders, args.val_images)
     from focalnet_det.data.doctor.folder_doctor import verify_folders

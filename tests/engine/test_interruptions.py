@@ -33,8 +33,6 @@ class Killed(BaseException):
     """Nothing in the engine may catch it, as nothing catches SIGKILL."""
 
 
-OPTIONS |= {"ema_decay": 0.9, "scores": [0, 0, 50, 0, 0, 40, 0, 45]}
-
 # Functions whose call number n is cut off, before or after it did its work.
 PLACES: dict[str, tuple[Any, str]] = {
     "save": (Checkpoints, "save"),

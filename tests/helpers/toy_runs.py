@@ -39,4 +39,10 @@ def assert_same_end(torn: Path, whole: Path) -> None:
     assert files[0] == files[1]
 
 
-OPTIONS: dict[str, Any] = {"iterations": 8, "eval_period": 3, "keep_best": "segm/AP"}
+OPTIONS: dict[str, Any] = {
+    "iterations": 8,
+    "eval_period": 3,
+    "keep_best": "segm/AP",
+    "ema_decay": 0.9,
+    "scores": [0, 0, 50, 0, 0, 40, 0, 45],
+}
