@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from focalnet_det import errors
 from focalnet_det.atomic import write_text
 from focalnet_det.errors import one_line_errors, read_failure
+from tests.helpers.processes import run_program
 
 
 @pytest.fixture(autouse=True)
@@ -275,10 +276,11 @@ def test_surroundings(text: str, sentence: str) -> None:
     assert failure.is_consequence == sentence.startswith("Another process")
 
 
-def run_here(code: str, *prefix: str, side: int = 8) -> subprocess.CompletedProcess[str]:
+def script(code: str, side: int = 8, first: str = "") -> str:
     """Keep all batches of a loader process, of images of this side, under `one_line_errors`."""
-    script = f"""
+    return f"""
 import os
+{first}
 from focalnet_det.errors import one_line_errors
 with one_line_errors():
     import torch
@@ -291,14 +293,14 @@ with one_line_errors():
             return torch.zeros(3, {side}, {side})
     images = list(DataLoader(Images(), num_workers=1, batch_size=2))
 """
-    command = [*prefix, sys.executable, "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_dead_loader_process(number: int) -> None:
-    result = run_here(f"os.kill(os.getpid(), {number:d}) if index > 8 else 0")
+def test_dead_loader_process(number: int, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(script(f"os.kill(os.getpid(), {number:d}) if index > 8 else 0"))
+    result = run_program(program)
     assert result.returncode == 1
     assert "error: A data loader process died (" in result.stderr
     assert "lower num_workers" in result.stderr
@@ -306,8 +308,11 @@ def test_dead_loader_process(number: int) -> None:
 
 
 @pytest.mark.slow
-def test_few_open_files() -> None:
-    result = run_here("pass", "bash", "-c", 'ulimit -n 64; exec "$@"', "bash")
+def test_few_open_files(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    program.write_text(script("pass", first=limit))
+    result = run_program(program)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: Too many files are open: raise the limit (ulimit -n 65536)")
@@ -319,7 +324,9 @@ def test_full_shared_memory() -> None:
     attempt = subprocess.run(["unshare", "-m", "sh", "-c", mount + "true"], capture_output=True)
     if attempt.returncode:
         pytest.skip("mounting a small /dev/shm is not permitted here")
-    result = run_here("pass", "unshare", "-m", "sh", "-c", mount + 'exec "$@"', "sh", side=512)
+    command = ["unshare", "-m", "sh", "-c", mount + 'exec "$@"', "sh"]
+    command += [sys.executable, "-c", script("pass", side=512)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 1
     assert "error: The shared memory (/dev/shm) is full: enlarge it" in result.stderr
     assert "Traceback" not in result.stderr

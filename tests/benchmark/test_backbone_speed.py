@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,8 +113,14 @@ def test_peers_have_our_weights(library: str) -> None:
 def test_swin_of_torchvision_gives_its_four_maps() -> None:
     module, features = peers.torchvision_swin()
     module.eval()
-    shapes = [tuple(f.shape) for f in features(torch.randn(1, 3, 64, 96))]
+    images = torch.randn(1, 3, 64, 96)
+    maps = features(images)
+    shapes = [tuple(f.shape) for f in maps]
     assert shapes == [(1, 16 // 2**i, 24 // 2**i, 96 * 2**i) for i in range(4)]
+    torch.testing.assert_close(maps[-1], module(images))
+    # A merging of patches reads each map but the last; the parts after it make the next.
+    for number, x in enumerate(maps[:-1]):
+        torch.testing.assert_close(module[2 * number + 2 : 2 * number + 4](x), maps[number + 1])
 
 
 def test_roofline_counts_the_least_traffic() -> None:
@@ -310,13 +315,13 @@ def test_kernels_are_counted_once() -> None:
 @pytest.mark.slow
 def test_training_speed_of_a_detector(tmp_path: Path) -> None:
     config = ROOT / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
-    command = [
-        sys.executable, "-m", "focalnet_det.benchmark.detector_speed", "--config", str(config),
-        "--data", str(tmp_path), "--size", "96", "128", "--device", "cpu", "--precision", "fp32",
-        "--batch-size", "2", "--workers", "1", "--warm-up", "1", "--steps", "2",
-        "--json", str(tmp_path / "timing.json"),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    program = tmp_path / "program.py"
+    program.write_text("from focalnet_det.benchmark import detector_speed\ndetector_speed.main()\n")
+    done = run_program(
+        program, "--config", config, "--data", tmp_path / "data", "--size", "96", "128",
+        "--device", "cpu", "--precision", "fp32", "--batch-size", "2", "--workers", "1",
+        "--warm-up", "1", "--steps", "2", "--json", tmp_path / "timing.json",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     timing = json.loads((tmp_path / "timing.json").read_text())
     assert timing == json.loads(done.stdout.splitlines()[-1])

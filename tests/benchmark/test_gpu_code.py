@@ -12,15 +12,18 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from focalnet_det.benchmark.gpu_code import compile_kernels
 from focalnet_det.ops.kernels import (
     triton_depthwise,
     triton_gradients,
+    triton_launch,
     triton_linear,
     triton_mlp,
     triton_norm,
     triton_pointwise,
 )
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import run_program
 
 TOOL = ROOT / "tools" / "inspect_kernels.py"
 MODULES = (
@@ -65,8 +68,18 @@ def test_every_kernel_compiles_and_fits(
             assert max(found) >= share, kernel
 
 
-@pytest.mark.parametrize("kernels", [("3", "7"), ("4", "6")])
-def test_kernels_that_no_block_has_are_refused(kernels: tuple[str, ...], tmp_path: Path) -> None:
-    result = inspect(tmp_path, "--kernels", *kernels)
+@pytest.mark.parametrize("kernels", [(3, 7), (4, 6), ()])
+def test_kernels_that_no_block_has_are_refused(
+    kernels: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_launch, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="consecutive odd kernel sizes"):
+        compile_kernels(8, kernels)
+
+
+def test_the_tool_reports_bad_input_in_one_line(tmp_path: Path) -> None:
+    result = run_program(TOOL, "--kernels", 3, 7, "--json", TRITON_INTERPRET="0")
     assert result.returncode == 1
-    assert "consecutive odd kernel sizes" in result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: At least 1 channel and consecutive odd kernel sizes")
+    assert result.stderr.count("\n") == 1

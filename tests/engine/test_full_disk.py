@@ -2,8 +2,6 @@
 
 import contextlib
 import errno
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from focalnet_det import atomic
 from focalnet_det.engine.checkpoints import newest_whole, write_checkpoint
 from focalnet_det.errors import read_failure
 from tests.helpers import toy_training as toy
-from tests.helpers.paths import ROOT
+from tests.helpers.processes import run_program
 from tests.helpers.toy_runs import OPTIONS, assert_same_end
 
 
@@ -117,25 +115,18 @@ def test_tensorboard_is_optional(
 )
 def test_limited_file_sizes(limit: int, tmp_path: Path) -> None:
     """The real error of the operating system, from within ``torch.save``."""
-    program = (
-        "import resource, runpy, sys\n"
-        "sys.path.insert(0, sys.argv[1]); limit = int(sys.argv[2])\n"
-        "import torch, detectron2.engine, matplotlib.pyplot\n"
+    program = tmp_path / "limited.py"
+    program.write_text(
+        "import resource, sys\n"
         "from tests.helpers import toy_training\n"
         "from focalnet_det.errors import one_line_errors\n"
+        "limit = int(sys.argv[1])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
-        "sys.argv = ['toy', sys.argv[3]]\n"
+        "sys.argv = ['toy', sys.argv[2]]\n"
         "with one_line_errors(): toy_training.main()"
     )
-    here = str(ROOT)
-    command = [sys.executable, "-c", program, here]
     folder = tmp_path / "run"
-    failed = subprocess.run(
-        [*command, str(limit), str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    failed = run_program(program, limit, folder)
     if limit < 10_000:
         assert failed.returncode == 1
         errors = [x for x in failed.stderr.splitlines() if x.startswith("error: ")]
@@ -143,7 +134,7 @@ def test_limited_file_sizes(limit: int, tmp_path: Path) -> None:
         assert "Traceback" not in failed.stderr
         assert "Could not write" in errors[0]
         assert "--resume" in errors[0]
-    again = subprocess.run([*command, str(2**30), str(folder)], capture_output=True, text=True)
+    again = run_program(program, 2**30, folder)
     assert again.returncode == 0, again.stderr
     assert (folder / "model_ema.pth").exists()
 
