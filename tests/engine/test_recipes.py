@@ -1,10 +1,7 @@
 """Every recipe trains and evaluates; and two processes train what one does."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ from torch import Tensor
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 from focalnet_det.engine.main import RunArguments, run
 from focalnet_det.engine.trainer import Trainer
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TOOLS
+from tests.helpers.processes import run_program
 from tests.helpers.thin_recipes import (
     BACKBONES,
     FAMILIES,
@@ -133,14 +131,10 @@ def test_two_processes_train_and_score_as_one(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process averages its losses over its images: one process does it in two parts."""
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--num-cpus", "2"]
-    command += ["--config-file", str(NANO), "--output", str(tmp_path / "two")]
+    words = ["--num-cpus", "2", "--config-file", NANO, "--output", tmp_path / "two"]
     for option, (value,) in data(shapes).items():
-        command += [f"--{option.replace('_', '-')}", value]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *WITHOUT_LOTS], env=environment, capture_output=True, text=True, timeout=300
-    )
+        words += [f"--{option.replace('_', '-')}", value]
+    done = run_program(TOOLS / "train_net.py", *words, *WITHOUT_LOTS)
     assert done.returncode == 0, done.stderr[-3000:]
 
     in_parts = Trainer.accumulate_gradients

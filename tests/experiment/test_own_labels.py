@@ -151,7 +151,7 @@ def test_two_processes_share_batch_norm(folders: Path, tmp_path: Path) -> None:
     command += ["--val-sem-labels", str(folders / "labels"), "--first-label", "1"]
     command += ["--classes", str(folders / "classes.txt"), *THIN]
     # One image a process: its own batch norm would have nothing to normalise over.
-    done = run_program(TOOLS / "train_net.py", *command)
+    done = run_program(TOOLS / "train_net.py", *command, forks=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Semantic segmentation, 4 images" in done.stdout
 

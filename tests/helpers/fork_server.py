@@ -4,6 +4,7 @@ Requests and replies are lines of JSON on standard input and output.
 """
 
 import atexit
+import functools
 import json
 import os
 import runpy
@@ -14,8 +15,10 @@ import traceback
 from importlib.util import find_spec
 
 import matplotlib.pyplot  # noqa: F401
+from torch.multiprocessing import start_processes
 
 import focalnet_det
+from focalnet_det import supervise
 
 if find_spec("detectron2") is not None:
     import focalnet_det.engine.main
@@ -51,6 +54,8 @@ def become(program: dict) -> None:
     os.environ.clear()
     os.environ.update(program["environment"])
     tempfile.tempdir = None  # of TMPDIR, which may be another now
+    if "FORK_PROCESSES" in os.environ:
+        supervise.start_processes = functools.partial(start_processes, start_method="fork")
     sys.argv = program["words"]
     sys.path[0] = os.path.dirname(program["words"][0])
 

@@ -53,12 +53,20 @@ class Program:
     Args:
         words: path of the program, and its arguments.
         merged: whether standard error goes where standard output goes.
+        forks: whether processes of a job that it starts are forked, where what is tested is not
+            their start; as people start them, each imports everything again.
         changes: variables of its environment that are others than here.
     """
 
     def __init__(
-        self, *words: object, folder: Path = ROOT, merged: bool = False, **changes: str
+        self,
+        *words: object,
+        folder: Path = ROOT,
+        merged: bool = False,
+        forks: bool = False,
+        **changes: str,
     ) -> None:
+        changes |= {"FORK_PROCESSES": "1"} if forks else {}
         self.returncode: int | None = None
         self._outputs = [self._new_file() for _ in range(1 if merged else 2)]
         names = [stream.name for stream in self._outputs]
