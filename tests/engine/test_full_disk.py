@@ -20,7 +20,7 @@ from focalnet_det.engine.checkpoints import newest_whole, write_checkpoint
 from focalnet_det.errors import read_failure
 from tests.helpers import toy_training as toy
 from tests.helpers.processes import run_program
-from tests.helpers.toy_runs import OPTIONS, assert_same_end
+from tests.helpers.toy_runs import OPTIONS, assert_same_end, save_pictures_without_drawing
 
 
 class Disk:
@@ -40,6 +40,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    save_pictures_without_drawing(monkeypatch)
     disk = Disk()
     replacing, write = atomic.replacing, JSONWriter.write
 

@@ -24,7 +24,13 @@ from focalnet_det.engine.run_folder import RunFolder
 from focalnet_det.engine.signals import RunStopped, StopSignals
 from tests.helpers import toy_training as toy
 from tests.helpers.processes import Program
-from tests.helpers.toy_runs import OPTIONS, assert_same_end, best, lines
+from tests.helpers.toy_runs import (
+    OPTIONS,
+    assert_same_end,
+    best,
+    lines,
+    save_pictures_without_drawing,
+)
 
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 
@@ -60,6 +66,7 @@ def test_cut_off_at_every_step(
     place: str, after: bool, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run is cut off at call 1, its continuation at call 2, the next at 3, and so on."""
+    save_pictures_without_drawing(monkeypatch)
     owner, name = PLACES[place]
     original = getattr(owner, name)
     calls, limit = 0, 1
