@@ -72,7 +72,7 @@ def start(kind: str, processes: int, shapes: Path, output: Path) -> Program:
     words += ["--val-json", shapes / "annotations/instances_val.json"]
     words += ["--val-images", shapes / "images/val"]
     words += ["--num-cpus", processes, *OPTIONS[kind]]
-    return Program(TOOLS / "train_net.py", *words, merged=True)
+    return Program(TOOLS / "train_net.py", *words, merged=True, forks=True)
 
 
 def finish(process: Program) -> str:
