@@ -79,25 +79,30 @@ class Merger(Protocol):
 
 
 class SemanticMerger:
-    """Mean of the class probabilities of all views.
+    """Mean over all views: of class probabilities, or of a mask classifier's scores.
 
-    Source: open-mmlab/mmsegmentation:mmseg/models/segmentors/encoder_decoder.py (aug_test).
+    A model whose class has ``semantic_outputs_are_scores`` returns scores, which add up over its
+    queries and are no logits: they are averaged as they are.
+
+    Source: open-mmlab/mmsegmentation:mmseg/models/segmentors/encoder_decoder.py (aug_test);
+    facebookresearch/Mask2Former:mask2former/test_time_augmentation.py.
     """
 
-    def __init__(self, _model: nn.Module, /) -> None:
+    def __init__(self, model: nn.Module, /) -> None:
+        self.are_scores = bool(getattr(model, "semantic_outputs_are_scores", False))
         self.total: Tensor | None = None
         self.count = 0
 
     def add(self, value: Tensor, view: Record) -> None:
-        """Add one view: logits (K, H, W)."""
-        probabilities = value.softmax(dim=0)
+        """Add one view: logits or scores (K, H, W)."""
+        probabilities = value if self.are_scores else value.softmax(dim=0)
         if is_flipped(view[TRANSFORMS]):
             probabilities = probabilities.flip(-1)
         self.total = probabilities if self.total is None else self.total + probabilities
         self.count += 1
 
     def result(self, _merged: Mapping[str, Any], /) -> Tensor:
-        """Return the mean probabilities (K, H, W)."""
+        """Return the mean probabilities or scores (K, H, W)."""
         assert self.total is not None
         return self.total / self.count
 

@@ -42,6 +42,7 @@ def mask2former(
         encoder_layers=6,
         decoder_layers=9,
         points=12_544,
+        weights=[2.0, 5.0, 5.0],
         train_size=(size, size),
         object_threshold=0.8,
         overlap_threshold=0.8,

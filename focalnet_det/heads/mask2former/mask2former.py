@@ -68,6 +68,8 @@ class Mask2Former(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    # Read by test-time augmentation: semantic results are sums over queries, not logits.
+    semantic_outputs_are_scores = True
 
     @configurable
     def __init__(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layers.checks import check_integer, check_number
-from ..set_prediction.assignment import Match, mean_object_count
+from ..set_prediction.assignment import Match, mean_object_count, mean_over_processes
 from .mask_matcher import PUBLISHED_WEIGHTS, HungarianMatcher, Target, Weights, counted_points
 from .points import choose_points, sample_logits, sample_masks
 from .transformer_decoder import Prediction
@@ -80,12 +80,20 @@ class SetCriterion(nn.Module):
     def class_loss(
         self, logits: Tensor, targets: Sequence[Target], matches: Sequence[Match]
     ) -> Tensor:
-        """Return the weighted mean cross-entropy of all queries, logits (N, Q, K + 1)."""
+        """Return the weighted mean cross-entropy of all queries, logits (N, Q, K + 1).
+
+        The mean is over the queries of all processes, so that several processes train as one with
+        all their images would. The published code takes each process' own mean, which is the same
+        in one process.
+        """
         nothing = logits.shape[-1] - 1
         labels = torch.full(logits.shape[:2], nothing, dtype=torch.int64, device=logits.device)
         for i, (target, (queries, segments)) in enumerate(zip(targets, matches, strict=True)):
             labels[i, queries] = target.labels[segments]
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), self.empty_weight)
+        total = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), self.empty_weight, reduction="sum"
+        )
+        return total / mean_over_processes(self.empty_weight[labels].sum())
 
     def mask_losses(
         self,

@@ -50,7 +50,13 @@ def mean_object_count(count: int, device: torch.device) -> Tensor:
 
     Every process must call this, also one whose batch has no object.
     """
-    total = torch.tensor(float(count), device=device)
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(total)
-    return (total / comm.get_world_size()).clamp(min=1)
+    return mean_over_processes(torch.tensor(float(count), device=device)).clamp(min=1)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Return the mean of a value without gradient over all processes, each of which must call."""
+    if comm.get_world_size() == 1:
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / comm.get_world_size()

@@ -1,19 +1,28 @@
 """The whole model: sizes, targets, odd batches, padding, precision."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Boxes, Instances
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from focalnet_det.backbones.peers import resnet_backbone
 from focalnet_det.detectron2.backbone import focalnet_backbone
-from focalnet_det.heads.mask2former import Mask2Former, mask2former
+from focalnet_det.heads.mask2former import (
+    Mask2Former,
+    mask2former,
+    mask_criterion,
+    mask_matcher,
+)
 from focalnet_det.heads.mask2former.mask2former import build_parts
 from focalnet_det.heads.mask2former.mask_targets import make_target
+from focalnet_det.heads.tta import TestTimeAugmentation
+from tests.helpers.processes import in_two_processes
 
 SMALL = {"channels": 32, "queries": 8, "encoder_layers": 1, "decoder_layers": 3, "points": 60}
 CPU = torch.device("cpu")
@@ -228,3 +237,66 @@ def test_a_batch_of_two_is_twice_a_batch_of_one() -> None:
         for record, result in zip(records, both, strict=True):
             [alone] = model([record])
             torch.testing.assert_close(alone["sem_seg"], result["sem_seg"], rtol=1e-4, atol=1e-5)
+
+
+def test_views_are_averaged_as_scores() -> None:
+    """Scores of a mask classifier are sums over queries: a softmax of them would be wrong."""
+    torch.manual_seed(0)
+    model = small_model().eval()
+    image = 255 * torch.rand(3, 64, 96)
+    views = [
+        {"image": image, "transforms": T.TransformList([T.NoOpTransform()])},
+        {"image": image.flip(-1), "transforms": T.TransformList([T.HFlipTransform(96)])},
+    ]
+    with torch.no_grad():
+        plain, mirrored = (model([view])[0]["sem_seg"] for view in views)
+        [merged] = TestTimeAugmentation(model)([{"views": views}])
+    torch.testing.assert_close(merged["sem_seg"], (plain + mirrored.flip(-1)) / 2)
+
+
+def records_of_ranks() -> list[dict[str, Any]]:
+    """One image with three objects, and one with none."""
+    generator = torch.Generator().manual_seed(3)
+    images = [255 * torch.rand(3, 64, 64, generator=generator) for _ in range(2)]
+    return [
+        {"image": image, "instances": objects(count, 64, 64), "file_name": f"{count}.jpg"}
+        for image, count in zip(images, (3, 0), strict=True)
+    ]
+
+
+def losses_at_a_grid(records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """Return a model with gradients of its losses, at points that are the same in any batch."""
+    side = (torch.arange(8) + 0.5) / 8
+    grid = torch.cartesian_prod(side, side)[None]
+    monkeypatch.setattr(
+        mask_criterion, "choose_points", lambda logits, *_, **__: grid.expand(len(logits), -1, -1)
+    )
+    monkeypatch.setattr(mask_matcher.torch, "rand", lambda *_, **__: grid)
+    torch.manual_seed(1)
+    model = small_model(tasks=["instance"])
+    sum(model(records).values()).backward()
+    return model
+
+
+def train_rank(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            model = losses_at_a_grid([records_of_ranks()[rank]], monkeypatch)
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        for grad in grads.values():
+            distributed.all_reduce(grad)
+        torch.save(grads, f"{folder}/{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_two_processes_one_without_objects_train_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_two_processes("tests.heads.mask2former.test_mask2former", "train_rank", tmp_path)
+    whole = losses_at_a_grid(records_of_ranks(), monkeypatch)
+    summed = torch.load(tmp_path / "1.pt")
+    for name, parameter in whole.named_parameters():
+        # Some gradients are zero but for rounding.
+        torch.testing.assert_close(summed[name] / 2, parameter.grad, rtol=1e-3, atol=1e-5)
