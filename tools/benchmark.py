@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   tools/benchmark.py --variant focal_tiny --size 800 1216 --peers torchvision
   tools/benchmark.py --training --size 512 512 --detector \
       configs/COCO-InstanceSegmentation/mask_rcnn_{focalnet_tiny_srf,swin_tiny}_fpn_1x.py
+  tools/benchmark.py --size 512 512 --peers mask2former --detector \
+      configs/ADE20K-SemanticSegmentation/mask2former_focalnet_tiny_lrf_160k.py
 """
 OTHERS = {
     "swin": "swin_tiny_patch4_window7_224",
@@ -31,8 +33,8 @@ OTHERS = {
 }
 # Peers with the same architecture and weights as FocalNet-T.
 EQUAL = ("timm", "transformers")
-# "torchvision" means its Swin-T.
-PEERS = ("timm", "transformers", *OTHERS, "torchvision")
+# "torchvision" means its Swin-T, "mask2former" that of transformers with Swin-T, for --detector.
+PEERS = ("timm", "transformers", *OTHERS, "torchvision", "mask2former")
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +76,8 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
 
     if args.detector:
         return detectors(args)
+    if "mask2former" in (args.peers or ()):
+        raise ValueError("--peers mask2former requires --detector with a recipe of Mask2Former.")
     if args.variant and set(args.peers or ()) & set(EQUAL):
         raise ValueError("timm and transformers are compared with FocalNet-T. Remove --variant.")
     levels, window = len(args.kernels), args.kernels[0]
@@ -119,14 +123,19 @@ def detectors(args: argparse.Namespace) -> list["Contender"]:
     """Build the detectors of recipes; the first one with each of our backends."""
     import torch
 
-    from focalnet_det.benchmark.recipe_models import detector
+    from focalnet_det.benchmark.recipe_models import detector, transformers_mask2former
 
+    if set(args.peers or ()) - {"mask2former"}:
+        raise ValueError("With --detector, --peers supports only mask2former.")
     if args.dtype != "float32" or args.compile or args.roofline:
         raise ValueError("--detector supports only float32, without --compile and --roofline.")
     device = torch.device(args.device)
     paths = [(args.detector[0], path) for path in (None, "torch", "reference")]
     others = [(config, None) for config in args.detector[1:]]
-    return [detector(config, device, path=path) for config, path in paths + others]
+    found = [detector(config, device, path=path) for config, path in paths + others]
+    if args.peers:
+        found.append(transformers_mask2former(150, device))
+    return found
 
 
 def own_setting(

@@ -19,6 +19,7 @@ from .files import check_file
 # release of the same repository.
 STORAGE = "https://projects4jw.blob.core.windows.net/focalnet/release"
 RELEASE = "https://github.com/microsoft/FocalNet/releases/download/v1.0.0"
+FOCAL_STORAGE = "https://projects4jw.blob.core.windows.net/model/focal-transformer/imagenet1k"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,17 @@ def _detector(size: str, form: str, schedule: str, box: float, mask: float) -> P
     )
 
 
+def _focal(size: str, suffix: str, top1: float) -> PublishedWeights:
+    file = f"focal-{size}{'-useconv' if suffix else ''}-is224-ws7.pth"
+    return PublishedWeights(
+        variant=f"focal_{size}{suffix}",
+        file=file,
+        urls=(f"{FOCAL_STORAGE}/{file}",),
+        score=f"ImageNet-1k top-1 {top1}",
+        source="microsoft/Focal-Transformer:README.md",
+    )
+
+
 _TOP1 = {
     ("tiny", "srf"): 82.1,
     ("tiny", "lrf"): 82.3,
@@ -110,6 +122,14 @@ _TOP1 = {
     ("small", "lrf"): 83.5,
     ("base", "srf"): 83.7,
     ("base", "lrf"): 83.9,
+}
+_FOCAL_TOP1 = {
+    ("tiny", ""): 82.2,
+    ("tiny", "_conv"): 82.7,
+    ("small", ""): 83.6,
+    ("small", "_conv"): 83.8,
+    ("base", ""): 84.0,
+    ("base", "_conv"): 84.2,
 }
 _AP = {
     ("tiny", "srf"): ((45.9, 41.3), (47.6, 42.6)),
@@ -122,6 +142,7 @@ _AP = {
 
 WEIGHTS: dict[str, PublishedWeights] = {
     **{f"focalnet_{size}_{form}.in1k": _small(size, form, t) for (size, form), t in _TOP1.items()},
+    **{f"focal_{size}{end}.in1k": _focal(size, end, t) for (size, end), t in _FOCAL_TOP1.items()},
     "focalnet_tiny_iso.in1k": _isotropic("tiny", 74.1),
     "focalnet_small_iso.in1k": _isotropic("small", 80.9),
     "focalnet_base_iso.in1k": _isotropic("base", 82.4),

@@ -204,6 +204,28 @@ def test_whole_detectors() -> None:
     assert all(timing.saved_bytes > 0 for timing in timings)
 
 
+def test_mask2former_beside_that_of_transformers() -> None:
+    pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
+    pytest.importorskip("transformers")
+    from focalnet_det.benchmark.recipe_models import detector, transformers_mask2former
+
+    config = ROOT / "configs/Shapes-SemanticSegmentation/mask2former_focalnet_nano_small.py"
+    cpu = torch.device("cpu")
+    ours, theirs = detector(config, cpu), transformers_mask2former(10, cpu)
+    # Theirs has the published size: Swin-T and a norm for each stage, and the head for 150 classes
+    # less the classes that are fewer.
+    backbone, head = 27_519_354 + 2 * (96 + 192 + 384 + 768), 19_918_935 - 140 * 257
+    assert sum(p.numel() for p in theirs.module.parameters()) == backbone + head
+    with torch.no_grad():
+        for contender, queries in ((ours, 20), (theirs, 100)):
+            contender.module.eval()
+            classes, masks = (x.shape for x in contender.features(torch.randn(1, 3, 64, 96)))
+            assert (classes, masks) == ((1, queries, 11), (1, queries, 16, 24))
+    ours.module.train()
+    with pytest.raises(ValueError, match="Remove --training"):
+        ours.features(torch.randn(1, 3, 64, 96))
+
+
 def test_a_backbone_is_no_whole_detector() -> None:
     pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
     from focalnet_det.benchmark.recipe_models import detector

@@ -36,7 +36,7 @@ def hub_file(hub: Path, repository: str) -> Path:
 
 
 def test_the_table() -> None:
-    assert len(WEIGHTS) == 27
+    assert len(WEIGHTS) == 33
     for name in list_weights():
         row = WEIGHTS[name]
         assert row.variant in VARIANTS
@@ -47,6 +47,10 @@ def test_the_table() -> None:
         assert row.license == "MIT"
         assert re.fullmatch(r"([0-9a-f]{64})?", row.sha256)
     assert "82.3" in WEIGHTS[NAME].score
+    # Source: README.md of microsoft/Focal-Transformer, the only public table of its links.
+    focal = WEIGHTS["focal_small_conv.in1k"]
+    assert focal.file == "focal-small-useconv-is224-ws7.pth"
+    assert focal.score == "ImageNet-1k top-1 83.8"
     assert len({row.file for row in WEIGHTS.values()}) == len(WEIGHTS)
 
 
