@@ -62,6 +62,7 @@ METHODS: dict[str, Method] = {
         title="Sparse R-CNN",
         signature=r"(^|\.)init_proposal_(bboxes|boxes|features)\.weight$",
         classes=r"(bbox_head\.0\.fc_cls|head_series\.0\.class_logits)\.weight$",
+        recipes="configs/COCO-Detection/sparse_rcnn_*",
     ),
     "dino": Method(
         title="DINO",

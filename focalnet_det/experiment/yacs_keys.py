@@ -93,5 +93,20 @@ def add_model_keys(cfg: CfgNode) -> None:
             "MASK_PADDING": False,
         }
     )
+    # Sparse R-CNN's, see focalnet_det.heads.sparse_rcnn; classes, levels and RoIAlign come from
+    # MODEL.ROI_HEADS and MODEL.ROI_BOX_HEAD.
+    cfg.MODEL.SPARSE_RCNN = CfgNode(
+        {
+            "PROPOSALS": 300,
+            "INITIAL_BOX": "image",
+            "STAGES": 6,
+            "DYNAMIC_CHANNELS": 64,
+            "FEEDFORWARD": 2048,
+            "HEADS": 8,
+            "CLASS_WEIGHT": 2.0,
+            "L1_WEIGHT": 5.0,
+            "GIOU_WEIGHT": 2.0,
+        }
+    )
     # Sizes of MmsegSegmentor: (height, width), pixels; empty for none.
     cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})

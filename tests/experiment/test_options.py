@@ -24,6 +24,7 @@ ALLOWED = {
     "heads/mmdet/conventions.py": "from_config",
     "heads/mmdet/segmentor.py": "from_config",
     "heads/mask2former/mask2former.py": "from_config",
+    "heads/sparse_rcnn/sparse_rcnn.py": "from_config",
     "heads/upernet.py": "from_config",
     "benchmark/recipe_models.py": "builds the model of a recipe alone, for measurements",
     "benchmark/detector_speed.py": "changes a recipe for measurements",

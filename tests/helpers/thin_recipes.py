@@ -78,6 +78,10 @@ FAMILIES = {
         *under("roi_heads.keypoint_head", ["input_shape.channels=32", "conv_dims=[16]"]),
     ],
     "retinanet": ["model.backbone.out_channels=32", "model.head.conv_dims=[32]"],
+    "sparse_rcnn": [
+        *("model.backbone.out_channels=32", "model.stages=2", "model.dynamic_channels=8"),
+        *("model.proposals=10", "model.feedforward=16", "model.max_detections_per_image=5"),
+    ],
     # Its GroupNorm has 32 groups, and wants more than one value in each.
     "fcos": ["model.backbone.out_channels=64", "model.head.conv_dims=[64]"],
 }  # fmt: skip
@@ -117,6 +121,10 @@ FAMILIES_YAML = {
     "faster_rcnn": R_CNN_YAML,
     "keypoint_rcnn": [*R_CNN_YAML, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS=(16,)"],
     "retinanet": ["MODEL.RETINANET.NUM_CONVS=1"],
+    "sparse_rcnn": [
+        f"MODEL.SPARSE_RCNN.{key}"
+        for key in ("PROPOSALS=10", "STAGES=2", "DYNAMIC_CHANNELS=8", "FEEDFORWARD=16")
+    ],
 }
 
 

@@ -38,6 +38,7 @@ class DetectorRules:
         companion: pattern of a name that only the public files have.
         backbone: prefix of the backbone in Detectron2's names.
         norms: public batch norm -> Detectron2 batch norm.
+        tensors: public parameter -> Detectron2 parameter, where it is neither weight nor bias.
         to_detectron2, to_public: pattern of a Detectron2 name -> reordering of its tensor, where
             both sides have the same shape in another order; one is the inverse of the other.
     """
@@ -47,6 +48,7 @@ class DetectorRules:
     companion: str = r"(neck|roi_head|bbox_head)\."
     backbone: str = BACKBONE
     norms: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
     to_detectron2: Mapping[str, Change] = field(default_factory=dict)
     to_public: Mapping[str, Change] = field(default_factory=dict)
 
@@ -92,6 +94,27 @@ def _cascade_stage(k: int) -> dict[str, str]:
         f"{masks}.upsample": f"{our_masks}.deconv",
         f"{masks}.conv_logits": f"{our_masks}.predictor",
     }
+
+
+# Modules of a stage of Sparse R-CNN. Ours have the names of the authors' code.
+_DYNAMIC_STAGE = {
+    "attention.attn.out_proj": "self_attn.out_proj",
+    "attention_norm": "norm1",
+    "instance_interactive_conv.dynamic_layer": "inst_interact.dynamic_layer",
+    "instance_interactive_conv.norm_in": "inst_interact.norm1",
+    "instance_interactive_conv.norm_out": "inst_interact.norm2",
+    "instance_interactive_conv.fc_layer": "inst_interact.out_layer",
+    "instance_interactive_conv.fc_norm": "inst_interact.norm3",
+    "instance_interactive_conv_norm": "norm2",
+    "ffn.layers.0.0": "linear1",
+    "ffn.layers.1": "linear2",
+    "ffn_norm": "norm3",
+    "cls_fcs.{j}": "cls_module.{j}",
+    "reg_fcs.{j}": "reg_module.{j}",
+    "fc_cls": "class_logits",
+    "fc_reg": "bboxes_delta",
+}
+_STAGES = ("roi_head.bbox_head.{i}", "head.head_series.{i}")
 
 
 def _swap_anchor_order(tensor: Tensor) -> Tensor:
@@ -147,6 +170,18 @@ METHODS: dict[str, DetectorRules] = {
         to_detectron2=_RETINANET_ORDER,
         to_public=_RETINANET_ORDER,
     ),
+    "sparse_rcnn": DetectorRules(
+        modules={
+            **_fpn(4, first=2),
+            "rpn_head.init_proposal_bboxes": "init_proposal_boxes",
+            "rpn_head.init_proposal_features": "init_proposal_features",
+            **{f"{_STAGES[0]}.{a}": f"{_STAGES[1]}.{b}" for a, b in _DYNAMIC_STAGE.items()},
+        },
+        tensors={
+            f"{_STAGES[0]}.attention.attn.in_proj_{part}": f"{_STAGES[1]}.self_attn.in_proj_{part}"
+            for part in PAIR
+        },
+    ),
     "upernet": DetectorRules(
         layout="mmseg",
         companion=r"decode_head\.",
@@ -170,6 +205,7 @@ def _rows(method: str, reading: bool) -> tuple[Names, list[str]]:
         for theirs, ours in modules.items()
         for part in parts
     ]
+    pairs += rules.tensors.items()
     sources, targets = zip(*(pairs if reading else [(b, a) for a, b in pairs]), strict=True)
     return Names(sources), list(targets)
 
