@@ -155,6 +155,11 @@ def create_ddp_model(model: "nn.Module", **options: Any) -> "nn.Module":
     return wrapped
 
 
+def find_fully_shard() -> Callable[..., Any] | None:
+    """Return ``torch.distributed.fsdp.fully_shard``, None in PyTorch before 2.6."""
+    return getattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard", None)
+
+
 def create_local_process_group(processes_per_machine: int) -> None:
     """Tell Detectron2 which processes share a machine, if it did not launch them itself.
 

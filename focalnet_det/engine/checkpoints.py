@@ -18,6 +18,7 @@ from ..checkpoint.global_level import saved_global_levels, set_global_levels
 from .numerics import NumericalTrouble, all_finite, first_not_finite
 from .resume import check_same_tensors, config_changes, flatten, named
 from .run_folder import LAST, in_first_process
+from .sharding import gathered, is_sharded, load_whole
 
 logger = logging.getLogger("focalnet_det")
 
@@ -106,11 +107,11 @@ class Checkpoints:
         Raises: OSError with the path if the file cannot be written; earlier files are unaffected.
             NumericalTrouble if a weight is not finite; nothing is written then.
         """
-        # Outside of `write`, since it is a collective call.
+        # Outside of `write`, since they are collective calls.
         state = self.trainer.state_dict()
+        weights = gathered(self.model.state_dict())
 
         def write() -> None:
-            weights = self.model.state_dict()
             check_finite(weights, iteration)
             if "ema" in state:
                 check_finite(state["ema"], iteration)
@@ -199,9 +200,12 @@ class Checkpoints:
         facts = content.get("run", {})
         self._compare(facts)
         state = content["model"]
-        set_global_levels(self.model, saved_global_levels(state))
+        levels = saved_global_levels(state)
+        if levels and is_sharded(self.model):
+            raise ValueError("its network is still growing, which sharding does not allow")
+        set_global_levels(self.model, levels)
         check_same_tensors(state, self.model.state_dict(), "the weights")
-        self.model.load_state_dict(state)
+        load_whole(self.model, state)
         self.trainer.load_state_dict({**content, **content["trainer"]})
 
     def _compare(self, facts: Mapping[str, str]) -> None:

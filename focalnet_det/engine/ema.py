@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .sharding import is_sharded, local_part
+
 
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """Create an EMA copy of a model: ``average = decay * average + (1 - decay) * weight``.
@@ -24,10 +26,30 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
         averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
     ) -> None:
         n = int(updates)
+        averages, weights = ([local_part(t) for t in x] for x in (averages, weights))
         share = 1 - min(decay, (1 + n) / (10 + n))
         if averages[0].is_floating_point():
-            torch._foreach_lerp_(list(averages), list(weights), share)
+            torch._foreach_lerp_(averages, weights, share)
         else:
-            torch._foreach_copy_(list(averages), list(weights))
+            torch._foreach_copy_(averages, weights)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def start_average(
+    model: nn.Module, decay: float, average: AveragedModel | None
+) -> AveragedModel | None:
+    """Return an average that begins with the current weights of a model; None without a decay.
+
+    Args:
+        decay: see `averaged_model`; 0 for no average.
+        average: of a sharded model, which cannot be copied: it is set to the weights.
+    """
+    if not decay:
+        return None
+    if not is_sharded(model):
+        return averaged_model(model, decay)
+    assert average is not None
+    average.module.load_state_dict(model.state_dict())
+    average.n_averaged.zero_()
+    return average

@@ -11,7 +11,12 @@ from pathlib import Path
 import torch
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import (
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 
 from ..atomic import replacing, write_text
 from ..checkpoint.global_level import (
@@ -20,6 +25,8 @@ from ..checkpoint.global_level import (
     growing_modulations,
     set_global_levels,
 )
+from ..experiment import Experiment
+from .run_folder import METRICS
 
 logger = logging.getLogger("focalnet_det")
 
@@ -230,3 +237,18 @@ class WandbWriter(EventWriter):
     def close(self) -> None:
         """Finish the run."""
         self.run.finish()
+
+
+def build_writers(experiment: Experiment, start: int) -> list[EventWriter]:
+    """Build the writers of JSON lines, TensorBoard and, if enabled, Weights & Biases."""
+    options = experiment.options
+    writers: list[EventWriter] = [
+        # Unsmoothed, because the window of a median would be lost when a run resumes.
+        JSONWriter(str(Path(options.output_dir) / METRICS), window_size=1),
+        OptionalWriter(TensorboardXWriter(options.output_dir, purge_step=start), "TensorBoard"),
+    ]
+    if options.wandb_project:
+        writers.append(
+            WandbWriter(options.wandb_project, options.output_dir, experiment.config_text)
+        )
+    return writers

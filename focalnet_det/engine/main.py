@@ -10,12 +10,12 @@ from ..checkpoint import load_initial_weights
 from ..experiment import Experiment, RunArguments, check, describe, register_all
 from .evaluate import evaluate, write_reports
 from .logs import hold_records
+from .precision import autocast
 from .random_state import make_deterministic
 from .run import start_run
 from .run_folder import RunFolder
 from .run_pictures import save_predictions
 from .train import train
-from .trainer import autocast
 
 __all__ = ["RunArguments", "register_all", "run", "run_evaluation"]
 

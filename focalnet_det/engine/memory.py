@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..experiment import TrainOptions
+from .sharding import local_part
 
 GIB = 2**30
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError)
@@ -65,6 +67,8 @@ def _remedies(model: nn.Module, num_images: int, options: TrainOptions) -> list[
         )
     if options.precision == "fp32":
         remedies.append("train.precision=bf16")
+    if not options.sharding and comm.get_world_size() > 1:
+        remedies.append("train.sharding=fsdp")
     return [*remedies, "a smaller batch, crop or image size"]
 
 
@@ -85,4 +89,4 @@ def _switches(model: nn.Module) -> Iterable[nn.Module]:
 
 
 def _gib(tensors: Iterable[Tensor]) -> float:
-    return sum(t.numel() * t.element_size() for t in tensors) / GIB
+    return sum(t.numel() * t.element_size() for t in map(local_part, tensors)) / GIB

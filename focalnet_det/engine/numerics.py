@@ -10,6 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, Polygon
 from torch import Tensor, nn
 
 from ..atomic import replacing
+from .sharding import local_part
 
 logger = logging.getLogger("focalnet_det")
 
@@ -54,19 +55,30 @@ class Rewind(Exception):
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients, a scalar tensor on their device; 0 without gradients."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    """Return the 2-norm of all gradients, a scalar tensor on their device; 0 without gradients.
+
+    Collective if the parameters are sharded.
+    """
+    whole = [p.grad for p in parameters if p.grad is not None]
+    if not whole:
         return torch.zeros(())
+    gradients = [local_part(g) for g in whole]
     norms = torch._foreach_norm([g.float() if g.is_sparse else g for g in gradients])
     device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([n.to(device, torch.float32) for n in norms]))
+    norm = torch.linalg.vector_norm(torch.stack([n.to(device, torch.float32) for n in norms]))
+    if gradients[0] is whole[0]:
+        return norm
+    squared = norm.square()
+    torch.distributed.all_reduce(squared)
+    return squared.sqrt()
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
     """Return the name of the first tensor with NaN or infinity, None if there is none."""
     for name, tensor in tensors:
-        if tensor is not None and tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        if not local_part(tensor.detach()).isfinite().all():
             return name
     return None
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..checkpoint.global_level import saved_global_levels, set_global_levels
 from ..experiment import Experiment, load_config_text, read_experiment
 from .numerics import first_not_finite, unpack_example
+from .precision import autocast
 from .random_state import restore_random_states
-from .trainer import autocast
 
 
 @dataclass

@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor
 
 from ..moved import current_name
+from .sharding import shard_moments
 
 # Keys of .py and .yaml configs that may change between a checkpoint and the run that resumes from
 # it. All others affect the meaning of the saved state.
@@ -113,7 +114,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     if kinds != {name for name in ("betas", "momentum") for g in now if name in g}:
         raise ValueError("the checkpoint contains the state of another kind of optimizer")
     options = [{k: v for k, v in g.items() if k != "params"} for g in now]
-    optimizer.load_state_dict(dict(saved))
+    optimizer.load_state_dict(shard_moments(saved, parameters))
     for group, kept in zip(optimizer.param_groups, options, strict=True):
         parameters = group["params"]
         group.clear()

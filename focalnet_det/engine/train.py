@@ -9,8 +9,9 @@ from typing import Any
 
 from detectron2.engine import hooks
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..atomic import write_text
 from ..checkpoint import load_initial_weights
@@ -18,16 +19,19 @@ from ..compat import create_ddp_model
 from ..experiment import Experiment, TrainOptions
 from .agreement import check_agreement
 from .checkpoints import AVERAGED, FINAL, Checkpoints, RunFacts, write_checkpoint
+from .ema import averaged_model
 from .evaluate import evaluate, evaluation_folder, write_reports
 from .finish import Product, finish, read_results, write_results
-from .hooks import GlobalLevelHook, OptionalWriter, ProfilerHook, ProgressLine, WandbWriter
+from .hooks import GlobalLevelHook, ProfilerHook, ProgressLine, build_writers
 from .iteration import EndOfIteration, LearningRate, drop_lines_from, flat_scores, has_scores
 from .numerics import NumericalTrouble, Rewind
+from .precision import autocast
 from .random_state import random_states, restore_random_states
 from .run_folder import CONFIG, METRICS, RunFolder, in_first_process
 from .run_pictures import save_predictions, save_training_curves
+from .sharding import is_sharded, load_whole, shard_model, whole_copy
 from .signals import RunStopped, StopSignals
-from .trainer import Trainer, autocast
+from .trainer import Trainer
 
 logger = logging.getLogger("focalnet_det")
 
@@ -78,16 +82,18 @@ class Training:
         self.loader = loader = experiment.train_loader()
         loader.seed = self._data_seed()
         self.model = experiment.model().to(options.device)
+        average = self._shard() if options.sharding else None
         optimizer = experiment.optimizer(self.model)
         self.max_iter = experiment.schedule.max_iter(loader.iterations_per_epoch)
         self.trainer = Trainer(
-            create_ddp_model(self.model, **options.ddp),
+            self.model if options.sharding else create_ddp_model(self.model, **options.ddp),
             loader,
             optimizer,
             options,
             folder=folder.path,
             config_text=experiment.config_text,
             stop=stop,
+            average=average,
         )
         check_agreement(
             {"the training data": loader.fingerprint, "the length": f"{self.max_iter} iterations"}
@@ -106,6 +112,16 @@ class Training:
             classes=self.experiment.class_names,
             metadata=self.experiment.dataset_metadata,
         )
+
+    def _shard(self) -> AveragedModel | None:
+        """Shard the model and its average, which is None without one."""
+        decay = self.options.ema_decay
+        # Sharded models cannot be copied.
+        average = averaged_model(self.model, decay) if decay else None
+        shard_model(self.model)
+        if average is not None:
+            shard_model(average.module)
+        return average
 
     def _data_seed(self) -> int:
         """Return the seed of the config, the recorded one, or a new one, equal in all processes."""
@@ -169,7 +185,10 @@ class Training:
             logger.info("No checkpoint in %s. Starting from the beginning.", self.folder.path)
         if self.options.init_checkpoint:
             levels = self.options.init_levels or None
-            report = load_initial_weights(self.model, self.options.init_checkpoint, levels=levels)
+            model = self._ordinary(self.model)
+            report = load_initial_weights(model, self.options.init_checkpoint, levels=levels)
+            if model is not self.model:
+                load_whole(self.model, model.state_dict())
             logger.info("%s", report)
             # Loading with more focal levels changes the buffers of the model.
             self.trainer.start_average()
@@ -249,9 +268,15 @@ class Training:
         )
         return start
 
+    def _ordinary(self, model: nn.Module) -> nn.Module:
+        """Return a model, or an ordinary copy if it is sharded. Collective."""
+        if not is_sharded(model):
+            return model
+        return whole_copy(model, self.experiment.model, self.options.device)
+
     def _evaluate(self, iteration: int) -> dict[str, float]:
         """Evaluate the model, save it if it is the best, and return its scores by name."""
-        model = self.trainer.evaluated_model
+        model = self._ordinary(self.trainer.evaluated_model)
 
         def stop_if_asked() -> None:
             if self.stop.received:
@@ -307,7 +332,7 @@ class Training:
         finish(self.folder, self.done, self._products(self.done), between=stop_if_asked)
 
     def _products(self, iterations: int) -> list[Product]:
-        experiment, model = self.experiment, self.trainer.evaluated_model
+        experiment, model = self.experiment, self._ordinary(self.trainer.evaluated_model)
 
         def averaged() -> bool:
             path = self.folder.path / AVERAGED
@@ -343,21 +368,6 @@ class Training:
         for writer in self.end_of_iteration.writers:
             writer.close()
         self.end_of_iteration.writers = ()
-
-
-def build_writers(experiment: Experiment, start: int) -> list[EventWriter]:
-    """Build the writers of JSON lines, TensorBoard and, if enabled, Weights & Biases."""
-    options = experiment.options
-    writers: list[EventWriter] = [
-        # Unsmoothed, because the window of a median would be lost when a run resumes.
-        JSONWriter(str(Path(options.output_dir) / METRICS), window_size=1),
-        OptionalWriter(TensorboardXWriter(options.output_dir, purge_step=start), "TensorBoard"),
-    ]
-    if options.wandb_project:
-        writers.append(
-            WandbWriter(options.wandb_project, options.output_dir, experiment.config_text)
-        )
-    return writers
 
 
 def describe(

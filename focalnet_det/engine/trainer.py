@@ -12,13 +12,14 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint.global_level import saved_global_levels, set_global_levels
 from ..data.instances.mappers import DATA_ISSUES
 from ..data.issue_policies import IssueCounter
 from ..data.loader import TrainLoader
 from ..experiment import TrainOptions
-from .ema import averaged_model
+from .ema import start_average
 from .memory import OUT_OF_MEMORY, checkpoint_activations, explain_memory, is_out_of_memory
 from .numerics import (
     MAX_OVERFLOWS,
@@ -30,14 +31,15 @@ from .numerics import (
     pack_example,
     write_trouble,
 )
+from .precision import autocast
 from .random_state import random_states, restore_random_states
 from .resume import check_same_tensors, load_optimizer
+from .sharding import gathered, is_sharded, load_whole
 from .signals import StopSignals
 
 logger = logging.getLogger("focalnet_det")
 
 ADVICE = " Lower the learning rate, set train.clip_norm, or use train.on_nan=skip or rewind."
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer(SimpleTrainer):
@@ -50,6 +52,7 @@ class Trainer(SimpleTrainer):
         folder: for a file that replays an iteration with NaN or infinity; None for no file.
         config_text: full config, for that file.
         stop: receiver of stop signals.
+        average: EMA of a sharded model; those of others are created.
 
     Attributes:
         stop_signal: number of the stop signal that any process had received as of the last
@@ -66,6 +69,7 @@ class Trainer(SimpleTrainer):
         folder: Path | None = None,
         config_text: str = "",
         stop: StopSignals | None = None,
+        average: AveragedModel | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.options = options
@@ -80,14 +84,14 @@ class Trainer(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")
         # Unwraps DistributedDataParallel.
         self.inner = getattr(model, "module", model)
+        self.ema = average
         self.start_average()
         self.tally = IssueCounter()
         self.restart_data()
 
     def start_average(self) -> None:
         """Initialize the EMA, if enabled, with the current weights."""
-        decay = self.options.ema_decay
-        self.ema = averaged_model(self.inner, decay) if decay else None
+        self.ema = start_average(self.inner, self.options.ema_decay, self.ema)
 
     def restart_data(self) -> None:
         """Reopen the stream of batches at the ``seed`` and ``start`` of the loader."""
@@ -257,10 +261,13 @@ class Trainer(SimpleTrainer):
         processes = comm.gather(local) if gather else [local]
         if self.folder is None:
             return ""
+        if not gather and is_sharded(self.inner):
+            return ""  # the weights cannot be collected
         path = self.folder / f"trouble_{self.iter:07d}.pth"
+        weights = gathered(self.inner.state_dict())
         if not gather or comm.is_main_process():
             content = {"iteration": self.iter, "config": self.config_text, "processes": processes}
-            write_trouble(path, {**content, "model": self.inner.state_dict()})
+            write_trouble(path, {**content, "model": weights})
         return f" To investigate, run tools/replay_step.py {path}."
 
     def _after_out_of_memory(self, data: list[dict[str, Any]], error: Exception) -> None:
@@ -322,13 +329,13 @@ class Trainer(SimpleTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Return the training state. Collective: call it in all processes."""
         state: dict[str, Any] = {"iteration": self.iter}
-        state["optimizer"] = self.optimizer.state_dict()
+        state["optimizer"] = gathered(self.optimizer.state_dict())
         state["scaler"] = self.scaler.state_dict()
         state["data_seed"] = self.data_loader.seed
         state["skipped"] = self.skipped
         state["rewinds"] = self.rewinds
         if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
+            state["ema"] = gathered(self.ema.state_dict())
         state["tally"] = self.total_tally().state_dict()
         state["random"] = comm.gather(random_states(self.options.device))
         return state
@@ -372,7 +379,7 @@ class Trainer(SimpleTrainer):
             return
         set_global_levels(self.ema, saved_global_levels(state["ema"]))
         check_same_tensors(state["ema"], self.ema.state_dict(), "the averaged weights")
-        self.ema.load_state_dict(state["ema"])
+        load_whole(self.ema, state["ema"])
 
     def _load_random(self, states: Sequence[dict[str, Any]]) -> None:
         if len(states) == comm.get_world_size():
@@ -391,10 +398,3 @@ def send_images(data: list[dict[str, Any]], device: str) -> None:
     if device.split(":")[0] == "cuda":
         for sample in data:
             sample["image"] = sample["image"].to(device, non_blocking=True)
-
-
-def autocast(options: TrainOptions) -> contextlib.AbstractContextManager[Any]:
-    """Return the autocast context of the options, a null context for fp32."""
-    if options.precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(options.device.split(":")[0], AUTOCAST_DTYPES[options.precision])

@@ -24,6 +24,7 @@ from .description import Experiment
 from .length import shorten_warmup
 from .model_check import channel_problems, class_problems, feature_problems
 from .settings import Settings
+from .sharding_check import sharding_problems
 from .values import ConfigError, raise_problems
 
 # Patterns of metric names by task; "-NAME" selects a class.
@@ -64,6 +65,7 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
     if not eval_only:
         problems += [
             *batch_problems(experiment),
+            *sharding_problems(experiment, model),
             *metric_problems(experiment.settings),
             *name_problems(experiment, model),
             *disk_problems(experiment, model),

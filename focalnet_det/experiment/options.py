@@ -15,6 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "period_unit": ("epochs", "iterations"),
     "init_levels": ("", *LEVEL_MODES),
     "on_nan": ("stop", "skip", "rewind"),
+    "sharding": ("", "fsdp"),
 }
 RANGES: dict[str, Range] = {
     "growth_iterations": AT_LEAST_1,
@@ -92,6 +93,8 @@ class TrainOptions:
         nan_limit: how often a run may skip or rewind before it stops.
         oom_retry: when memory runs out, retry with activation checkpointing and keep it on (with a
             single process only).
+        sharding: "fsdp" divides weights, gradients and the optimizer's state among the processes,
+            for models that do not fit otherwise; "" gives each of them all.
         ddp: arguments of DistributedDataParallel.
     """
 
@@ -124,6 +127,7 @@ class TrainOptions:
     on_nan: str = "stop"
     nan_limit: int = 10
     oom_retry: bool = False
+    sharding: str = ""
     ddp: dict[str, Any] = field(default_factory=dict)
 
     def to_iterations(self, period: float, iterations_per_epoch: int) -> int:

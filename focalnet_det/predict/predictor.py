@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.io.read_image import read_rgb, to_upright_rgb
-from ..engine.trainer import autocast
+from ..engine.precision import autocast
 from ..heads.tta import TestTimeAugmentation
 from .prediction import Prediction
 from .trained_model import load_trained
