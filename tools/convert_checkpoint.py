@@ -8,8 +8,12 @@ EXAMPLES = """examples:
   tools/convert_checkpoint.py focalnet_tiny_lrf.in1k --to huggingface --output tiny_folder
   tools/convert_checkpoint.py mask_rcnn_epoch_12.pth --to detectron2 --output mask_rcnn.pth
   tools/convert_checkpoint.py output/mine/model_final.pth --to mmdet --output for_mmdet.pth
+  tools/convert_checkpoint.py dino_focalnet_large.pth --to detectron2 --output dino.pth
 """
-LAYOUTS = ("official", "timm", "huggingface", "detectron2", "mmdet", "mmseg")
+LAYOUTS = (
+    *("official", "timm", "huggingface", "detectron2", "mmdet", "mmseg", "focalnet_dino", "detrex"),
+    *("mask2former", "mask2former_old", "mask2former_transformers"),
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("weights", metavar="FILE", help="path, folder, URL or registered name")
     parser.add_argument(
-        "--to", required=True, choices=LAYOUTS, help="mmdet, mmseg: complete models"
+        "--to", required=True, choices=LAYOUTS, help="mmdet and those after it: whole models"
     )
     parser.add_argument(
         "--output", required=True, metavar="FILE", help=".safetensors, .pth, or a folder"

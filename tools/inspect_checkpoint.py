@@ -28,12 +28,12 @@ def parse_args() -> argparse.Namespace:
 
 def print_lines(found: "Inspection") -> None:
     """Print one property per line."""
-    from focalnet_det.checkpoint import LAYOUTS
+    from focalnet_det.checkpoint.convert import layout_title
 
     lines = {
         "file": found.origin,
         "this is": found.architecture,
-        "layout": LAYOUTS[found.layout].title if found.layout else "unknown",
+        "layout": layout_title(found.layout) if found.layout else "unknown",
         "family": found.family,
         "method": found.method,
         "variant": found.variant,
@@ -42,6 +42,9 @@ def print_lines(found: "Inspection") -> None:
         "classes": found.classes,
         "output norms": ", ".join(found.output_norms),
         "feature scales": found.feature_scales,
+        "queries": found.queries,
+        "conventions": found.conventions,
+        "published tasks": ", ".join(found.tasks),
         "other parts": ", ".join(f"{name} ({n} tensors)" for name, n in found.parts.items()),
         "parameters": f"{found.parameters:,}",
         "precision": ", ".join(found.precision),

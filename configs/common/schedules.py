@@ -46,7 +46,7 @@ def poly(iterations=160_000, warmup_iterations=1500, warmup_factor=1e-6, power=1
 
 
 def multistep_iterations(iterations, milestones):
-    """Iterations and those after which the rate drops by 10, without warmup: Mask2Former's."""
+    """Iterations and those after which the rate drops by 10; no warmup, as Mask2Former and DINO."""
     return L(Schedule)(
         epochs=None,
         iterations=iterations,

@@ -47,10 +47,11 @@ METHODS: dict[str, Method] = {
     ),
     "mask2former": Method(
         title="Mask2Former",
-        signature=r"\.(query_feat|queries_features)\.weight$",
-        also=r"(pixel_decoder|pixel_level_module)\.",
+        signature=r"\.(query_feat|queries_features|static_query)\.weight$",
+        also=r"(pixel_decoder|pixel_level_module|sem_seg_head\.transformer)\.",
         classes=_QUERY_CLASSES,
         counts=BACKGROUND,
+        recipes="configs/*/mask2former_*",
     ),
     "maskformer": Method(
         title="MaskFormer",
@@ -69,6 +70,7 @@ METHODS: dict[str, Method] = {
         signature=r"(^|\.)(label_enc|label_embedding|tgt_embed)\.weight$",
         also=r"(^|\.)(transformer|decoder|encoder)\.",
         classes=_QUERY_CLASSES,
+        recipes="configs/COCO-Detection/dino_*",
     ),
     "deformable_detr": Method(
         title="Deformable DETR",

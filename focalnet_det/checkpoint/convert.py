@@ -15,8 +15,10 @@ from .files import read_checkpoint, unwrap, write_state_dict
 from .fit import value_problem
 from .layouts.detectors import (
     METHODS,
+    SET_LAYOUTS,
     find_detectron2_method,
-    find_public_method,
+    public_layout,
+    set_to_public,
     to_detectron2,
     to_public,
 )
@@ -28,7 +30,7 @@ from .tensor_shapes import match_variant, visible_shapes
 from .zoo import resolve_weights
 
 # Layouts that whole detectors can be written in, in addition to the backbone layouts in LAYOUTS.
-DETECTOR_LAYOUTS = tuple(dict.fromkeys(rules.layout for rules in METHODS.values()))
+DETECTOR_LAYOUTS = (*dict.fromkeys(rules.layout for rules in METHODS.values()), *SET_LAYOUTS)
 
 
 @dataclass
@@ -46,12 +48,17 @@ class Conversion:
     dropped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        text = f"Converted {len(self.tensors)} tensors from {LAYOUTS[self.layout].title} names."
+        text = f"Converted {len(self.tensors)} tensors from {layout_title(self.layout)} names."
         for rule in dict.fromkeys(self.dropped.values()):
             names = [name for name, r in self.dropped.items() if r == rule]
             more = ", ..." if len(names) > 8 else ""
             text += f"\n  Dropped, {rule}: {', '.join(names[:8])}{more}"
         return text
+
+
+def layout_title(key: str) -> str:
+    """Return the title of a layout of backbones or whole models."""
+    return LAYOUTS[key].title if key in LAYOUTS else SET_LAYOUTS[key]
 
 
 def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
@@ -62,11 +69,12 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
 
     Args:
         tensors: state dict in any layout of ``LAYOUTS``.
-        to: "official", "timm", "huggingface", "detectron2", or "mmdet" or "mmseg" for whole models.
+        to: "official", "timm", "huggingface", "detectron2"; for whole models "mmdet", "mmseg" or a
+            key of ``SET_LAYOUTS``.
     Raises: ValueError if a name is unknown, the layout cannot be written, or a weight is not a
         finite floating-point tensor.
     """
-    public = to == "detectron2" and find_public_method(tensors) is not None
+    public = to == "detectron2" and public_layout(tensors) is not None
     if find_peer_family(tensors) is not None and not public:
         raise ValueError(
             f"This is {infer_architecture(tensors)}, which need not be converted: its file can be "
@@ -75,7 +83,8 @@ def convert_state_dict(tensors: Mapping[str, Tensor], to: str) -> Conversion:
         )
     if to in DETECTOR_LAYOUTS:
         _check_values(tensors.items())
-        return Conversion("detectron2", _to_public(tensors, to))
+        write_names = set_to_public if to in SET_LAYOUTS else _to_public
+        return Conversion("detectron2", write_names(tensors, to))
     if public:
         _check_values(tensors.items())
         converted, layout = to_detectron2(tensors)
@@ -144,7 +153,7 @@ def convert_checkpoint(
     output = Path(output)
     if output.is_dir() or not output.suffix:
         output = output / "model.safetensors"
-    container = LAYOUTS[to].container
+    container = LAYOUTS[to].container if to in LAYOUTS else "model"
     config = None
     if to == "huggingface":
         config = huggingface_config(translate(conversion.tensors).backbone)

@@ -13,6 +13,9 @@ from ..backbones.variants import FOCALNETS
 from .architecture import infer_architecture
 from .files import Checkpoint, read_checkpoint, unwrap
 from .layouts import focal_transformer_names as focal_transformer
+from .layouts.detectors import SET_LAYOUTS, public_layout
+from .layouts.dino_names import inspect_dino
+from .layouts.mask2former_names import inspect_mask2former
 from .layouts.swin_resnet import find_peer_family, translate_peer
 from .layouts.tables import LAYOUTS, OUTPUT_NORMS
 from .layouts.translate import Translation, find, translate
@@ -26,7 +29,8 @@ class Inspection:
 
     Attributes:
         origin: path of the file.
-        layout: key of ``LAYOUTS``, None if it is neither FocalNet nor Focal Transformer.
+        layout: key of ``LAYOUTS``, or of ``SET_LAYOUTS`` for a whole model; None if it is neither
+            that nor a FocalNet or Focal Transformer.
         architecture: for messages, such as "a Mask R-CNN (80 classes, FocalNet-T LRF)".
         family: "focalnet", "focal_transformer", "swin", "resnet" or "unknown".
         variant: name of the matching variant, None if there is none.
@@ -35,6 +39,9 @@ class Inspection:
         classes: number of classes, None without a classifier.
         output_norms: names of the output norms.
         feature_scales: number of feature maps that a DETR-like detector reads, None for others.
+        queries: most boxes or masks of an image, of DINO and Mask2Former.
+        conventions: key of ``CONVENTIONS`` in ``heads/dino``, of DINO.
+        tasks: for which a Mask2Former of so many classes was published.
         method: key of ``METHODS`` in ``architecture.py`` for a whole model, otherwise None.
         parts: first part of the names outside the backbone -> number of tensors.
         parameters: number of elements in the backbone.
@@ -55,6 +62,9 @@ class Inspection:
     classes: int | None = None
     output_norms: list[str] = field(default_factory=list)
     feature_scales: int | None = None
+    queries: int | None = None
+    conventions: str | None = None
+    tasks: list[str] = field(default_factory=list)
     method: str | None = None
     parts: dict[str, int] = field(default_factory=dict)
     parameters: int = 0
@@ -86,18 +96,38 @@ def inspect_checkpoint(weights: str | Path | Mapping[str, Any]) -> Inspection:
         progress=checkpoint.progress,
         ignored=list(checkpoint.ignored),
     )
+    _describe_backbone(result, checkpoint)
+    _describe_sets(result, checkpoint.tensors)
+    return result
+
+
+def _describe_backbone(result: Inspection, checkpoint: Checkpoint) -> None:
     peer = translate_peer(checkpoint.tensors)
     if peer is not None:
         _describe_tensors(result, peer)
-        return result
+        return
     translation = translate(checkpoint.tensors)
     try:
         result.shapes = visible_shapes(translation.backbone)
     except (ValueError, KeyError):
         result.candidates = nearest_layouts(checkpoint.tensors)
-        return result
+        return
     _describe(result, checkpoint, translation)
-    return result
+
+
+def _describe_sets(result: Inspection, tensors: Mapping[str, Tensor]) -> None:
+    """Describe a whole DINO or Mask2Former."""
+    layout = public_layout(tensors)
+    if layout in SET_LAYOUTS:
+        result.layout = layout
+    if result.method == "mask2former" and layout in SET_LAYOUTS:
+        mask2former = inspect_mask2former(tensors)
+        result.queries, result.tasks = mask2former.queries, list(mask2former.tasks)
+    dino = inspect_dino(tensors) if result.method == "dino" else None
+    if dino is not None:
+        result.layout = layout or "detectron2"
+        result.queries, result.conventions = dino.queries, dino.conventions
+        result.feature_scales = dino.sizes.levels
 
 
 def _describe(result: Inspection, checkpoint: Checkpoint, translation: Translation) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..backbones.focalnet import FocalModulation, FocalNet
 from .architecture import infer_architecture, name_mismatch
+from .dino_fit import settle_dino
 from .files import Checkpoint, read_checkpoint, unwrap
 from .fit import OUTPUT_NORM, Fit, fit_backbone, value_problem
 from .global_level import set_global_level
@@ -34,8 +35,11 @@ from .load_report import LoadReport
 from .measure import shrinking_error
 from .zoo import resolve_weights
 
-# Layers of Detectron2's heads whose size depends on the number of classes.
-CLASS_LAYERS = re.compile(r"\.(cls_score|bbox_pred|predictor|conv_seg)\.")
+# Layers of heads whose size depends on the number of classes.
+CLASS_LAYERS = re.compile(
+    r"\.(cls_score|bbox_pred|conv_seg)\.|\.predictor\.(weight|bias)$|"
+    r"(^|\.)((enc_out_)?class_embed|label_enc)\.|^criterion\.empty_weight$"
+)
 logger = logging.getLogger("focalnet_det")
 
 OUTSIDE = "outside the backbone"
@@ -222,23 +226,24 @@ def load_initial_weights(
     Args:
         model: Detectron2 model with a ``backbone``, which may be an FPN over ``bottom_up``.
         path: file, URL or registered name. A whole model may be one saved by this package, or one
-            of mmdet or mmseg whose method has a table in
-            ``focalnet_det.checkpoint.layouts.detectors``.
+            of a public layout with a table in ``focalnet_det.checkpoint.layouts.detectors``. A DINO
+            takes over the conventions of its file, unless its config fixes others.
         new_classes: keep the initial values of the heads' last layers if the number of classes
             differs; False, for evaluation, requires every tensor to fit.
         levels: what to do if the numbers of focal levels differ, as in :func:`load_pretrained`.
     Returns: a report on every tensor.
-    Raises: ValueError as :func:`load_pretrained`; nothing is loaded then.
+    Raises: ValueError as :func:`load_pretrained` and :func:`settle_dino`; nothing is loaded then.
     """
     checkpoint = open_checkpoint(path)
-    target = model.state_dict()
-    mismatch = name_mismatch(checkpoint.tensors, target)
+    mismatch = name_mismatch(checkpoint.tensors, model.state_dict())
     if mismatch is not None:
         raise ValueError(
             f"{checkpoint.origin} does not fit, nothing was loaded: {mismatch}. (To extract the "
             "backbone of a FocalNet, use tools/convert_checkpoint.py --to official.)"
         )
     tensors, layout = to_detectron2(checkpoint.tensors)
+    settle_dino(model, tensors, checkpoint.origin)
+    target = model.state_dict()
     prefix = backbone_prefix(target)
     if not any(name in target for name in tensors if not name.startswith(prefix)):
         if not new_classes:

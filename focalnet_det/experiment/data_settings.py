@@ -1,13 +1,16 @@
 """Derive settings from the data: classes, weights, batch, length, periods, learning rate."""
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
+from ..checkpoint.dino_fit import conventions_of_file
 from ..data.io.labels import balanced_weights, pixel_counts
 from ..data.semantic.label_folders import paired_files, read_class_list
+from ..heads.dino.dino_conventions import AUTO, DEFAULT
 from .length import fit_length
 from .own_data import DataFacts, OwnData, register
 from .settings import Given, ModelSettings, Settings
@@ -60,6 +63,24 @@ def raise_detections(settings: Settings, given: Given) -> Settings:
         "The model returns up to %d detections per image, the number that is evaluated.", evaluated
     )
     return replace(settings, model=replace(settings.model, detections=evaluated))
+
+
+def settle_conventions(settings: Settings) -> Settings:
+    """Return settings whose DINO has the conventions of its initial weights, and log them.
+
+    Weights that are no whole DINO have none: then those of detrex are taken. What cannot be read is
+    named when it is loaded.
+    """
+    if settings.model.conventions != AUTO:
+        return settings
+    weights, found = settings.options.init_checkpoint, None
+    if weights:
+        with suppress(ValueError, OSError):
+            found = conventions_of_file(weights)
+    if found is not None:
+        logger.info("Conventions of %s, as the weights in %s have.", found, weights)
+    model = replace(settings.model, conventions=found or DEFAULT)
+    return replace(settings, model=model)
 
 
 def kind_of(settings: Settings) -> str | None:

@@ -24,7 +24,12 @@ from ..data.semantic.label_folders import register_ade20k_sem_seg, register_shap
 from ..heads.prepare import prepare_model
 from . import lazy, lazy_check, yacs, yacs_check, yaml_files
 from .arguments import RunArguments, read_own_data
-from .data_settings import raise_detections, scale_learning_rate, with_own_data
+from .data_settings import (
+    raise_detections,
+    scale_learning_rate,
+    settle_conventions,
+    with_own_data,
+)
 from .options import TrainOptions
 from .own_data import register
 from .settings import Given, Settings
@@ -226,4 +231,4 @@ def resolve_settings(settings: Settings, own_data: Any, given: Given) -> Setting
         settings = with_own_data(settings, own_data, given)
     elif settings.own_data is not None:
         register(settings.own_data)
-    return raise_detections(settings, given)
+    return raise_detections(settle_conventions(settings), given)

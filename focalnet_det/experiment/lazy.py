@@ -168,6 +168,7 @@ def read_model(model: DictConfig) -> ModelSettings:
         detections=min((n for name in DETECTIONS for n in values(model, name)), default=None),
         weighted=weighted,
         class_weights=None if weights is None else tuple(weights),
+        conventions=model.get("conventions"),
     )
 
 
@@ -235,6 +236,8 @@ def write_model(model: DictConfig, before: ModelSettings, after: ModelSettings) 
     if after.detections != before.detections:
         for name in DETECTIONS:
             set_everywhere(model, name, after.detections)
+    if after.conventions != before.conventions:
+        model.conventions = after.conventions
     if after.class_weights != before.class_weights:
         model.loss.class_weights = (
             None if after.class_weights is None else list(after.class_weights)

@@ -22,6 +22,7 @@ class ModelSettings:
         detections: largest number of predictions per image, None for no limit.
         weighted: the loss accepts class weights.
         class_weights: class weights of the loss, None for equal ones.
+        conventions: of a DINO, "auto" for those of its initial weights; None for other models.
     """
 
     classes: int | None = None
@@ -32,6 +33,7 @@ class ModelSettings:
     detections: int | None = None
     weighted: bool = False
     class_weights: tuple[float, ...] | None = None
+    conventions: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ def read_model(cfg: CfgNode) -> ModelSettings:
     model = cfg.MODEL
     name, panoptic = model.META_ARCHITECTURE, is_panoptic(cfg)
     semantic = is_semantic(cfg)
-    heads = {"RetinaNet": model.RETINANET, "FCOS": model.RETINANET}
+    heads = {"RetinaNet": model.RETINANET, "FCOS": model.RETINANET, "DINO": model.DINO}
     head = model.SEM_SEG_HEAD if semantic else heads.get(name, model.ROI_HEADS)
     weighted = "Seg" in name and model.SEM_SEG_HEAD.NAME == "UPerNetHead"
     tasks = model.MASK2FORMER.TASKS if is_mask2former(cfg) else ()
@@ -251,6 +251,7 @@ def read_model(cfg: CfgNode) -> ModelSettings:
         detections=cfg.TEST.DETECTIONS_PER_IMAGE if limited else None,
         weighted=weighted,
         class_weights=tuple(model.UPERNET.CLASS_WEIGHTS) or None if weighted else None,
+        conventions=model.DINO.CONVENTIONS if name == "DINO" else None,
     )
 
 
@@ -343,7 +344,10 @@ def write_model(cfg: CfgNode, before: ModelSettings, after: ModelSettings) -> No
     if after.classes != before.classes and is_semantic(cfg):
         model.SEM_SEG_HEAD.NUM_CLASSES = after.classes
     elif after.classes != before.classes:
-        model.ROI_HEADS.NUM_CLASSES = model.RETINANET.NUM_CLASSES = after.classes
+        for head in (model.ROI_HEADS, model.RETINANET, model.DINO):
+            head.NUM_CLASSES = after.classes
+    if after.conventions != before.conventions:
+        model.DINO.CONVENTIONS = after.conventions
     if after.stuff != before.stuff:
         model.SEM_SEG_HEAD.NUM_CLASSES = after.stuff
     if after.keypoints != before.keypoints:

@@ -30,6 +30,7 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EPOCH_STEPS = ()
     add_input_keys(cfg)
     add_model_keys(cfg)
+    add_set_prediction_keys(cfg)
     # The user's own data sets, in the config that a run saves.
     cfg.OWN_DATA = CfgNode(new_allowed=True)
     # Keys that the config file and the command line set; it is an error if nothing reads one.
@@ -93,6 +94,12 @@ def add_model_keys(cfg: CfgNode) -> None:
             "MASK_PADDING": False,
         }
     )
+    # Sizes of MmsegSegmentor: (height, width), pixels; empty for none.
+    cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})
+
+
+def add_set_prediction_keys(cfg: CfgNode) -> None:
+    """Add the keys of detectors that predict a set of boxes."""
     # Sparse R-CNN's, see focalnet_det.heads.sparse_rcnn; classes, levels and RoIAlign come from
     # MODEL.ROI_HEADS and MODEL.ROI_BOX_HEAD.
     cfg.MODEL.SPARSE_RCNN = CfgNode(
@@ -108,5 +115,20 @@ def add_model_keys(cfg: CfgNode) -> None:
             "GIOU_WEIGHT": 2.0,
         }
     )
-    # Sizes of MmsegSegmentor: (height, width), pixels; empty for none.
-    cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})
+    # DINO's, see the class. No IN_FEATURES are all of the backbone's.
+    cfg.MODEL.DINO = CfgNode(
+        {
+            "NUM_CLASSES": 80,
+            "COCO_IDS": False,
+            "IN_FEATURES": (),
+            "SCALES": 4,
+            "CONVENTIONS": "auto",
+            "QUERIES": 900,
+            "CHANNELS": 256,
+            "ENCODER_LAYERS": 6,
+            "DECODER_LAYERS": 6,
+            "FEEDFORWARD": 2048,
+            "DENOISING_QUERIES": 100,
+            "LABEL_NOISE": 0.25,
+        }
+    )

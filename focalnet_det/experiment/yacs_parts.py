@@ -13,6 +13,9 @@ from ..data.loader import build_test_loader as build_loader_of_tests
 from ..data.loader import build_test_mapper as build_mapper_of_tests
 from ..data.loader import build_train_loader as build_loader
 from ..data.semantic.semantic_crops import semantic_crops, shortest_edge_crops
+
+# Registers them as MODEL.META_ARCHITECTURE.
+from ..heads import dino, mask2former  # noqa: F401
 from ..heads.mmdet.conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet.rcnn import MmdetRCNN
 from .solver import adamw

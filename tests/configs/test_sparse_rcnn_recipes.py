@@ -8,7 +8,7 @@ from detectron2.config import instantiate
 
 from focalnet_det.experiment import load_config
 from tests.configs.test_leaves import groups
-from tests.helpers.configs import read, without_memory
+from tests.helpers.configs import build_without_memory, read
 from tests.helpers.paths import CONFIGS
 
 FOLDER = CONFIGS / "COCO-Detection"
@@ -37,7 +37,7 @@ def head_parameters() -> int:
 @pytest.mark.parametrize("name", SIZES)
 def test_recipe_is_as_published(name: str) -> None:
     experiment = read(FOLDER / f"{name}.py")
-    model = without_memory(experiment.model)
+    model = build_without_memory(experiment.model)
     total = sum(p.numel() for p in model.parameters())
     backbone = sum(p.numel() for p in model.backbone.parameters())
     assert total - backbone == head_parameters()

@@ -39,8 +39,8 @@ ELSEWHERE += ("Shapes-PanopticSegmentation",)
 LEAVES = sorted(
     p
     for p in (ROOT / "configs").glob("*/*.*")
-    # Mask2Former's have a file of tests of their own too.
-    if p.parent.name not in ELSEWHERE and "mask2former" not in p.stem
+    # Mask2Former's and DINO's have files of tests of their own too.
+    if p.parent.name not in ELSEWHERE and not p.stem.startswith(("mask2former", "dino"))
 )
 SEMANTIC = [p for p in LEAVES if p.parent.name.endswith("SemanticSegmentation")]
 

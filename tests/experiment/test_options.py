@@ -23,6 +23,7 @@ ALLOWED = {
     "detectron2/backbone.py": "registered backbones",
     "heads/mmdet/conventions.py": "from_config",
     "heads/mmdet/segmentor.py": "from_config",
+    "heads/dino/dino_model.py": "from_config",
     "heads/mask2former/mask2former.py": "from_config",
     "heads/sparse_rcnn/sparse_rcnn.py": "from_config",
     "heads/upernet.py": "from_config",

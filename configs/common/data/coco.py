@@ -40,6 +40,26 @@ def coco_lsj(size=1024, copy_paste=0.0, **options):
     return data
 
 
+def coco_boxes(**options):
+    """Boxes alone, images without any included, as published for DINO."""
+    data = coco_instances(masks=False, **options)
+    data["train"].filter_empty = False
+    return data
+
+
+def coco_boxes_high_resolution(**options):
+    """Short sides of 480 to 1200, as published for DINO's best scores; evaluation at 1200/2000."""
+    data = coco_boxes(**options)
+    data["train"].augmentations.update(
+        short_sides=(480, 560, 640, 720, 800, 900, 1000, 1100, 1200),
+        max_long_side=2000,
+        crop_short_sides=(400, 500, 600, 700, 800, 900),
+        crop_range=(384, 900),
+    )
+    data["test"][0].augmentations.update(short_side=1200, max_long_side=2000)
+    return data
+
+
 def coco_keypoints(**options):
     """Persons with keypoints; crops would cut them apart, so that images are resized alone."""
     names = {"train": "keypoints_coco_2017_train", "test": "keypoints_coco_2017_val"}

@@ -18,6 +18,7 @@ from functools import cache
 from torch import Tensor
 
 from ..architecture import find_method
+from . import dino_names, mask2former_names
 from .swin_resnet import translate_peer
 from .tables import PAIR, Names, fill
 from .translate import translate
@@ -196,6 +197,21 @@ METHODS: dict[str, DetectorRules] = {
 }
 
 
+# Key of a layout of whole models that has modules of its own here -> title for messages.
+SET_LAYOUTS = {
+    "focalnet_dino": "FocalNet-DINO",
+    "detrex": "detrex",
+    "mask2former": "Mask2Former",
+    "mask2former_old": "the first Mask2Former",
+    "mask2former_transformers": "Mask2Former of transformers",
+}
+_MASK2FORMER_LAYOUTS: dict[str, mask2former_names.Layout] = {
+    "mask2former": "original",
+    "mask2former_old": "old original",
+    "mask2former_transformers": "transformers",
+}
+
+
 @cache
 def _rows(method: str, reading: bool) -> tuple[Names, list[str]]:
     rules = METHODS[method]
@@ -235,12 +251,49 @@ def _outside(names: Iterable[str], backbone: str) -> list[str]:
     return [n for n in names if not n.startswith((backbone, "pixel_"))]
 
 
+def public_layout(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the public layout that a whole model has, None for one saved here or unknown ones.
+
+    The original names of Mask2Former are those of this package too.
+    """
+    public = find_public_method(tensors)
+    if public is not None:
+        return METHODS[public].layout
+    method = find_method(tensors)
+    if method == "mask2former":
+        found = mask2former_names.find_layout(tensors)
+        return next((key for key, row in _MASK2FORMER_LAYOUTS.items() if row == found), None)
+    return dino_names.find_layout(tensors) if method == "dino" else None
+
+
+def set_to_public(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Rename a DINO or a Mask2Former saved here to a layout of ``SET_LAYOUTS``.
+
+    Raises: ValueError if it is no such model, or the layout has no name for a tensor.
+    """
+    if layout in _MASK2FORMER_LAYOUTS and mask2former_names.find_layout(tensors) == "original":
+        return mask2former_names.to_public(tensors, _MASK2FORMER_LAYOUTS[layout])
+    if layout in dino_names.BACKBONES and dino_names.is_ours(tensors):
+        return dino_names.to_public(tensors, layout)
+    model = "DINO" if layout in dino_names.BACKBONES else "Mask2Former"
+    raise ValueError(
+        f"Only a whole {model} saved by this package can be written as {layout}; convert a file of "
+        "another layout to detectron2 first."
+    )
+
+
 def to_detectron2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Rename a model of a public layout to Detectron2's names; leave other models unchanged.
 
-    Returns: the tensors, and their former layout ("mmdet", "mmseg" or "detectron2").
+    Returns: the tensors, and their former layout ("mmdet", "mmseg", a key of ``SET_LAYOUTS``, or
+        "detectron2").
     Raises: ValueError if a name of the model is not in the table of its method.
     """
+    layout = public_layout(tensors)
+    if layout in dino_names.BACKBONES:
+        return dino_names.to_ours(tensors, layout), layout
+    if layout in _MASK2FORMER_LAYOUTS:
+        return mask2former_names.to_ours(tensors), layout
     method = find_public_method(tensors)
     if method is None:
         return dict(tensors), "detectron2"

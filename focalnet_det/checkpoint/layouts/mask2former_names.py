@@ -13,63 +13,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .name_pairs import (
+    NamePairs,
+    count,
+    focal_backbone,
+    pairs,
+    read_names,
+    split_backbone,
+    write_names,
+)
+
 HEAD = "sem_seg_head."
 PIXEL_DECODER = f"{HEAD}pixel_decoder."
 PREDICTOR = f"{HEAD}predictor."
 HF_PIXELS = "model.pixel_level_module.decoder."
 HF_QUERIES = "model.transformer_module."
 HF_BACKBONE = "model.pixel_level_module.encoder."
-
-# (pattern, replacement), the first that fits the whole name is taken.
-_ENCODER_LAYER = f"{PIXEL_DECODER}transformer.encoder.layers."
-FROM_TRANSFORMERS = (
-    (rf"{HF_PIXELS}level_embed", f"{PIXEL_DECODER}transformer.level_embed"),
-    (rf"{HF_PIXELS}input_projections\.(.*)", rf"{PIXEL_DECODER}input_proj.\1"),
-    (rf"{HF_PIXELS}encoder\.layers\.(\d+)\.self_attn\.(.*)", rf"{_ENCODER_LAYER}\1.self_attn.\2"),
-    (
-        rf"{HF_PIXELS}encoder\.layers\.(\d+)\.self_attn_layer_norm(.*)",
-        rf"{_ENCODER_LAYER}\1.norm1\2",
-    ),
-    (rf"{HF_PIXELS}encoder\.layers\.(\d+)\.final_layer_norm(.*)", rf"{_ENCODER_LAYER}\1.norm2\2"),
-    (rf"{HF_PIXELS}encoder\.layers\.(\d+)\.fc([12])(.*)", rf"{_ENCODER_LAYER}\1.linear\2\3"),
-    (rf"{HF_PIXELS}(adapter|layer)_1\.0\.(.*)", rf"{PIXEL_DECODER}\1_1.\2"),
-    (rf"{HF_PIXELS}(adapter|layer)_1\.1\.(.*)", rf"{PIXEL_DECODER}\1_1.norm.\2"),
-    (rf"{HF_PIXELS}mask_projection(.*)", rf"{PIXEL_DECODER}mask_features\1"),
-    (rf"{HF_QUERIES}queries_embedder(.*)", rf"{PREDICTOR}query_embed\1"),
-    (rf"{HF_QUERIES}queries_features(.*)", rf"{PREDICTOR}query_feat\1"),
-    (rf"{HF_QUERIES}level_embed(.*)", rf"{PREDICTOR}level_embed\1"),
-    (
-        rf"{HF_QUERIES}decoder\.layers\.(\d+)\.self_attn_layer_norm(.*)",
-        rf"{PREDICTOR}transformer_self_attention_layers.\1.norm\2",
-    ),
-    (
-        rf"{HF_QUERIES}decoder\.layers\.(\d+)\.self_attn\.(.*)",
-        rf"{PREDICTOR}transformer_self_attention_layers.\1.self_attn.\2",
-    ),
-    (
-        rf"{HF_QUERIES}decoder\.layers\.(\d+)\.cross_attn_layer_norm(.*)",
-        rf"{PREDICTOR}transformer_cross_attention_layers.\1.norm\2",
-    ),
-    (
-        rf"{HF_QUERIES}decoder\.layers\.(\d+)\.cross_attn\.(.*)",
-        rf"{PREDICTOR}transformer_cross_attention_layers.\1.multihead_attn.\2",
-    ),
-    (
-        rf"{HF_QUERIES}decoder\.layers\.(\d+)\.final_layer_norm(.*)",
-        rf"{PREDICTOR}transformer_ffn_layers.\1.norm\2",
-    ),
-    (
-        rf"{HF_QUERIES}decoder\.layers\.(\d+)\.fc([12])(.*)",
-        rf"{PREDICTOR}transformer_ffn_layers.\1.linear\2\3",
-    ),
-    (rf"{HF_QUERIES}decoder\.layernorm(.*)", rf"{PREDICTOR}decoder_norm\1"),
-    (
-        rf"{HF_QUERIES}decoder\.mask_predictor\.mask_embedder\.(\d+)\.0(.*)",
-        rf"{PREDICTOR}mask_embed.layers.\1\2",
-    ),
-    (r"class_predictor(.*)", rf"{PREDICTOR}class_embed\1"),
-    (r"(criterion\.empty_weight)", r"\1"),
-)
+_ENCODER = f"{PIXEL_DECODER}transformer.encoder.layers."
+_READS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
 
 Layout = Literal["original", "old original", "transformers"]
 
@@ -92,8 +53,8 @@ def translate_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a public Mask2Former by our names.
 
     Args:
-        state: of the original, old files included, or of transformers, whose backbone is left out:
-            it is that of another library.
+        state: of the original, old files included, or of transformers. The backbone of the latter
+            is left out, unless it is a FocalNet: it has names of its own.
     Raises: ValueError if the layout is none of these, or a name has no place in it.
     """
     layout = find_layout(state)
@@ -107,6 +68,35 @@ def translate_mask2former(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed_old(name): value for name, value in state.items()}
 
 
+def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a whole model of any layout by our names, the backbone's included.
+
+    A backbone of unknown names keeps them.
+
+    Raises: ValueError as `translate_mask2former`.
+    """
+    translated = translate_mask2former(state)
+    if find_layout(state) == "transformers":
+        return translated
+    try:
+        backbone, others = split_backbone(translated)
+    except ValueError:
+        return translated
+    return {f"backbone.{name}": tensor for name, tensor in backbone.items()} | others
+
+
+def to_public(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Return the tensors of our model by the names of a layout, the inverse of `to_ours`.
+
+    Raises: ValueError if the layout has no name for a tensor.
+    """
+    if layout == "transformers":
+        return transformers_names(state)
+    backbone, _ = focal_backbone(state, "Mask2Former")
+    written = original_names(state, old=layout == "old original")
+    return written | {f"backbone.{name}": tensor for name, tensor in backbone.items()}
+
+
 def _renamed_old(name: str) -> str:
     """Return the present name of a parameter of any file of the original."""
     if name.startswith(HEAD) and not name.startswith((PREDICTOR, PIXEL_DECODER)):
@@ -115,21 +105,96 @@ def _renamed_old(name: str) -> str:
 
 
 def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed, unknown = {}, []
-    for name, value in state.items():
-        if name.startswith(HF_BACKBONE):
-            continue
-        for pattern, replacement in FROM_TRANSFORMERS:
-            if re.fullmatch(pattern, name):
-                renamed[re.sub(pattern, replacement, name)] = value
-                break
-        else:
-            unknown.append(name)
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} names of this file have no place in Mask2Former, such as {unknown[0]}."
+    inside = {n.removeprefix(HF_BACKBONE): t for n, t in state.items() if n.startswith(HF_BACKBONE)}
+    others = {n: t for n, t in state.items() if not n.startswith(HF_BACKBONE)}
+    table = _transformers_names(
+        count(others, f"{HF_PIXELS}encoder.layers."),
+        count(others, f"{HF_PIXELS}input_projections."),
+        count(others, f"{HF_QUERIES}decoder.layers."),
+        criterion="criterion.empty_weight" in others,
+    )
+    head = _joined_projections(read_names(others, table, "Mask2Former of transformers"))
+    if not any(name.startswith("focalnet.") for name in inside):
+        return head
+    return {f"backbone.{n}": t for n, t in split_backbone(inside).backbone.items()} | head
+
+
+def _transformers_names(
+    encoder_layers: int, levels: int, decoder_layers: int, *, criterion: bool
+) -> NamePairs:
+    """Return our names and those of transformers, projections of self-attention apart."""
+    table = _pixel_names(encoder_layers, levels) | _query_names(decoder_layers)
+    if criterion:
+        table["criterion.empty_weight"] = ("criterion.empty_weight",)
+    return table
+
+
+def _pixel_names(encoder_layers: int, levels: int) -> NamePairs:
+    modules = {
+        f"{PIXEL_DECODER}adapter_1.norm": f"{HF_PIXELS}adapter_1.1",
+        f"{PIXEL_DECODER}layer_1.norm": f"{HF_PIXELS}layer_1.1",
+        f"{PIXEL_DECODER}mask_features": f"{HF_PIXELS}mask_projection",
+    }
+    for i in range(levels):
+        for k in range(2):
+            modules[f"{PIXEL_DECODER}input_proj.{i}.{k}"] = f"{HF_PIXELS}input_projections.{i}.{k}"
+    for i in range(encoder_layers):
+        theirs = f"{HF_PIXELS}encoder.layers.{i}."
+        modules |= {f"{_ENCODER}{i}.self_attn.{m}": f"{theirs}self_attn.{m}" for m in _READS}
+        modules |= {
+            f"{_ENCODER}{i}.norm1": f"{theirs}self_attn_layer_norm",
+            f"{_ENCODER}{i}.norm2": f"{theirs}final_layer_norm",
+            f"{_ENCODER}{i}.linear1": f"{theirs}fc1",
+            f"{_ENCODER}{i}.linear2": f"{theirs}fc2",
+        }
+    single = {
+        f"{PIXEL_DECODER}transformer.level_embed": f"{HF_PIXELS}level_embed",
+        f"{PIXEL_DECODER}adapter_1.weight": f"{HF_PIXELS}adapter_1.0.weight",
+        f"{PIXEL_DECODER}layer_1.weight": f"{HF_PIXELS}layer_1.0.weight",
+    }
+    return _one_each(modules, single)
+
+
+def _query_names(decoder_layers: int) -> NamePairs:
+    modules = {
+        f"{PREDICTOR}decoder_norm": f"{HF_QUERIES}decoder.layernorm",
+        f"{PREDICTOR}class_embed": "class_predictor",
+    }
+    single = {
+        f"{PREDICTOR}query_embed.weight": f"{HF_QUERIES}queries_embedder.weight",
+        f"{PREDICTOR}query_feat.weight": f"{HF_QUERIES}queries_features.weight",
+        f"{PREDICTOR}level_embed.weight": f"{HF_QUERIES}level_embed.weight",
+    }
+    for k in range(3):
+        theirs = f"{HF_QUERIES}decoder.mask_predictor.mask_embedder.{k}.0"
+        modules[f"{PREDICTOR}mask_embed.layers.{k}"] = theirs
+    for i in range(decoder_layers):
+        theirs = f"{HF_QUERIES}decoder.layers.{i}."
+        own, cross, feed = (
+            f"{PREDICTOR}transformer_{kind}_layers.{i}."
+            for kind in ("self_attention", "cross_attention", "ffn")
         )
-    return _joined_projections(renamed)
+        modules |= {
+            f"{own}norm": f"{theirs}self_attn_layer_norm",
+            f"{cross}norm": f"{theirs}cross_attn_layer_norm",
+            f"{feed}norm": f"{theirs}final_layer_norm",
+            f"{feed}linear1": f"{theirs}fc1",
+            f"{feed}linear2": f"{theirs}fc2",
+            f"{cross}multihead_attn.out_proj": f"{theirs}cross_attn.out_proj",
+        }
+        modules |= {f"{own}self_attn.{p}": f"{theirs}self_attn.{p}" for p in _PROJECTIONS}
+        for part in ("weight", "bias"):
+            single[f"{cross}multihead_attn.in_proj_{part}"] = f"{theirs}cross_attn.in_proj_{part}"
+    return _one_each(modules, single)
+
+
+def _one_each(modules: Mapping[str, str], single: Mapping[str, str]) -> NamePairs:
+    """Return the pairs of modules, and of parameters, that have one name on each side."""
+    table = pairs({ours: [theirs] for ours, theirs in modules.items()})
+    return table | {ours: (theirs,) for ours, theirs in single.items()}
+
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def _joined_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,6 +210,19 @@ def _joined_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
+def _split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `_joined_projections`."""
+    result = {}
+    for name, value in state.items():
+        found = re.fullmatch(r"(.*self_attention_layers.*\.)in_proj_(weight|bias)", name)
+        if found is None:
+            result[name] = value
+        else:
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                result[f"{found[1]}{part}_proj.{found[2]}"] = rows
+    return result
+
+
 def original_names(state: Mapping[str, Tensor], *, old: bool = False) -> dict[str, Tensor]:
     """Return the tensors of our model by the names of the original.
 
@@ -157,6 +235,21 @@ def original_names(state: Mapping[str, Tensor], *, old: bool = False) -> dict[st
         name.replace(PIXEL_DECODER, HEAD).replace("query_feat", "static_query"): value
         for name, value in state.items()
     }
+
+
+def transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the head of our model by the names of transformers, whose backbones are others.
+
+    Raises: ValueError if the model has a parameter that theirs lacks.
+    """
+    _, others = focal_backbone(state, "transformers")
+    table = _transformers_names(
+        count(others, _ENCODER),
+        count(others, f"{PIXEL_DECODER}input_proj."),
+        count(others, f"{PREDICTOR}transformer_ffn_layers."),
+        criterion="criterion.empty_weight" in others,
+    )
+    return write_names(_split_projections(others), table, "Mask2Former of transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,12 +310,8 @@ def inspect_mask2former(state: Mapping[str, Tensor]) -> Mask2FormerFile:
         layout=layout,
         num_classes=num_classes,
         queries=len(ours[f"{PREDICTOR}query_feat.weight"]),
-        encoder_layers=_layers(ours, f"{PIXEL_DECODER}transformer.encoder.layers."),
-        decoder_layers=_layers(ours, f"{PREDICTOR}transformer_ffn_layers."),
+        encoder_layers=count(ours, _ENCODER),
+        decoder_layers=count(ours, f"{PREDICTOR}transformer_ffn_layers."),
         backbone=backbone,
         tasks=PUBLISHED_CLASSES.get(num_classes, ()),
     )
-
-
-def _layers(names: Mapping[str, Tensor], prefix: str) -> int:
-    return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})

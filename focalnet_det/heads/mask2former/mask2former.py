@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...layers.checks import check_flag, check_integer, check_integers, check_number
 from ...layers.padded_batch import padded_batch
 from ..mmdet.segmentor import pad_and_stack_maps
+from ..set_prediction.levels import padding_masks
 from . import segmentation
 from .mask_criterion import SetCriterion
 from .mask_matcher import PUBLISHED_WEIGHTS, Weights
@@ -267,18 +268,6 @@ class Mask2Former(nn.Module):
             resized = segmentation.resize_masks(masks[queries.unique()], padded, size, output)
             found["instances"] = segmentation.instances(queries, labels, scores, resized, output)
         return found
-
-
-def padding_masks(sizes: Sequence[Size], padded: Size, device: torch.device) -> Tensor:
-    """Return which pixels of a batch are padding, bool (N, *padded).
-
-    Args:
-        sizes, padded: (height, width), pixels, of the images and of the batch.
-    """
-    masks = torch.ones(len(sizes), *padded, dtype=torch.bool, device=device)
-    for mask, (height, width) in zip(masks, sizes, strict=True):
-        mask[:height, :width] = False
-    return masks
 
 
 def _check_tasks(tasks: Sequence[str]) -> None:

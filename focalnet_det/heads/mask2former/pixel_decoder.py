@@ -1,9 +1,8 @@
 """Mask2Former's pixel decoder: a deformable encoder on strides 8 to 32, and one FPN step to 4."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from detectron2.layers import Conv2d, ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from ...layers.checks import check_integer
 from ...ops.dispatch import without_autocast
-from ..set_prediction.deformable_encoder import DeformableEncoder, cell_centers, valid_parts
+from ..set_prediction.levels import LevelEncoder, input_projection, resized_padding
 from ..set_prediction.position_encoding import SinePositionEncoding
 
 
@@ -27,42 +26,6 @@ class DecodedPixels(NamedTuple):
     mask_features: Tensor
     levels: list[Tensor]
     padding: list[Tensor] | None
-
-
-class LevelEncoder(nn.Module):
-    """A deformable encoder over the tokens of all levels, with an embedding of each level."""
-
-    def __init__(self, channels: int, levels: int, layers: int, feedforward: int, heads: int):
-        super().__init__()
-        self.level_embed = nn.Parameter(torch.randn(levels, channels))
-        self.encoder = DeformableEncoder(
-            channels, layers, feedforward=feedforward, heads=heads, levels=levels
-        )
-
-    def forward(
-        self, maps: Sequence[Tensor], positions: Sequence[Tensor], padding: Sequence[Tensor] | None
-    ) -> list[Tensor]:
-        """Return encoded maps of the shapes of ``maps``, (N, C, h, w) each.
-
-        Args:
-            positions: (N or 1, C, h, w) each.
-            padding: bool (N, h, w) each.
-        """
-        shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
-        tokens = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)
-        embedded = [
-            x.flatten(2).transpose(1, 2) + embed
-            for x, embed in zip(positions, self.level_embed, strict=True)
-        ]
-        position = torch.cat(embedded, dim=1)
-        ratios = None if padding is None else valid_parts(padding)
-        references = cell_centers(shapes, ratios, tokens.device)
-        masked = None if padding is None else torch.cat([x.flatten(1) for x in padding], dim=1)
-        tokens = self.encoder(tokens, position, references, shapes, masked)
-        split = tokens.split([height * width for height, width in shapes], dim=1)
-        return [
-            x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(split, shapes, strict=True)
-        ]
 
 
 class PixelDecoder(nn.Module):
@@ -141,24 +104,10 @@ class PixelDecoder(nn.Module):
                 )
                 for i, x in enumerate(maps)
             ]
-            levels = self.transformer(maps, positions, masks)
+            levels = self.transformer(maps, positions, masks).maps()
             lateral = self.adapter_1(high.to(dtype))
             above = F.interpolate(
                 levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
             fused = self.layer_1(lateral + above)
             return DecodedPixels(self.mask_features(fused), levels, masks)
-
-
-def input_projection(in_channels: int, channels: int) -> nn.Sequential:
-    """Return a 1x1 convolution and a group norm, (N, C_i, H, W) -> (N, C, H, W)."""
-    conv = nn.Conv2d(in_channels, channels, 1)
-    nn.init.xavier_uniform_(conv.weight)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return nn.Sequential(conv, nn.GroupNorm(32, channels))
-
-
-def resized_padding(padding: Tensor, feature: Tensor) -> Tensor:
-    """Return which cells of a map are padding: bool (N, H, W) -> (N, h, w), nearest pixels."""
-    resized = F.interpolate(padding[:, None].float(), size=feature.shape[-2:], mode="nearest")
-    return resized[:, 0].bool()

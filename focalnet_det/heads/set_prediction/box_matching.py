@@ -1,6 +1,6 @@
 """Matching costs and losses of detectors that predict a set of boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +19,10 @@ from .assignment import Match
 ALPHA, GAMMA = 0.25, 2.0
 # Format in which boxes are compared by L1.
 BoxFormat = Literal["xyxy", "cxcywh"]
+# Generalized IoU of all pairs of boxes, (Q, 4) and (M, 4), xyxy -> (Q, M).
+PairwiseOverlap = Callable[[Tensor, Tensor], Tensor]
+# Sum of 1 - generalized IoU of boxes, (M, 4) and (M, 4), xyxy.
+OverlapLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class BoxTarget(NamedTuple):
@@ -33,6 +37,18 @@ class BoxTarget(NamedTuple):
     labels: Tensor
     boxes: Tensor
     name: str = "without a file name"
+
+
+class BoxPrediction(NamedTuple):
+    """Classes and boxes of a set of queries.
+
+    Attributes:
+        logits: (N, Q, K).
+        boxes: (N, Q, 4), in the format of the detector.
+    """
+
+    logits: Tensor
+    boxes: Tensor
 
 
 class BoxWeights(NamedTuple):
@@ -67,6 +83,11 @@ def focal_costs(logits: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
     return positive - negative
 
 
+def summed_overlap_loss(boxes: Tensor, wanted: Tensor) -> Tensor:
+    """Return the sum of 1 - generalized IoU by torchvision."""
+    return generalized_box_iou_loss(boxes, wanted, reduction="sum")
+
+
 def matching_costs(
     logits: Tensor,
     boxes: Tensor,
@@ -75,6 +96,7 @@ def matching_costs(
     *,
     box_format: BoxFormat,
     epsilon: float,
+    overlap: PairwiseOverlap = generalized_box_iou,
 ) -> Tensor:
     """Return the costs of assigning each query to each object of an image, (Q, M), float32.
 
@@ -83,12 +105,13 @@ def matching_costs(
         boxes: (Q, 4), xyxy, in the units of the target.
         box_format: of the L1 distance, a sum over four numbers.
         epsilon: see `focal_costs`.
+        overlap: generalized IoU; published codes guard its quotients in different ways.
     """
     boxes, wanted = boxes.float(), target.boxes.float()
     ours, theirs = (box_convert(x, "xyxy", box_format) for x in (boxes, wanted))
     by_class = focal_costs(logits, target.labels, epsilon=epsilon)
     by_distance = torch.cdist(ours, theirs, p=1)
-    by_overlap = -generalized_box_iou(boxes, wanted)
+    by_overlap = -overlap(boxes, wanted)
     return weights.classes * by_class + weights.l1 * by_distance + weights.giou * by_overlap
 
 
@@ -99,6 +122,7 @@ def set_losses(
     matches: Sequence[Match],
     *,
     box_format: BoxFormat,
+    overlap_loss: OverlapLoss = summed_overlap_loss,
 ) -> SetLosses:
     """Return the focal loss of all queries, and L1 and GIoU losses of the matched ones, summed.
 
@@ -108,6 +132,7 @@ def set_losses(
         targets, matches: of each image; all may be empty, and then the losses of boxes are zeros
             with a gradient.
         box_format: of the L1 distance, a sum over four numbers.
+        overlap_loss: see `matching_costs`.
     """
     logits, boxes = logits.float(), boxes.float()
     wanted = torch.zeros_like(logits)
@@ -124,5 +149,5 @@ def set_losses(
     return SetLosses(
         by_class,
         F.l1_loss(ours, theirs, reduction="sum"),
-        generalized_box_iou_loss(matched, truth, reduction="sum"),
+        overlap_loss(matched, truth),
     )

@@ -47,3 +47,19 @@ class SinePositionEncoding(nn.Module):
         number = torch.arange(half, device=position.device).div(2, rounding_mode="floor")
         angle = position[..., None] / self.temperature ** (2 * number.float() / half)
         return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=4).flatten(3)
+
+
+def encode_boxes(boxes: Tensor, channels: int) -> Tensor:
+    """Encode the numbers of boxes by sines and cosines, (N, Q, 4) -> (N, Q, 4 * channels).
+
+    The temperature is 10000; the order of the numbers is y, x, w, h.
+
+    Args:
+        boxes: cxcywh, 0..1.
+        channels: of each number, even.
+    Source: arXiv:2201.12329, section 3.3 and appendix.
+    """
+    number = torch.arange(channels, device=boxes.device).div(2, rounding_mode="floor")
+    angle = boxes[..., [1, 0, 2, 3], None] * (2 * math.pi) / 10_000 ** (2 * number / channels)
+    both = torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1)
+    return both.flatten(2)
