@@ -1,13 +1,33 @@
 """Package metadata. Detectron2 is installed apart: see tools/install_detectron2.py."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "focalnet_det/__init__.py").read_text(), re.M)
 assert VERSION is not None
+EXPORT = ["onnx>=1.19", "onnxscript>=0.7", "onnxruntime>=1.23"]
+
+
+class BuildWithResources(build_py):
+    """Put configs, tools and dataset scripts into the wheel: see focalnet_det/resources.py."""
+
+    def run(self) -> None:
+        """Build the package; a checkout that is installed with --editable keeps its folders."""
+        super().run()
+        if self.editable_mode:
+            return
+        for name in ("configs", "tools", "datasets"):
+            for source in (ROOT / name).rglob("*"):
+                if source.suffix in (".py", ".yaml", ".md", ".sh"):
+                    target = Path(self.build_lib, "focalnet_det", source.relative_to(ROOT))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, target)
+
 
 setup(
     name="focalnet_det",
@@ -17,6 +37,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    cmdclass={"build_py": BuildWithResources},
+    entry_points={"console_scripts": ["focalnet-det = focalnet_det.command_line:main"]},
     packages=find_packages(include=["focalnet_det", "focalnet_det.*"]),
     package_data={"focalnet_det": ["py.typed", "ops/kernels/*.cpp", "ops/kernels/*.h"]},
     install_requires=[
@@ -45,7 +67,10 @@ setup(
     ],
     extras_require={
         "video": ["av>=12"],
+        "export": EXPORT,
+        "docs": ["zensical==0.1.3"],
         "test": [
+            *EXPORT,
             "av>=12",
             "pytest>=8",
             "pytest-xdist",

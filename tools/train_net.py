@@ -37,6 +37,9 @@ EXAMPLES = """examples:
   # repeat a run: its saved config includes the data
   tools/train_net.py --config-file output/mine/config.yaml --output output/again
 
+  # evaluate a run: its best weights, or the last ones
+  tools/train_net.py --eval-only --config-file output/mine/config.yaml --output output/mine
+
   # evaluate a checkpoint
   tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=output/model_final.pth
 """
@@ -62,7 +65,11 @@ def parse_args() -> argparse.Namespace:
         "--config-file", required=True, metavar="FILE", help=".py, .yaml, or a run's config.yaml"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate the initial weights")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate the run in --output, or the initial weights",
+    )
     parser.add_argument("--output", metavar="DIR", help="output folder, instead of the config's")
     parser.add_argument(
         "--overwrite",

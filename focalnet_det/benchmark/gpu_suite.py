@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..atomic import replacing
+from ..resources import resource_folder
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "configs/COCO-InstanceSegmentation"
+RECIPES = resource_folder("configs") / "COCO-InstanceSegmentation"
 COMMON = "--device cuda --dtype bfloat16 --compile --peers timm transformers swin convnext resnet"
 
 

@@ -335,3 +335,13 @@ def read_everywhere(path: Path) -> dict[str, Any]:
         torch.distributed.broadcast_object_list(holder)
         content = holder[0]
     return dict(content)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """Return the best checkpoint of a run, None if there is none.
+
+    The best model by ``train.keep_best`` comes first, then averaged weights, then the last ones.
+    """
+    numbered = [file for _, file in sorted(numbered_checkpoints(folder), reverse=True)]
+    files = (folder / BEST, folder / AVERAGED, folder / FINAL, *numbered)
+    return next((file for file in files if file.is_file()), None)

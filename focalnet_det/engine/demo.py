@@ -10,10 +10,7 @@ from ..data.shapes.generate import default_root, make_shapes
 from .launch import launch_run
 from .main import RunArguments
 
-CONFIG = (
-    Path(__file__).parents[2]
-    / "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
-)
+CONFIG = "configs/Shapes-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_demo.py"
 
 
 def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
@@ -23,10 +20,7 @@ def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
         output: output folder; a finished run there is repeated, not resumed.
         overrides: of the config, ``key=value``.
         force: regenerate the data.
-    Raises: ValueError if the repository is not available.
     """
-    if not CONFIG.is_file():
-        raise ValueError(f"The demo requires a clone of the repository: {CONFIG} is missing.")
     root = make_shapes(
         default_root(),
         train=1000,
@@ -38,9 +32,7 @@ def run_demo(output: str, overrides: list[str], *, force: bool = False) -> None:
     )
     print(f"Data: {root}, 1000 training and 150 validation images.", flush=True)
     launch_run(
-        RunArguments(
-            config_file=str(CONFIG), opts=overrides, output=output, num_cpus=cpu_processes()
-        )
+        RunArguments(config_file=CONFIG, opts=overrides, output=output, num_cpus=cpu_processes())
     )
     metrics = json.loads((Path(output) / "evaluation/shapes_val/coco_metrics.json").read_text())
     print(

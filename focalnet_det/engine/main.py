@@ -1,6 +1,7 @@
 """Train or evaluate from command-line arguments; the library side of tools/train_net.py."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import load_initial_weights
 from ..experiment import Experiment, RunArguments, check, describe, register_all
+from .checkpoints import best_checkpoint
 from .evaluate import evaluate, write_reports
 from .logs import hold_records
 from .precision import autocast
@@ -25,7 +27,10 @@ logger = logging.getLogger("focalnet_det")
 def run(args: RunArguments) -> dict[str, Any]:
     """Train, or evaluate the initial weights, and return the results of the last evaluation."""
     hold_records()
-    experiment = check(describe(args), eval_only=args.eval_only)
+    experiment = describe(args)
+    if args.eval_only:
+        experiment = with_saved_weights(experiment, args)
+    experiment = check(experiment, eval_only=args.eval_only)
     options = experiment.options
     if options.deterministic:
         make_deterministic()
@@ -41,6 +46,22 @@ def run(args: RunArguments) -> dict[str, Any]:
         return train(experiment, folder, resume=args.resume)
 
 
+def with_saved_weights(experiment: Experiment, args: RunArguments) -> Experiment:
+    """Return an evaluation of the weights that a run has saved in the output folder.
+
+    The folder must be named, or be that of the config file. Weights that the command line names
+    come first, and those that the training began with come last.
+    """
+    settings = experiment.settings
+    folder = Path(settings.options.output_dir)
+    is_named = bool(args.output) or Path(args.config_file).resolve().parent == folder.resolve()
+    saved = best_checkpoint(folder) if is_named else None
+    if saved is None or "init_checkpoint" in experiment.given:
+        return experiment
+    options = replace(settings.options, init_checkpoint=str(saved))
+    return experiment.with_settings(replace(settings, options=options))
+
+
 def run_evaluation(experiment: Experiment) -> dict[str, Any]:
     """Evaluate ``init_checkpoint``.
 
@@ -49,8 +70,8 @@ def run_evaluation(experiment: Experiment) -> dict[str, Any]:
     options = experiment.options
     if not options.init_checkpoint:
         raise ValueError(
-            "--eval-only requires weights. Add train.init_checkpoint=FILE (.py config) or "
-            "MODEL.WEIGHTS FILE (.yaml config)."
+            "--eval-only requires weights. Name the folder of a finished run (--output), or add "
+            "train.init_checkpoint=FILE (.py config) or MODEL.WEIGHTS FILE (.yaml config)."
         )
     model = experiment.model()
     report = load_initial_weights(model, options.init_checkpoint, new_classes=False)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from ..evaluation.score_tables import render_table, two_decimals
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @dataclass(frozen=True)
 class Bar:
@@ -71,8 +69,8 @@ def check_zoo(output: Path, *, only: str = "", bars: Sequence[Bar] = BARS) -> li
 def run_bar(bar: Bar, folder: Path) -> Outcome:
     """Train one recipe; raises as ``check_zoo``."""
     before = _children_seconds()
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--output", str(folder)]
-    subprocess.run([*command, "--config-file", str(ROOT / "configs" / bar.config)], check=True)
+    command = [sys.executable, "-m", "focalnet_det", "train", "--output", str(folder)]
+    subprocess.run([*command, "--config-file", bar.config], check=True)
     *_, last = (folder / "metrics.json").read_text().splitlines()
     return Outcome(bar, float(json.loads(last)[bar.metric]), _children_seconds() - before)
 

@@ -8,6 +8,7 @@ from .description import (
     load_config,
     load_config_text,
     read_experiment,
+    recipe,
     register_all,
 )
 from .options import TrainOptions
@@ -21,5 +22,6 @@ __all__ = [
     "load_config",
     "load_config_text",
     "read_experiment",
+    "recipe",
     "register_all",
 ]

@@ -22,6 +22,7 @@ from ..data.panoptic.panoptic_sets import (
 from ..data.registry import register_coco, register_shapes
 from ..data.semantic.label_folders import register_ade20k_sem_seg, register_shapes_sem_seg
 from ..heads.prepare import prepare_model
+from ..resources import find_config
 from . import lazy, lazy_check, yacs, yacs_check, yaml_files
 from .arguments import RunArguments, read_own_data
 from .data_settings import (
@@ -118,12 +119,13 @@ def load_config(path: str | Path, overrides: list[str]) -> Any:
     """Load a config of either kind, and apply overrides.
 
     Args:
-        path: ``.py`` (LazyConfig), ``.yaml`` (yacs), or the ``config.yaml`` that a run has saved.
+        path: ``.py`` (LazyConfig), ``.yaml`` (yacs), or the ``config.yaml`` that a run has saved;
+            also a path below the ``configs`` of the package.
         overrides: ``key=value`` for LazyConfig; ``KEY VALUE`` or ``KEY=VALUE`` for yacs.
     Raises: ValueError if the file is missing or of neither kind, KeyError for an override of a key
         that the config does not have.
     """
-    path = Path(path)
+    path = find_config(path)
     if not PathManager.isfile(str(path)):
         raise ValueError(f"No such config file: {path}.")
     if path.suffix == ".py":
@@ -134,6 +136,17 @@ def load_config(path: str | Path, overrides: list[str]) -> Any:
     if "model" in content:
         return lazy.load_saved(content, path, overrides)
     return yacs.load(content, path, overrides)
+
+
+def recipe(path: str | Path) -> Any:
+    """Return a LazyConfig of the package, to be changed in a config of one's own.
+
+    Args:
+        path: below ``configs``, such as
+            ``COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py``.
+    Raises: ValueError if there is no such config.
+    """
+    return load_config(path, [])
 
 
 def load_config_text(text: str) -> Any:

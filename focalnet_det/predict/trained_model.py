@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checkpoint.files import check_file
 from ..checkpoint.global_level import saved_global_levels, set_global_levels
-from ..engine.checkpoints import AVERAGED, BEST, FINAL, numbered_checkpoints
+from ..engine.checkpoints import best_checkpoint
 from ..engine.run_folder import CONFIG
 from ..experiment import (
     Experiment,
@@ -43,8 +43,6 @@ class TrainedModel:
 def find_checkpoint(source: str | Path) -> Path:
     """Find the checkpoint to use: a file itself, or of a run's folder the best there is.
 
-    The best model by ``train.keep_best`` comes first, then averaged weights, then the last ones.
-
     Raises: ValueError if there is none.
     """
     path = Path(source)
@@ -52,13 +50,12 @@ def find_checkpoint(source: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise ValueError(f"{path} does not exist: give the folder of a run, or a checkpoint.")
-    numbered = [file for _, file in sorted(numbered_checkpoints(path), reverse=True)]
-    for file in (path / BEST, path / AVERAGED, path / FINAL, *numbered):
-        if file.is_file():
-            return file
-    raise ValueError(
-        f"{path} holds no checkpoint (model_*.pth): train first, or give the checkpoint itself."
-    )
+    found = best_checkpoint(path)
+    if found is None:
+        raise ValueError(
+            f"{path} holds no checkpoint (model_*.pth): train first, or give the checkpoint itself."
+        )
+    return found
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is missing: run make install")
 
-from focalnet_det.engine import zoo_check
 from focalnet_det.engine.zoo_check import BARS, Bar, check_zoo, table
+from tests.helpers.paths import CONFIGS
 
 
 def test_recipes_of_the_table_exist_and_evaluate_their_metric() -> None:
     for bar in BARS:
-        text = (zoo_check.ROOT / "configs" / bar.config).read_text()
+        text = (CONFIGS / bar.config).read_text()
         assert f'"{bar.metric.split("/")[0]}"' in text
         assert 0 < bar.least < 100
 

@@ -1,0 +1,5 @@
+"""Run ``python -m focalnet_det``, which is ``focalnet-det``."""
+
+from .command_line import main
+
+main()
