@@ -1,5 +1,6 @@
 """Adapt the backbones to Detectron2's ``Backbone`` interface, and register them."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from ..backbones.focalnet import FocalNet  # noqa: E402
 from ..backbones.stages import StagedBackbone  # noqa: E402
 from ..layers.padded_batch import current_batch  # noqa: E402
 from ..necks.fpn import build_fpn, build_retinanet_fpn  # noqa: E402
+from .feature_shapes import C4_ADVICE, FeatureShapes  # noqa: E402
+
+logger = logging.getLogger("focalnet_det")
 
 
 class ComputedFeatures(dict[str, Tensor]):
@@ -65,10 +69,12 @@ class StagedDetectron2Backbone(StagedBackbone, Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each output feature as Detectron2's ``ShapeSpec``."""
-        return {
-            name: feature_shape(channels=shape.channels, stride=shape.stride)
-            for name, shape in super().output_shape().items()
-        }
+        return FeatureShapes(
+            {
+                name: feature_shape(channels=shape.channels, stride=shape.stride)
+                for name, shape in super().output_shape().items()
+            }
+        )
 
 
 class FocalNetBackbone(FocalNet, StagedDetectron2Backbone):
@@ -141,10 +147,21 @@ def build_focal_transformer_backbone(
 def _backbone_from_config(
     cfg: CfgNode, input_shape: ShapeSpec, name: str, **defaults: Any
 ) -> StagedDetectron2Backbone:
+    if name not in cfg.MODEL:
+        raise KeyError(
+            f"The config has no MODEL.{name}: call focalnet_det.add_focalnet_config(cfg) before "
+            "reading the config of the project."
+        )
     node = cfg.MODEL[name]
     overrides = {key.lower(): value for key, value in node.items() if value is not None}
     variant = overrides.pop("variant")
     return focalnet_backbone(variant, in_channels=input_shape.channels, **defaults | overrides)
+
+
+def is_c4(cfg: CfgNode) -> bool:
+    """Tell whether a config is one of an R-CNN without FPN, whose head is a stage of a ResNet."""
+    is_rcnn = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "MmdetRCNN")
+    return is_rcnn and cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
 
 
 def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> StagedDetectron2Backbone:
@@ -154,6 +171,9 @@ def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> StagedDetectr
 
 
 def _fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> Backbone:
+    if is_c4(cfg):
+        # No error: it is Detectron2's default, with which a backbone alone may be built.
+        logger.warning("MODEL.ROI_HEADS.NAME is Res5ROIHeads. %s", C4_ADVICE)
     return build_fpn(
         _bottom_up(cfg, input_shape, name),
         in_features=cfg.MODEL.FPN.IN_FEATURES,

@@ -4,10 +4,11 @@ from collections.abc import ItemsView, ValuesView
 from typing import Any, get_type_hints
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from torch import nn
 
-from ..detectron2.backbone import CONFIG_NODES
+from ..detectron2.backbone import CONFIG_NODES, is_c4
+from ..detectron2.feature_shapes import C4_ADVICE
 from . import yacs
 from .rules import YACS_RULES, range_problem
 from .values import fits, type_name
@@ -26,6 +27,13 @@ def problems(cfg: CfgNode) -> list[str]:
             f"MODEL.PIXEL_MEAN has {means} values, but MODEL.PIXEL_STD has {stds}: give both one "
             "value per channel."
         )
+    if cfg.MODEL.BACKBONE.NAME not in BACKBONE_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY if "focal" in name))
+        found.append(
+            f"Unknown MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r}. Of this package: {known}."
+        )
+    elif "focal" in cfg.MODEL.BACKBONE.NAME and is_c4(cfg):
+        found.append(f"MODEL.ROI_HEADS.NAME is Res5ROIHeads. {C4_ADVICE}")
     names = cfg.SOLVER.NO_DECAY_NAMES
     if not all(isinstance(name, str) for name in names):
         found.append(f"SOLVER.NO_DECAY_NAMES must be a list of strings, got {list(names)}.")
