@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..layers.checks import check_integer, check_integers, check_number
 from ..layers.sync_batch_norm import sync_batch_norm
+from ..ops.dispatch import is_tracing
 from .pixel_loss import PixelCrossEntropy
 
 Features = Mapping[str, Tensor]
@@ -235,7 +236,8 @@ class UPerNetHead(nn.Module):
 
         Raises: ValueError if a batch norm would have to normalize a single pixel.
         """
-        if len(x) == 1 and comm.get_world_size() == 1 and self._normalizes_single_pixels():
+        # The sizes come last: a graph is recorded in eval mode, for any size.
+        if self._normalizes_single_pixels() and len(x) == 1 and comm.get_world_size() == 1:
             raise ValueError(
                 "UPerNet with batch norm cannot train on one image at a time, because its coarsest "
                 "level is a single pixel. Use a batch size of at least 2, less accumulation, "
@@ -248,6 +250,8 @@ class UPerNetHead(nn.Module):
 
 def resize_like(x: Tensor, like: Tensor) -> Tensor:
     """Resize a map (N, C, h, w) bilinearly to the height and width of another (N, C', H, W)."""
-    if x.shape[-2:] == like.shape[-2:]:
+    # A graph must not depend on the size it was recorded with.
+    recording = torch.compiler.is_compiling() or is_tracing()
+    if not recording and x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

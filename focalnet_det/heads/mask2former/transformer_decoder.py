@@ -142,7 +142,7 @@ class MaskedTransformerDecoder(nn.Module):
                 ).float()
                 for x in pixels.levels
             ]
-        batch = len(pixels.mask_features)
+        batch = pixels.mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         query_position = self.query_embed.weight
         predictions = [self.predict(queries, pixels.mask_features)]
