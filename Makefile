@@ -9,7 +9,7 @@ ENV_DIR := $(or $(if $(ACTIVE),$(shell $(HAS_TORCH) 2>/dev/null && echo "$(ACTIV
 PY := "$(ENV_DIR)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-tests demo zoo-check test test-fast soak gpu-test lint clean
+.PHONY: help install install-tests demo zoo-check test test-fast soak gpu-test lint docs clean
 
 help:
 	@echo "make demo       train, evaluate and draw on the generated data set"
@@ -19,6 +19,7 @@ help:
 	@echo "make soak       kills trainings 200 times, and runs one for long: about an hour"
 	@echo "make gpu-test   on a GPU: kernels, compilers, a step of each model"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation as a site, in output/site"
 	@echo "make install    only the installation, into $(ENV_DIR); the others do it themselves"
 	@echo "make clean      remove caches and build files; keeps .venv, data and output"
 
@@ -66,6 +67,10 @@ soak: install-tests
 
 gpu-test: install-tests
 	$(PY) -m pytest -m gpu tests/ops
+
+docs: install
+	@$(PY) -m pip install --quiet --editable ".[docs]"
+	$(PY) -m zensical build --strict
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

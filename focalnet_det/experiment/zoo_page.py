@@ -19,6 +19,8 @@ from .description import load_config, read_experiment, register_all
 BEGIN, END = "<!-- begin: focalnet-det configs --zoo-page -->", "<!-- end -->"
 # Sizes for which published FLOPs are given, (height, width), pixels.
 DETECTION_SIZE, SEGMENTATION_SIZE = (800, 1280), (512, 2048)
+# Multiply-accumulates of the backbones that were counted, by the shapes of their parameters.
+COUNTED: dict[tuple[tuple[int, ...], ...], int] = {}
 HEAD = """| config | published score | parameters | MACs | starts from |
 |---|---|---|---|---|
 """
@@ -87,8 +89,16 @@ def _macs(model: nn.Module) -> str:
         return f"{sum(segmentor_macs(model, SEGMENTATION_SIZE)) / 1e9:.0f} G"
     for module in model.modules():
         if isinstance(module, StagedBackbone):
-            return f"backbone {analyze_backbone(module, DETECTION_SIZE).macs / 1e9:.0f} G"
+            return f"backbone {_backbone_macs(module) / 1e9:.0f} G"
     return "–"
+
+
+def _backbone_macs(net: StagedBackbone) -> int:
+    """Count a backbone once: many configs have the same one."""
+    shapes = tuple(tuple(parameter.shape) for parameter in net.parameters())
+    if shapes not in COUNTED:
+        COUNTED[shapes] = analyze_backbone(net, DETECTION_SIZE).macs
+    return COUNTED[shapes]
 
 
 def starting_weights(name: str) -> str:

@@ -92,8 +92,8 @@ FURTHER = {
     "Mask2Former": ("Shapes-PanopticSegmentation/mask2former_focalnet_nano_small.py", PLAIN),
 }
 
-# Files that are written and run in every test run; the rest takes half a minute each.
-ALWAYS = ("UPerNet", "Mask R-CNN")
+# The file that is written and run in every test run; the others take half a minute each.
+ALWAYS = ("UPerNet",)
 Train = Callable[[str], Path]
 
 
@@ -107,13 +107,8 @@ def needs_onnx() -> None:
         pytest.importorskip(library, reason="ONNX is missing: pip install '.[export]'")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "Mask R-CNN" else pytest.mark.soak)
-        for name in MODELS | FURTHER
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("name", MODELS | FURTHER)
 def test_onnx_equals_the_model(name: str, tmp_path: Path) -> None:
     needs_onnx()
     path = tmp_path / "model.onnx"
