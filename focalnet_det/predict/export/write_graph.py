@@ -21,6 +21,8 @@ from .graph_models import GraphModel
 from .verify_graph import Arrays, Comparison, Run, verify
 
 ONNX, TORCH_EXPORT = ".onnx", ".pt2"
+# Limit of the format of ONNX files, less some room for the graph.
+MOST_BYTES = 2**31 - 2**24
 # Key of our entry in the metadata of a file, JSON.
 METADATA = "focalnet_det"
 
@@ -67,6 +69,7 @@ def export_model(
         raise ValueError(f"{path} must end in {ONNX}, or in {TORCH_EXPORT} for torch.export.")
     if path.suffix == ONNX:
         require_onnx()
+        _check_size(model)
     graph = graph_model(model)
     program = record(graph, size)
     about = metadata(graph) | dict(description or {})
@@ -82,6 +85,15 @@ def export_model(
             run = program_runner(temporary, graph.outputs)
         comparisons = verify(graph, model, run, verification_sizes(size))
     return ExportReport(path, graph.outputs, comparisons)
+
+
+def _check_size(model: nn.Module) -> None:
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"The weights have {size / 1e9:.1f} GB, and an ONNX file holds at most 2 GB: write "
+            f"{TORCH_EXPORT} instead."
+        )
 
 
 def require_onnx() -> None:

@@ -277,6 +277,14 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_is_too_large_for_onnx_is_refused(tmp_path: Path) -> None:
+    needs_onnx()
+    with torch.device("meta"):
+        net = create_backbone("focalnet_huge_fl3")
+    with pytest.raises(ValueError, match=r"2.7 GB, and an ONNX file holds at most 2 GB"):
+        export_model(net, tmp_path / "x.onnx")
+
+
 def table() -> str:
     """Return the table of docs/export.md: what the wrappers give, and who runs their files."""
     rows = ["| model | `.onnx`, `.pt2` | results | files are compared in |", "|---|---|---|---|"]
