@@ -16,14 +16,14 @@ from tests.helpers.paths import CONFIGS, ROOT, TOOLS
 # Scripts for developers of this package, and parts of other scripts.
 NO_COMMANDS = {
     *("bootstrap.py", "detectron2_patches.py", "check_zoo.py", "inspect_kernels.py"),
-    "benchmark_evaluation.py",
+    *("benchmark_evaluation.py", "detectron2_wheel.py", "ade20k_script.py"),
 }
 
 
 def test_every_script_is_a_command() -> None:
     scripts = {command.script for command in COMMANDS.values()}
-    expected = {f"tools/{p.name}" for p in TOOLS.glob("*.py") if p.name not in NO_COMMANDS}
-    assert expected | {f"datasets/{p.name}" for p in (ROOT / "datasets").glob("*.py")} <= scripts
+    files = [*TOOLS.glob("*.py"), *(ROOT / "datasets").glob("*.py")]
+    assert {f"{p.parent.name}/{p.name}" for p in files if p.name not in NO_COMMANDS} <= scripts
 
 
 def test_commands_are_listed_and_run(

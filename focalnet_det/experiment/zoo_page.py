@@ -62,7 +62,7 @@ def zoo_row(name: str, text: str) -> str:
     experiment = read_experiment(load_config(resource_folder("configs") / name, []))
     model, _ = experiment.skeleton()
     model.eval()
-    title = text.split(". ")[0].split(":")[0].removesuffix(".")
+    title = text.split(". ")[0].split(":")[0].split(" (see ")[0].removesuffix(".")
     cells = [
         f"[{title}](../configs/{name})",
         published_score(text) or "–",

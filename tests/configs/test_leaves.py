@@ -33,6 +33,7 @@ from tests.helpers.configs import (
     read,
     shapes,
     train_loader_arguments,
+    zoo_rows,
 )
 
 
@@ -47,6 +48,10 @@ def test_config_builds(path: Path) -> None:
     model, problems = skeleton(experiment)
     problems += [*class_problems(experiment.settings, model), *name_problems(experiment, model)]
     assert problems + feature_problems(model) + batch_problems(experiment) == []
+    if path in LEAVES:
+        # If not: focalnet-det configs --zoo-page docs/zoo.md.
+        cells = zoo_rows()[f"{path.parent.name}/{path.name}"]
+        assert cells[2] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
     optimizer = experiment.optimizer(model)
     in_groups = sum(len(group["params"]) for group in optimizer.param_groups)
     assert in_groups == sum(p.requires_grad for p in model.parameters())

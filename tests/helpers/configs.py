@@ -1,7 +1,9 @@
 """The configs of the repository, read, and models of them that take no memory."""
 
 import inspect
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +19,7 @@ from focalnet_det.experiment import (
     read_experiment,
 )
 from focalnet_det.experiment import yacs_parts as yacs_module
-from tests.helpers.paths import CONFIGS
+from tests.helpers.paths import CONFIGS, ROOT
 
 LEAVES = sorted(p for p in CONFIGS.glob("*/*.py") if p.parent.name != "common")
 
@@ -28,6 +30,17 @@ RECIPE = CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_focalnet_tiny_srf_fpn_1x
 
 def names(paths: list[Path]) -> list[str]:
     return [f"{path.parent.name}/{path.name}" for path in paths]
+
+
+@cache
+def zoo_rows() -> dict[str, tuple[str, ...]]:
+    """Cells of the tables of docs/zoo.md, by the path of the config below ``configs``."""
+    rows = {}
+    for line in (ROOT / "docs/zoo.md").read_text().splitlines():
+        cells = tuple(cell.strip() for cell in line.strip("|").split("|"))
+        if found := re.search(r"\(\.\./configs/(.+)\)", cells[0]):
+            rows[found[1]] = cells
+    return rows
 
 
 def read(path: Path) -> Experiment:

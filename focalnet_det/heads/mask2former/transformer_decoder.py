@@ -196,7 +196,9 @@ def attention_mask(
     """
     logits = mask_embedding.float() @ mask_features.flatten(2)
     outside = logits.sigmoid() < 0.5
-    if padding is not None:
-        outside |= padding.flatten(1)[:, None]
-    everything = torch.zeros_like(outside) if padding is None else padding.flatten(1)[:, None]
-    return torch.where(outside.all(dim=-1, keepdim=True), everything, outside)
+    never = None if padding is None else padding.flatten(1)[:, None]
+    if never is not None:
+        outside |= never
+    # Not `torch.where`, which runtimes of ONNX do not have for this dtype.
+    outside &= ~outside.all(dim=-1, keepdim=True)
+    return outside if never is None else outside | never
