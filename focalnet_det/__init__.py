@@ -11,16 +11,20 @@ from .moved import find_moved_modules
 
 if TYPE_CHECKING:
     from .backbones import list_backbones
-    from .create import create_backbone
+    from .create import create_backbone, create_classifier
 
 __version__ = "0.1.0"
 
 # Imported at first use.
-LAZY_IMPORTS = {"create_backbone": ".create", "list_backbones": ".backbones"}
+LAZY_IMPORTS = {
+    "create_backbone": ".create",
+    "create_classifier": ".create",
+    "list_backbones": ".backbones",
+}
 
 find_moved_modules()
 
-__all__ = ["add_focalnet_config", "create_backbone", "list_backbones"]
+__all__ = ["add_focalnet_config", "create_backbone", "create_classifier", "list_backbones"]
 
 
 def __getattr__(name: str) -> Any:

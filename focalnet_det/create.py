@@ -1,4 +1,4 @@
-"""Create a backbone by name, optionally with pretrained weights."""
+"""Create a backbone or a classifier by name, optionally with pretrained weights."""
 
 import logging
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .backbones import StagedBackbone, build_backbone
+from .backbones.classifier import Classifier, build_classifier
 
 logger = logging.getLogger("focalnet_det")
 
@@ -41,4 +42,36 @@ def create_backbone(
         from .checkpoint import load_pretrained
 
         logger.info("%s", load_pretrained(net, weights))
+    return net
+
+
+def create_classifier(
+    name: str,
+    num_classes: int = 1000,
+    *,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
+    **overrides: Any,
+) -> Classifier:
+    """Create a published classifier by name, with the head of the official code.
+
+    Args:
+        name: variant, see :func:`~focalnet_det.list_backbones`.
+        num_classes: number of logits: 1000 for ImageNet-1k, 21842 for ImageNet-22k.
+        weights: path, URL, registered name or state dict in any public layout; a 22k file gives a
+            classifier of 1,000 classes the head of ImageNet-1k. The head stays random if the file
+            has none, or one for another number of classes. None for random weights.
+        overrides: any constructor argument of the backbone, such as ``drop_path_rate``.
+    Returns: the module, in training mode; its state dict is an official file.
+    Raises: as :func:`create_backbone`.
+
+    Example::
+
+        net = create_classifier("focalnet_tiny_srf").eval()
+        logits = net(torch.rand(1, 3, 224, 224))  # (1, 1000)
+    """
+    net = build_classifier(name, num_classes, **overrides)
+    if weights is not None:
+        from .checkpoint import load_headed
+
+        logger.info("%s", load_headed(net, weights))
     return net

@@ -160,8 +160,13 @@ class StagedBackbone(nn.Module):
         self._check_image_sizes(image_sizes)
         if image_sizes is not None:
             x = x * valid_mask(image_sizes, 1, x)
+        return self.forward_stages(self.pos_drop(self.patch_embed(x)), image_sizes)
+
+    def forward_stages(
+        self, tokens: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the features of embedded patches, (N, H, W, C); see :meth:`forward`."""
         features: dict[str, Tensor] = {}
-        tokens: Tensor = self.pos_drop(self.patch_embed(x))
         for i, (name, layer) in enumerate(zip(self.stage_names, self.layers, strict=True)):
             valid = None
             if image_sizes is not None:

@@ -173,6 +173,7 @@ METHODS: dict[str, Method] = {
         signature=r"^decode_head\.conv_seg\.",
         classes=r"^decode_head\.conv_seg\.weight$",
     ),
+    "masked_images": Method(title="masked image model", signature=r"(^|\.)mask_token$"),
     "classifier": Method(
         title="classifier",
         signature=r"(^|\.)(head|fc|head\.fc|classifier|pred_w)(\.weight)?$",
@@ -217,7 +218,7 @@ class Architecture:
     @property
     def is_detector(self) -> bool:
         """Tell whether it is a whole model with a head, for any task except classification."""
-        return self.method not in (None, "classifier")
+        return self.method not in (None, "classifier", "masked_images")
 
     def __str__(self) -> str:
         """Describe it, with an article: "a Cascade Mask R-CNN (80 classes, FocalNet-T LRF)"."""
@@ -225,7 +226,7 @@ class Architecture:
         if self.is_detector:
             title, details = METHODS[str(self.method)].title, [classes, self.backbone]
         else:
-            kind = "classifier" if self.method else "backbone"
+            kind = METHODS[self.method].title if self.method else "backbone"
             title, details = f"{self.backbone or ''} {kind}".strip(), [classes]
         known = ", ".join(detail for detail in details if detail)
         article = "an" if re.match(r"[AEIOU]|[FMSRX][-A-Z0-9]", title) else "a"

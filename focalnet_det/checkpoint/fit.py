@@ -20,6 +20,7 @@ INTEGER = re.compile(rf"(num_batches_tracked|relative_position_index|{TOPK_BUFFE
 
 # Names that a file may have and the network may not, each dropped by a named rule.
 CLASSIFIER = re.compile(r"^(head|norm)\.(weight|bias)$")
+MASKED_IMAGES = re.compile(r"^(mask_token$|decoder\.0\.)")
 OUTPUT_NORM = re.compile(rf"^({'|'.join(OUTPUT_NORMS)})\.(weight|bias)$")
 KERNEL = re.compile(r"^(layers\.\d+\.blocks\.\d+\.modulation\.)focal_layers\.(\d+)\.0\.weight$")
 GATES = re.compile(r"^(layers\.\d+\.blocks\.\d+\.modulation\.)f\.(weight|bias)$")
@@ -168,6 +169,8 @@ def drop_rule(name: str, target: State) -> str | None:
     """
     if CLASSIFIER.match(name):
         return "classifier"
+    if MASKED_IMAGES.match(name):
+        return f"{'token' if name == 'mask_token' else 'decoder'} of masked image modeling"
     if OUTPUT_NORM.match(name):
         return "norm of an unused output"
     stage = re.match(r"layers\.(\d+)\.(downsample\.)?", name)

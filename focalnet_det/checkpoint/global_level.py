@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbones.classifier import BACKBONE_PREFIX, HeadedNetwork
 from ..backbones.focalnet import FocalModulation
 from ..layers import channels_first, channels_last
 from ..layers.recast import recast, set_submodule
@@ -135,6 +136,7 @@ def set_global_levels(net: nn.Module, levels: Mapping[str, float]) -> None:
     Raises: ValueError if a name is not a modulation of the network, or has no such level.
     """
     modules = {n: m for n, m in net.named_modules() if isinstance(m, FocalModulation)}
+    levels = _module_names(net, levels)
     for name in levels:
         if name not in modules:
             raise ValueError(
@@ -146,3 +148,16 @@ def set_global_levels(net: nn.Module, levels: Mapping[str, float]) -> None:
             set_global_level(net, name, levels[name])
         elif isinstance(modulation, GlobalLevelModulation):
             _restore_modulation(net, name, modulation)
+
+
+def _module_names(net: nn.Module, levels: Mapping[str, float]) -> dict[str, float]:
+    """Rename modulations from names in state dicts, which lack the backbone of a classifier."""
+    renamed = dict(levels)
+    for path, module in net.named_modules():
+        if isinstance(module, HeadedNetwork):
+            outer = f"{path}." if path else ""
+            renamed = {
+                f"{outer}{BACKBONE_PREFIX}{n.removeprefix(outer)}" if n.startswith(outer) else n: v
+                for n, v in renamed.items()
+            }
+    return renamed

@@ -80,16 +80,16 @@ def load_pretrained(
     translation = peer or translate(checkpoint.tensors)
     fit = _fit_translation(translation, net, target, resize=allow_inflation, levels=levels)
     absent = absent_neighbors(translation.backbone, target)
-    initial = [*_new_level_kernels(target, fit, levels), *absent, *filter(SET_NAME.match, target)]
-    new, share = _compare(fit, target, initial, allow_missing, min_loaded)
+    initial = [*new_level_kernels(target, fit, levels), *absent, *filter(SET_NAME.match, target)]
+    new, share = check_missing(fit, target, initial, allow_missing, min_loaded)
     if fit.problems:
         explanation = explain_misfit(checkpoint.tensors, translation, net)
         raise_misfit(fit.problems, checkpoint.origin, explanation)
-    report = _report(translation, fit)
+    report = build_report(translation, fit)
     report.missing, report.share = new, share
     if levels == "shrink" and isinstance(net, FocalNet):
         report.notes.append(shrinking_error(net, translation.backbone, fit.tensors))
-    _load_fit(net, fit, report)
+    apply_fit(net, fit, report)
     report.notes += ambiguous_settings(translation.backbone, net) + notes(net, absent)
     report.notes += peer_notes(translation.layout, net)
     return report
@@ -116,7 +116,7 @@ def _fit_translation(
     return fit
 
 
-def _load_fit(net: nn.Module, fit: Fit, report: LoadReport) -> None:
+def apply_fit(net: nn.Module, fit: Fit, report: LoadReport) -> None:
     """Load fitted tensors, and report sets that the network does not use and cropped kernels."""
     for module, level in fit.global_levels.items():
         if isinstance(net.get_submodule(module), FocalModulation):
@@ -133,7 +133,7 @@ def _report_unused_sets(net: nn.Module, fit: Fit, report: LoadReport) -> None:
     report.rules |= dict.fromkeys(unused, UNUSED_SET)
 
 
-def _compare(
+def check_missing(
     fit: Fit, target: Mapping[str, Tensor], initial: list[str], allow_missing: bool, enough: float
 ) -> tuple[list[str], float]:
     """Add problems for missing tensors to a fit.
@@ -171,7 +171,7 @@ def open_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
     return checkpoint
 
 
-def _new_level_kernels(target: Mapping[str, Tensor], fit: Fit, levels: str | None) -> list[str]:
+def new_level_kernels(target: Mapping[str, Tensor], fit: Fit, levels: str | None) -> list[str]:
     """Return the kernels of added levels that keep their initial values, as officially."""
     if levels not in ("official", "by_kernel"):
         return []
@@ -194,7 +194,8 @@ def loaded_share(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
     return sum(c for n, c in counts.items() if n in tensors) / max(sum(counts.values()), 1)
 
 
-def _report(translation: Translation, fit: Fit) -> LoadReport:
+def build_report(translation: Translation, fit: Fit) -> LoadReport:
+    """Report what a fit loads, resizes and drops, by the names of the file."""
     rules = {translation.renamed.get(name, name): rule for name, rule in fit.dropped.items()}
     rules |= translation.dropped | dict.fromkeys(translation.others, OUTSIDE)
     return LoadReport(
@@ -218,8 +219,12 @@ def _warn_about_cropping(fit: Fit, report: LoadReport) -> None:
         logger.warning("%s", report.warnings[-1])
 
 
-def load_initial_weights(
-    model: nn.Module, path: str | Path, *, new_classes: bool = True, levels: str | None = None
+def load_detector(
+    model: nn.Module,
+    path: str | Path | Mapping[str, Any],
+    *,
+    new_classes: bool = True,
+    levels: str | None = None,
 ) -> LoadReport:
     """Initialize a detector from a file of a whole detector or of a backbone.
 
@@ -280,7 +285,7 @@ def _load_detector(
     fit = fit_backbone(
         inside, backbone, resize=new_classes, levels=levels, normalized=normalizes_modulator(model)
     )
-    kernels = _new_level_kernels(backbone, fit, levels)
+    kernels = new_level_kernels(backbone, fit, levels)
     initial = {prefix + n for n in (*kernels, *filter(SET_NAME.match, backbone))}
     fit = fit.prefixed(prefix)
     outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
@@ -299,7 +304,7 @@ def _load_detector(
     report.resized = [name for name in fit.tensors if name in fit.resized]
     report.dropped = list(report.rules)
     report.share = loaded_share(backbone, inside)
-    _load_fit(model, fit, report)
+    apply_fit(model, fit, report)
     return report
 
 

@@ -1,6 +1,6 @@
 """Narrow, shallow networks that keep every flag of a row of the variants table."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -8,6 +8,7 @@ from focalnet_det import create_backbone
 from focalnet_det.backbones import FOCAL_TRANSFORMERS, VARIANTS, StagedBackbone
 
 NAMES = sorted(VARIANTS)
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def shrunk(name: str, **overrides: Any) -> StagedBackbone:
@@ -19,7 +20,7 @@ def shrunk(name: str, **overrides: Any) -> StagedBackbone:
     return randomise(create_backbone(name, **{**small, **overrides})).eval()
 
 
-def randomise(net: StagedBackbone) -> StagedBackbone:
+def randomise(net: Net) -> Net:
     """Gives every parameter a weight in the result: fresh layer scales of 1e-4 would hide bugs."""
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):

@@ -36,6 +36,9 @@ MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "layers.{i}.downsample.norm": PAIR,
         "norm": PAIR,
         "head": PAIR,
+        # Of masked image modeling in this package; the official code has none.
+        "mask_token": ("",),
+        "decoder.0": PAIR,
         **{f"norm{i}": PAIR for i in range(4)},
     }
 )
@@ -44,6 +47,8 @@ PARTS = {**MODULES, **focal_transformer.MODULES}
 # Linear layers, (out, in), which timm stores as 1x1 convolutions, (out, in, 1, 1).
 LINEARS = ("modulation.f", "modulation.proj", "mlp.fc1", "mlp.fc2")
 OUTPUT_NORMS = tuple(f"norm{i}" for i in range(4))
+# Modules that other libraries do not have, or not under these names.
+OWN_MODULES = (f"{BLOCK}.modulation.global_level", "mask_token", "decoder.0")
 
 _PLACEHOLDER = re.compile(r"\{([a-z])([+-]\d+)?\}")
 Tokens = tuple[str, ...]
@@ -162,6 +167,8 @@ _HF = {
     "layers.{i}.downsample.norm": "encoder.stages.{i}.downsample.norm",
     "norm": "layernorm",
     "head": "classifier",
+    "mask_token": "embeddings.mask_token",
+    "decoder.0": "decoder.0",
 }
 _TIMM = {
     **{module: module for module in MODULES if module not in OUTPUT_NORMS},
@@ -175,7 +182,8 @@ _TIMM = {
     "layers.{i}.downsample.norm": "layers.{i+1}.downsample.norm",
     "head": "head.fc",
 }
-del _TIMM[f"{BLOCK}.modulation.global_level"]
+for _own in OWN_MODULES:
+    del _TIMM[_own]
 _MMPRETRAIN = {
     **{module: module for module in MODULES if module not in OUTPUT_NORMS},
     "patch_embed.proj": "patch_embed.projection",
@@ -191,7 +199,8 @@ _MMPRETRAIN = {
     "norm": "norm3",
     "head": "head.fc",
 }
-del _MMPRETRAIN[f"{BLOCK}.modulation.global_level"]
+for _own in OWN_MODULES:
+    del _MMPRETRAIN[_own]
 
 # Order decides between layouts that fit equally well.
 LAYOUTS: dict[str, Layout] = {
@@ -221,13 +230,9 @@ LAYOUTS: dict[str, Layout] = {
         title="Hugging Face transformers",
         modules=_HF,
         prefixes=("focalnet.", ""),
-        outside=("head",),
+        outside=("head", "decoder.0"),
         # The converter of transformers left the official name on the huge models.
         aliases=((r"\.modulation\.ln\.", ".modulation.layernorm."),),
-        drops=(
-            (r"embeddings\.mask_token$", "token of masked image modeling"),
-            (r"^decoder\.", "decoder of masked image modeling"),
-        ),
         writable=True,
         source="huggingface/transformers:src/transformers/models/focalnet/modeling_focalnet.py",
     ),

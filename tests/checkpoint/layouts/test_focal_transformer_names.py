@@ -12,10 +12,10 @@ from focalnet_det.checkpoint import (
     convert_checkpoint,
     convert_state_dict,
     inspect_checkpoint,
+    load_initial_weights,
     load_pretrained,
 )
 from focalnet_det.checkpoint.architecture import infer_architecture
-from focalnet_det.checkpoint.load import load_initial_weights
 from focalnet_det.ops import nearest
 from focalnet_det.ops.window_attention import WindowGrid
 
