@@ -13,8 +13,8 @@ RINGS = (
     *("errors", "moved", "atomic", "resources", "compat", "supervise", "ops", "layers"),
     *("backbones", "necks"),
     *("analysis", "detectron2", "heads", "data", "visualization", "evaluation", "report"),
-    *("checkpoint", "create", "adapters", "experiment", "engine", "predict", "benchmark"),
-    *("command_line", "__main__"),
+    *("checkpoint", "create", "adapters", "huggingface", "experiment", "engine", "predict"),
+    *("benchmark", "command_line", "__main__"),
 )
 MODULES = [
     path

@@ -175,7 +175,11 @@ def huggingface_config(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     # Stages of transformers include the downsampling at their end, so they have the next channels.
     widths = [shapes["embed_dim"] * 2 ** min(i + 1, stages - 1) for i in range(stages)]
     config = {
-        "architectures": ["FocalNetForImageClassification"],
+        "architectures": [
+            "FocalNetForMaskedImageModeling"
+            if "mask_token" in backbone
+            else "FocalNetForImageClassification"
+        ],
         "model_type": "focalnet",
         "num_channels": shapes["in_channels"],
         "patch_size": shapes["patch_size"],
