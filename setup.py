@@ -40,7 +40,12 @@ setup(
     cmdclass={"build_py": BuildWithResources},
     entry_points={"console_scripts": ["focalnet-det = focalnet_det.command_line:main"]},
     packages=find_packages(include=["focalnet_det", "focalnet_det.*"]),
-    package_data={"focalnet_det": ["py.typed", "ops/kernels/*.cpp", "ops/kernels/*.h"]},
+    package_data={
+        "focalnet_det": [
+            *("py.typed", "ops/kernels/*.cpp", "ops/kernels/*.h"),
+            "data/classification/imagenet22k_synsets.txt",
+        ]
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -69,6 +74,8 @@ setup(
         "video": ["av>=12"],
         "export": EXPORT,
         "docs": ["zensical==0.1.3"],
+        "classification": ["timm>=1.0.9"],
+        "huggingface": ["transformers>=5,<6"],
         "test": [
             *EXPORT,
             "av>=12",

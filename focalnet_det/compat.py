@@ -70,6 +70,20 @@ def require_detectron2() -> None:
         )
 
 
+def require_timm(module: str) -> Any:
+    """Import a module of timm, such as "data".
+
+    Raises: ImportError that says how to install it.
+    """
+    try:
+        return importlib.import_module(f"timm.{module}")
+    except ImportError as error:
+        raise ImportError(
+            "Augmentation and mixing of the classification recipes are timm's: install it with "
+            "pip install timm."
+        ) from error
+
+
 def uses_removed_numpy_aliases(folder: Path) -> bool:
     """Tell whether a Detectron2 is the unpatched v0.6 and NumPy no longer has np.int."""
     source = folder / "data" / "build.py"

@@ -25,6 +25,8 @@ EXAMPLES = """examples:
       configs/COCO-InstanceSegmentation/mask_rcnn_{focalnet_tiny_srf,swin_tiny}_fpn_1x.py
   tools/benchmark.py --size 512 512 --peers mask2former --detector \
       configs/ADE20K-SemanticSegmentation/mask2former_focalnet_tiny_lrf_160k.py
+  tools/benchmark.py --suite throughput --variant 'focalnet_tiny*' --repeats 3
+  tools/benchmark.py --suite throughput --device cuda --dtype float16 --batch-size 128
 """
 OTHERS = {
     "swin": "swin_tiny_patch4_window7_224",
@@ -60,7 +62,10 @@ def parse_args() -> argparse.Namespace:
                         help="not that of the wall clock: for busy machines")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="T", help="of PyTorch, on CPUs")
     parser.add_argument("--roofline", action="store_true", help="our stages against the machine")
-    parser.add_argument("--suite", choices=("gpu",), help="all rows for a GPU, and detectors")
+    parser.add_argument("--suite", choices=("gpu", "throughput"),
+                        help="all rows for a GPU; or images/s of all classifiers")  # fmt: skip
+    parser.add_argument("--sizes", type=int, nargs="+", default=(224, 448, 896), metavar="S",
+                        help="of --suite throughput; --batch-size is that of 224 px")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"), metavar="FOLDER",
                         help="of --suite; what it holds is not measured again")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
@@ -273,6 +278,29 @@ def plot(timings: list["Timing"], file: Path, title: str) -> None:
     figure.savefig(file, dpi=150)
 
 
+def run_throughput(args: argparse.Namespace) -> None:
+    """Measure the classifiers whose names match ``--variant``, all by default."""
+    import torch
+
+    from focalnet_det.benchmark import throughput
+
+    if args.repeats < 1 or min(*args.sizes, args.batch_size) < 1:
+        raise ValueError("--repeats, --sizes and --batch-size must be positive.")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    throughput.run(
+        args.output,
+        pattern=args.variant or "*",
+        sizes=args.sizes,
+        base_batch=args.batch_size,
+        device=device,
+        dtype=getattr(torch, args.dtype),
+        machine=machine(device),
+        repeats=args.repeats,
+    )
+
+
 def run_suite(output: Path) -> None:
     """Run the GPU suite."""
     import torch
@@ -299,6 +327,9 @@ def timing_report(timings: list[Any], args: argparse.Namespace, where: str) -> d
 def main() -> None:
     """Run the tool."""
     args = parse_args()
+    if args.suite == "throughput":
+        run_throughput(args)
+        return
     if args.suite:
         run_suite(args.output)
         return

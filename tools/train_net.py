@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train or evaluate a detector or segmentor from a .py or .yaml config."""
+"""Train or evaluate a detector, segmentor or classifier from a .py or .yaml config."""
 
 import argparse
 import sys
@@ -33,6 +33,20 @@ EXAMPLES = """examples:
   # a small box detector for data without masks
   tools/train_net.py --config-file configs/COCO-Detection/retinanet_focalnet_nano_fpn_small.py \\
       --coco-json train.json --images train_images --val-json val.json --val-images val_images
+
+  # your own classes: a folder of images per class
+  tools/train_net.py \\
+      --config-file configs/Shapes-Classification/classifier_focalnet_nano_small.py \\
+      --class-images train --val-class-images val
+
+  # pretrain on your own images without labels, then train a detector from the result
+  tools/train_net.py \\
+      --config-file configs/Shapes-Pretraining/simmim_focalnet_nano_small.py \\
+      --unlabeled-images photos --output output/pretrained
+  tools/train_net.py \\
+      --config-file configs/COCO-InstanceSegmentation/mask_rcnn_focalnet_nano_fpn_small.py \\
+      --coco-json train.json --images train_images \\
+      train.init_checkpoint=output/pretrained/model_final.pth
 
   # repeat a run: its saved config includes the data
   tools/train_net.py --config-file output/mine/config.yaml --output output/again
@@ -83,6 +97,7 @@ def parse_args() -> argparse.Namespace:
         "--report", action="store_true", help="write an HTML report per test set at the end"
     )
     add_data_options(parser)
+    add_image_options(parser)
     scale = parser.add_argument_group("several GPUs")
     scale.add_argument("--num-gpus", type=int, default=1, metavar="N", help="per machine")
     scale.add_argument("--num-cpus", type=int, default=0, metavar="N", help="CPU processes instead")
@@ -125,6 +140,17 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1),
         help="value of the first class; with 1, 0 is ignored",
     )
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for custom images: with a class each, or without labels."""
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "DIR"}
+    classes = parser.add_argument_group("your own classes: folders, .tar or .zip of class folders")
+    classes.add_argument("--class-images", help="training folders; see --classes", **several)
+    classes.add_argument("--val-class-images", help="validation folders", **several)
+    images = parser.add_argument_group("your own images without labels, for pretraining")
+    images.add_argument("--unlabeled-images", help="folder, .tar or .zip", **several)
+    images.add_argument("--val-unlabeled-images", help="to reconstruct at the end", **several)
 
 
 def main() -> None:

@@ -55,3 +55,15 @@ def multistep_iterations(iterations, milestones):
         warmup_iterations=0,
         warmup_factor=1.0,
     )
+
+
+def cosine_epochs(epochs, *, warmup_iterations, warmup_factor=0.001, final_factor=0.01):
+    """Linear warmup, then cosine to a share of the rate, as published for classification."""
+    return L(Schedule)(
+        epochs=epochs,
+        iterations=None,
+        decay="cosine",
+        warmup_iterations=warmup_iterations,
+        warmup_factor=warmup_factor,
+        final_factor=final_factor,
+    )

@@ -39,6 +39,7 @@ BOX_CONTRADICTS = "box that contradicts its mask"
 AREA_REPLACED = "implausible area"
 OBJECT_TWICE = "duplicate object"
 VOID_SEGMENT = "pixels of an unlisted segment"
+EMPTY_CLASS = "class without images"
 
 # Names in checkpoints of earlier versions.
 RENAMED_ISSUES = {
@@ -221,6 +222,12 @@ ISSUE_POLICIES: dict[str, IssuePolicy] = {
         "repaired",
         "stopped",
         "A panoptic PNG contains segment ids that the JSON does not list: their pixels are void.",
+    ),
+    EMPTY_CLASS: IssuePolicy(
+        "kept",
+        "kept",
+        "A class folder without an image, or a class of the list without a folder. The model keeps "
+        "its output; means over classes leave it out where it is evaluated.",
     ),
     UNKNOWN_CATEGORY: IssuePolicy(
         "stopped", "stopped", "A `category_id` that does not occur in `categories` of the file."

@@ -148,7 +148,9 @@ def fingerprint(records: Sequence[dict[str, Any]]) -> str:
             (a.get("category_id"), [round(float(x), 3) for x in a.get("bbox", ())])
             for a in record.get("annotations", ())
         ]
-        digest.update(repr((name, record.get("image_id"), rows)).encode())
+        described = [name, record.get("image_id"), rows]
+        described += [record["label"]] if "label" in record else []
+        digest.update(repr(tuple(described)).encode())
     return f"{len(records)} images ({digest.hexdigest()[:12]})"
 
 

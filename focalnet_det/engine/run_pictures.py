@@ -10,13 +10,19 @@ from torch import nn
 from ..experiment import Experiment
 from ..heads.tta import TestTimeAugmentation
 from ..visualization.curves import save_curves
-from ..visualization.draw_instances import INSTANCES, save_comparison
+from ..visualization.draw_classes import CLASSES, MASKED_IMAGES
+from ..visualization.draw_instances import INSTANCES, RowDrawings, save_comparison
 from ..visualization.draw_panoptic import PANOPTIC
 
 logger = logging.getLogger("focalnet_det")
 
 # evaluator_type of a dataset -> drawing functions.
-DRAWINGS = {"coco": INSTANCES, "coco_panoptic_seg": PANOPTIC}
+DRAWINGS: dict[str, RowDrawings] = {
+    "coco": INSTANCES,
+    "coco_panoptic_seg": PANOPTIC,
+    "classification": CLASSES,
+    "unlabeled": MASKED_IMAGES,
+}
 
 
 def save_training_curves(experiment: Experiment) -> bool:

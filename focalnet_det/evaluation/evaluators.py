@@ -9,8 +9,10 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
 from focalnet_det.evaluation.boundary_ap import BoundaryEvaluator
+from focalnet_det.evaluation.classification_accuracy import ClassificationEvaluator
 from focalnet_det.evaluation.coco_ap import COCODetectionEvaluator
 from focalnet_det.evaluation.panoptic_quality import PanopticEvaluator
+from focalnet_det.evaluation.reconstruction import ReconstructionEvaluator
 from focalnet_det.evaluation.semantic_iou import SemanticEvaluator
 
 
@@ -78,12 +80,29 @@ def _panoptic(
     return DatasetEvaluators([*evaluators, panoptic])
 
 
+def _classification(
+    metadata: Metadata, *, output_dir: Any, save_predictions: bool, **_: Any
+) -> DatasetEvaluator:
+    classes = metadata.get("thing_classes")
+    if classes is None:
+        raise KeyError(f"Metadata of {metadata.name!r} lacks thing_classes, the class names.")
+    return ClassificationEvaluator(
+        class_names=classes, output_dir=output_dir, save_predictions=save_predictions
+    )
+
+
+def _unlabeled(_metadata: Metadata, *, output_dir: Any, **_: Any) -> DatasetEvaluator:
+    return ReconstructionEvaluator(output_dir=output_dir)
+
+
 # `evaluator_type` of the metadata -> factory(metadata, output_dir=, tasks=, max_dets=,
 # save_predictions=, boundary=).
 EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
     "coco": _coco,
     "coco_panoptic_seg": _panoptic,
     "sem_seg": _sem_seg,
+    "classification": _classification,
+    "unlabeled": _unlabeled,
 }
 
 

@@ -32,6 +32,10 @@ class RunArguments:
     sem_labels: Sequence[str] = ()
     val_sem_images: Sequence[str] = ()
     val_sem_labels: Sequence[str] = ()
+    class_images: Sequence[str] = ()
+    val_class_images: Sequence[str] = ()
+    unlabeled_images: Sequence[str] = ()
+    val_unlabeled_images: Sequence[str] = ()
     classes: str | None = None
     first_label: int | None = None
     num_gpus: int = 1
@@ -47,7 +51,10 @@ REQUIRED_OPTIONS = {
     "val_images": ("val_json", "val_panoptic_json"),
     "panoptic_root": ("panoptic_json",),
     "val_panoptic_root": ("val_panoptic_json",),
-    "classes": ("sem_images", "sem_labels", "val_sem_images", "val_sem_labels"),
+    "classes": (
+        *("sem_images", "sem_labels", "val_sem_images", "val_sem_labels"),
+        *("class_images", "val_class_images"),
+    ),
     "first_label": ("classes",),
 }
 # Kind of data -> the options that name its training and validation sets.
@@ -55,6 +62,8 @@ KINDS = {
     "coco": (("coco_json",), ("val_json",)),
     "panoptic": (("panoptic_json",), ("val_panoptic_json",)),
     "labels": (("sem_images", "sem_labels"), ("val_sem_images", "val_sem_labels")),
+    "classes": (("class_images",), ("val_class_images",)),
+    "unlabeled": (("unlabeled_images",), ("val_unlabeled_images",)),
 }
 
 
@@ -117,6 +126,11 @@ def read_own_data(args: RunArguments) -> OwnData | None:
         images = args.val_images or args.images
         val = pair_panoptic_files("val-", args.val_panoptic_json, args.val_panoptic_root, images)
         return OwnData(kind="panoptic", train=train, val=val)
+    for kind in ("classes", "unlabeled"):
+        given = [getattr(args, names[0]) for names in KINDS[kind]]
+        if any(given):
+            train, val = (tuple(OwnSet(labels="", images=path) for path in row) for row in given)
+            return OwnData(kind=kind, train=train, val=val, classes=args.classes)
     pairs = (args.sem_images, args.sem_labels), (args.val_sem_images, args.val_sem_labels)
     if not any(map(any, pairs)):
         return None

@@ -35,12 +35,16 @@ METRICS = {
     "boundary": COCO_METRIC,
     "keypoints": COCO_METRIC,
     "sem_seg": r"mIoU|fwIoU|mACC|pACC|mBIoU|(IoU|ACC|BIoU)-(?P<name>.+)",
+    "classification": r"top1|top5|mean_top1|top1-(?P<name>.+)",
+    "masked_images": r"L1",
     "panoptic_seg": r"(PQ|SQ|RQ)(_th|_st)?|(PQ|SQ|RQ)-(?P<name>.+)",
 }
 TASKS = {
     "coco": ("bbox", "segm", "keypoints", "boundary"),
     "panoptic": ("bbox", "segm", "boundary", "sem_seg", "panoptic_seg"),
     "labels": ("sem_seg",),
+    "classes": ("classification",),
+    "unlabeled": ("masked_images",),
 }
 # Elements of a checkpoint per parameter (weight and AdamW's two moments), and their size in bytes.
 COPIES, BYTES = 3, 4
@@ -68,6 +72,7 @@ def check(experiment: Experiment, *, eval_only: bool = False) -> Experiment:
             *sharding_problems(experiment, model),
             *metric_problems(experiment.settings),
             *name_problems(experiment, model),
+            *mixing_problems(experiment, model),
             *disk_problems(experiment, model),
         ]
     raise_problems(problems)
@@ -209,6 +214,18 @@ def batch_problems(experiment: Experiment) -> list[str]:
             f"{options.accumulation} parts: change {key('accumulation')} or {key('batch_size')}."
         ]
     return []
+
+
+def mixing_problems(experiment: Experiment, model: nn.Module) -> list[str]:
+    """Return that a classifier mixes pairs of images, but gets an odd number of them."""
+    options, settings = experiment.options, experiment.settings
+    together = settings.batch_size / comm.get_world_size() / options.accumulation
+    if not getattr(model, "mixes", False) or together % 2 == 0:
+        return []
+    return [
+        f"Mixup and CutMix pair the images of a batch, {together:g} at a time here: make them even "
+        f"({experiment.given.key('batch_size')}), or set model.mixup=0 and model.cutmix=0."
+    ]
 
 
 def metric_problems(settings: Settings) -> list[str]:

@@ -20,7 +20,13 @@ logger = logging.getLogger("focalnet_det")
 # Up to this many images, classes are weighted: rare or thin ones would not be learned otherwise.
 FEW_IMAGES = 1000
 # evaluator_type of a recipe's data sets -> kind of data, and advice on recipes for each kind.
-KIND_OF_EVALUATOR = {"coco": "coco", "coco_panoptic_seg": "panoptic", "sem_seg": "labels"}
+KIND_OF_EVALUATOR = {
+    "coco": "coco",
+    "coco_panoptic_seg": "panoptic",
+    "sem_seg": "labels",
+    "classification": "classes",
+    "unlabeled": "unlabeled",
+}
 RECIPES = {
     "coco": "COCO files (--coco-json) need a detector: see configs/COCO-Detection, "
     "configs/COCO-InstanceSegmentation, configs/COCO-Keypoints.",
@@ -28,6 +34,9 @@ RECIPES = {
     "configs/*PanopticSegmentation.",
     "labels": "Label folders (--sem-images) need a semantic segmentor: see "
     "configs/*SemanticSegmentation.",
+    "classes": "Class folders (--class-images) need a classifier: see configs/*Classification.",
+    "unlabeled": "Images without labels (--unlabeled-images) are for pretraining: see "
+    "configs/*Pretraining.",
 }
 
 
@@ -119,6 +128,8 @@ def with_classes(model: ModelSettings, facts: DataFacts) -> ModelSettings:
 
     Raises: ValueError if the data is panoptic and the model is not.
     """
+    if not facts.classes:
+        return model
     stuff = len(facts.stuff) or None
     if model.unified and stuff:
         return replace(model, classes=stuff, things=facts.things)

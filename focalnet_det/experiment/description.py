@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..data.classification.class_sets import register_imagenet, register_shapes_classes
 from ..data.loader import TrainLoader
 from ..data.panoptic.panoptic_sets import (
     register_ade20k_panoptic,
@@ -113,6 +114,8 @@ def register_all() -> None:
     register_shapes_panoptic()
     register_coco_panoptic()
     register_ade20k_panoptic()
+    register_imagenet()
+    register_shapes_classes()
 
 
 def load_config(path: str | Path, overrides: list[str]) -> Any:

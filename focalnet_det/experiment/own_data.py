@@ -8,6 +8,11 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..data.classification.image_folders import (
+    class_folders,
+    register_class_folders,
+    register_unlabeled,
+)
 from ..data.panoptic.panoptic_sets import PanopticFiles, register_panoptic_json
 from ..data.registry import register_coco_json
 from ..data.semantic.label_folders import read_class_list, register_label_folders
@@ -21,8 +26,8 @@ class OwnSet:
     """The files of one data set.
 
     Attributes:
-        labels: COCO JSON, panoptic JSON, or folder of label maps.
-        images: folder of the images.
+        labels: COCO JSON, panoptic JSON, or folder of label maps; "" for other kinds.
+        images: folder of the images; of "classes" and "unlabeled", a folder or an archive.
         segments: folder of the PNGs of a panoptic JSON, "" for other kinds.
     """
 
@@ -36,9 +41,9 @@ class OwnData:
     """The user's own data sets.
 
     Attributes:
-        kind: "coco", "panoptic" or "labels".
+        kind: "coco", "panoptic", "labels", "classes" (class folders) or "unlabeled" (images alone).
         train, val: data sets for training and evaluation; at most one of them is empty.
-        classes: for "labels", file of class names; see ``read_class_list``.
+        classes: for "labels" and "classes", file of class names; see ``read_class_list``.
         first_label: for "labels", value of the first class if the file does not give it.
     """
 
@@ -124,7 +129,7 @@ def register(data: OwnData, *, unified: bool = False) -> DataFacts:
     names: dict[str, tuple[str, ...]] = {}
     facts: dict[str, list[SetFacts]] = {}
     for split, sets in (("train", data.train), ("val", data.val)):
-        names[split] = tuple(set_name(row.labels, split, taken) for row in sets)
+        names[split] = tuple(set_name(row.labels or row.images, split, taken) for row in sets)
         reader = READERS[data.kind]
         if data.kind == "panoptic" and unified:
             reader = _unified_panoptic
@@ -231,8 +236,27 @@ def _labels(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts
     return SetFacts(num_images=count, classes=classes.names)
 
 
+def _classes(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:
+    """Read class folders, whose classes are those of the list or of the first set."""
+    if data.classes is not None:
+        expected = read_class_list(data.classes).names
+    else:
+        expected = tuple(class_folders((*data.train, *data.val)[0].images))
+    classes, count = register_class_folders(name, row.images, expected, evaluation=evaluation)
+    MetadataCatalog.get(name).set(own_data=True)
+    return SetFacts(num_images=count, classes=classes)
+
+
+def _unlabeled(name: str, row: OwnSet, data: OwnData, evaluation: bool) -> SetFacts:  # noqa: ARG001
+    count = register_unlabeled(name, row.images, evaluation=evaluation)
+    MetadataCatalog.get(name).set(own_data=True)
+    return SetFacts(num_images=count, classes=())
+
+
 READERS: dict[str, Callable[[str, OwnSet, OwnData, bool], SetFacts]] = {
     "coco": _coco,
     "panoptic": _panoptic,
     "labels": _labels,
+    "classes": _classes,
+    "unlabeled": _unlabeled,
 }

@@ -25,6 +25,7 @@ def parameter_groups(
     no_decay_names: Sequence[str] = ("norm",),
     lr_factors: Mapping[str, float] | None = None,
     layer_decay: float = 1.0,
+    decay_vectors: bool = True,
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
@@ -37,6 +38,8 @@ def parameter_groups(
             multiplies its learning rate.
         layer_decay: factor on the learning rates of a focal network per layer, see
             :func:`layers_above`.
+        decay_vectors: False exempts biases, norms and layer scales from decay, as the published
+            classification recipes do.
     Source: microsoft/FocalNet:detection/configs (paramwise_cfg), as mmdet 2.11 reads it.
     """
     above = {
@@ -50,7 +53,9 @@ def parameter_groups(
         if parameter.requires_grad:
             factor = next((f for part, f in (lr_factors or {}).items() if part in name), 1.0)
             factor *= layer_decay ** above.get(name, 0)
-            decay = 0.0 if any(part in name for part in no_decay_names) else weight_decay
+            exempt = any(part in name for part in no_decay_names)
+            exempt |= parameter.ndim <= 1 and not decay_vectors
+            decay = 0.0 if exempt else weight_decay
             groups.setdefault((lr * factor, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
@@ -90,6 +95,7 @@ def adamw(
     no_decay_names: Sequence[str] = ("norm",),
     lr_factors: Mapping[str, float] | None = None,
     layer_decay: float = 1.0,
+    decay_vectors: bool = True,
 ) -> torch.optim.AdamW:
     """Build AdamW with the groups of :func:`parameter_groups`, which documents the arguments."""
     groups = parameter_groups(
@@ -99,6 +105,7 @@ def adamw(
         no_decay_names=no_decay_names,
         lr_factors=lr_factors,
         layer_decay=layer_decay,
+        decay_vectors=decay_vectors,
     )
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
 
@@ -110,10 +117,11 @@ class Schedule:
     Attributes:
         epochs: length in passes over the training set, or None.
         iterations: length in iterations, or None. Exactly one of the two is set.
-        decay: "multistep"; "cosine" to zero; or "poly" to zero.
+        decay: "multistep"; "cosine" to ``final_factor``; or "poly" to zero.
         milestones: for "multistep", in the unit of the length.
         gamma: factor at each milestone.
         power: for "poly"; 1 is linear.
+        final_factor: for "cosine", factor at the end.
         warmup_iterations: length of the linear warm-up.
         warmup_factor: factor on the learning rate at its start.
     Raises: ValueError for inconsistent fields.
@@ -125,6 +133,7 @@ class Schedule:
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     power: float = 1.0
+    final_factor: float = 0.0
     warmup_iterations: int = 500
     warmup_factor: float = 0.001
 
@@ -154,7 +163,7 @@ class Schedule:
         """Build the learning-rate factor over the training, for Detectron2's ``LRMultiplier``."""
         total = self.max_iter(iterations_per_epoch)
         if self.decay == "cosine":
-            scheduler: ParamScheduler = CosineParamScheduler(1.0, 0.0)
+            scheduler: ParamScheduler = CosineParamScheduler(1.0, self.final_factor)
         elif self.decay == "poly":
             scheduler = PolynomialDecayParamScheduler(1.0, self.power)
         else:

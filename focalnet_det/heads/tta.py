@@ -206,11 +206,27 @@ class PanopticMerger:
         return ids, segments
 
 
+class ClassMerger:
+    """Mean of the class probabilities of all views, as logits; flips leave them as they are."""
+
+    def __init__(self, _model: nn.Module, /) -> None:
+        self.probabilities: list[Tensor] = []
+
+    def add(self, value: Tensor, _view: Record, /) -> None:
+        """Add one view: logits (K,)."""
+        self.probabilities.append(value.softmax(dim=0))
+
+    def result(self, _merged: Mapping[str, Any], /) -> Tensor:
+        """Return the logarithm of the mean probabilities (K,)."""
+        return torch.stack(self.probabilities).mean(dim=0).log()
+
+
 # In this order: a merger may use the results of earlier tasks.
 MERGERS: dict[str, Callable[[nn.Module], Merger]] = {
     "sem_seg": SemanticMerger,
     "instances": InstanceMerger,
     "panoptic_seg": PanopticMerger,
+    "class_scores": ClassMerger,
 }
 
 

@@ -9,17 +9,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..visualization.draw_classes import MASKED_IMAGES, NEUTRAL, titled
 from ..visualization.draw_instances import draw_instances
 from ..visualization.draw_panoptic import draw_segments
 from ..visualization.draw_semantic import overlay, palette
+
+BEST_CLASSES = 5
 
 
 class Prediction(dict[str, Any]):
     """The output of a Detectron2 model for one image, on the CPU.
 
     It is the model's own dict: "instances" (``Instances`` at the image's size), "sem_seg" (scores,
-    (K, H, W)), "panoptic_seg" (segment ids, (H, W), and a list of dicts, with "name"), as far as
-    the model predicts them.
+    (K, H, W)), "panoptic_seg" (segment ids, (H, W), and a list of dicts, with "name"),
+    "class_scores" (logits, (K,)) or "masked_image", as far as the model predicts them.
 
     Attributes:
         image: (H, W, 3), uint8, RGB.
@@ -48,6 +51,8 @@ class Prediction(dict[str, Any]):
         if "panoptic_seg" in output:
             ids, segments = output["panoptic_seg"]
             self["panoptic_seg"] = (ids.cpu(), [self._named(segment) for segment in segments])
+        if "class_scores" in output:
+            self["class_scores"] = output["class_scores"].float().cpu()
 
     def _named(self, segment: dict[str, Any]) -> dict[str, Any]:
         kind = "thing" if segment["isthing"] else "stuff"
@@ -76,6 +81,18 @@ class Prediction(dict[str, Any]):
         segments: tuple[Tensor, list[dict[str, Any]]] = self._get("panoptic_seg")
         return segments
 
+    @property
+    def classes(self) -> list[tuple[str, float]]:
+        """Return the names and probabilities of the five most probable classes of the image.
+
+        Raises: KeyError as above.
+        """
+        scores: Tensor = self._get("class_scores")
+        names = self.metadata.thing_classes
+        best = scores[: len(names)].softmax(dim=0).topk(min(BEST_CLASSES, len(names)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(names[index], probability) for index, probability in pairs]
+
     def _get(self, key: str) -> Any:
         if key not in self:
             raise KeyError(f"The model predicts no {key!r}; it predicts {', '.join(self)}.")
@@ -84,7 +101,8 @@ class Prediction(dict[str, Any]):
     def draw(self, *, min_score: float = 0.5) -> NDArray[np.uint8]:
         """Draw the prediction on the image.
 
-        Panoptic segments if the model predicts them, else instances, else classes of pixels.
+        Panoptic segments if the model predicts them, else instances, else classes of pixels; of a
+        classifier, its best classes below; of a pretraining, the masked and the whole image.
 
         Args:
             min_score: of the instances that are drawn.
@@ -95,5 +113,10 @@ class Prediction(dict[str, Any]):
             return draw_segments(self.image, ids.numpy(), segments, self.metadata)
         if "instances" in self:
             return draw_instances(self.image, self.instances, self.metadata, min_score=min_score)
+        if "class_scores" in self:
+            return titled(self.image, [f"{name} {p:.0%}" for name, p in self.classes[:3]], NEUTRAL)
+        if "masked_image" in self:
+            pictures = MASKED_IMAGES.pictures({}, self, self.metadata, min_score)
+            return np.ascontiguousarray(np.concatenate(pictures, axis=1))
         colors = self.metadata.get("stuff_colors") or palette(len(self.metadata.stuff_classes))
         return overlay(self.image, self.semantic.numpy(), colors)

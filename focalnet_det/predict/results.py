@@ -14,7 +14,7 @@ from ..atomic import replacing, write_text
 from .prediction import Prediction
 
 JOURNAL = "predictions.jsonl"
-COCO, PANOPTIC = "predictions.json", "panoptic.json"
+COCO, PANOPTIC, CLASSES = "predictions.json", "panoptic.json", "classes.json"
 LABELS = "labels"
 # Of things last, so that they stay things where both kinds share one numbering.
 KINDS = ("stuff", "thing")
@@ -25,7 +25,8 @@ class ResultsWriter:
 
     A line is added to ``predictions.jsonl`` for every image or video that is done; from it
     ``predictions.json`` is made at the end, in COCO's format, and ``panoptic.json`` in that of COCO
-    panoptic. Classes of pixels and panoptic segments are PNGs in ``labels``.
+    panoptic. Classes of pixels and panoptic segments are PNGs in ``labels``; the best classes of
+    whole images are in ``classes.json``.
 
     Args:
         folder: of the outputs.
@@ -89,6 +90,9 @@ class ResultsWriter:
             frame["segments_info"] = [self._segment(segment) for segment in segments]
             values = ids.numpy().astype(np.uint32)
             frame["labels"] = self._save(labels, np.stack([values >> s for s in (0, 8, 16)], -1))
+        elif "class_scores" in prediction:
+            best = prediction.classes
+            frame["classes"] = [{"name": name, "score": score} for name, score in best]
         elif "sem_seg" in prediction:
             frame["labels"] = self._save(labels, prediction.semantic.numpy())
         return frame
@@ -127,6 +131,10 @@ class ResultsWriter:
             ]
             categories = {c["id"]: c for k in KINDS for c in self._categories(k)}
             written.append(self._write(PANOPTIC, images, segments, list(categories.values())))
+        if any("classes" in frame for frame in frames):
+            path = self.folder / CLASSES
+            write_text(path, json.dumps([frame for frame in frames if "classes" in frame]))
+            written.append(path)
         return written
 
     def _segment(self, segment: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ..atomic import write_text
+from ..evaluation.classification_accuracy import METRICS_FILE as CLASSIFICATION_METRICS
 from ..visualization.curves import save_curves
+from .classification_section import add_classification
 from .detection_section import add_detection
 from .page import Bar, Page, saved_chart, table
 from .semantic_section import add_semantic
@@ -17,13 +19,15 @@ from .semantic_section import add_semantic
 logger = logging.getLogger("focalnet_det")
 
 # Metrics shown as key figures at the top.
-MAIN_METRICS = ("AP", "mIoU", "PQ")
+MAIN_METRICS = ("AP", "mIoU", "PQ", "top1", "top5")
 TASKS = {
     "bbox": "boxes",
     "segm": "masks",
     "keypoints": "keypoints",
     "sem_seg": "semantic segmentation",
     "panoptic_seg": "panoptic segmentation",
+    "classification": "classification",
+    "masked_images": "masked pixels",
 }
 
 
@@ -60,6 +64,8 @@ def write_report(
         add_detection(page, results, metadata, folder, max_dets)
     if (folder / "sem_seg_metrics.json").exists() and "sem_seg" in results:
         add_semantic(page, metadata, folder)
+    if (folder / CLASSIFICATION_METRICS).exists() and "classification" in results:
+        add_classification(page, folder)
     path = folder / "report.html"
     write_text(path, page.html(), durable=False)
     logger.info("Saved report to %s.", path)
@@ -93,7 +99,10 @@ def add_metrics(page: Page, results: Mapping[str, Mapping[str, float]]) -> None:
             columns = {f"{kind}{suffix}": value for kind, value in values.items()}
             merged[cls] = merged.get(cls, {}) | columns
     tables = [table(["", *names], rows) for names, rows in means.items()]
-    page.add("Metrics", "In percent; - if undefined.", *tables)
+    unit = "In percent; - if undefined."
+    if "masked_images" in results:
+        unit = "Mean absolute error of normalized pixels."
+    page.add("Metrics", unit, *tables)
     for rows in filter(None, classes.values()):
         kinds = list(dict.fromkeys(kind for values in rows.values() for kind in values))
         body = [

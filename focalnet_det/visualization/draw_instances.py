@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
@@ -98,9 +98,9 @@ def save_comparison(
     path: Path,
     *,
     min_score: float = 0.5,
-    drawings: "Drawings | None" = None,
+    drawings: "RowDrawings | None" = None,
 ) -> None:
-    """Save a PNG with one row per image: image, ground truth, prediction.
+    """Save a PNG with one row of three pictures per image: image, ground truth, prediction.
 
     Args:
         model: a Detectron2 model in eval mode.
@@ -118,12 +118,11 @@ def save_comparison(
     for row, record, item in zip(axes, records, inputs, strict=True):
         with torch.no_grad():
             output = model([item])[0]
-        row[0].imshow(read_rgb(record))
-        row[1].imshow(drawings.truth(record, metadata))
-        row[2].imshow(drawings.prediction(record, output, metadata, min_score))
-        for axis in row:
+        pictures = drawings.pictures(record, output, metadata, min_score)
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture)
             axis.set_axis_off()
-    for axis, title in zip(axes[0], ("image", "ground truth", "prediction"), strict=True):
+    for axis, title in zip(axes[0], drawings.titles, strict=True):
         axis.set_title(title)
     save_figure(figure, path)
 
@@ -136,6 +135,24 @@ def draw_output(
     return draw_predictions(record, instances, metadata, min_score=min_score)
 
 
+class RowDrawings(Protocol):
+    """Draws three pictures of an image, uint8 RGB, (H, W, 3)."""
+
+    @property
+    def titles(self) -> tuple[str, str, str]:
+        """Return the titles of the columns."""
+
+    def pictures(
+        self,
+        record: dict[str, Any],
+        output: dict[str, Any],
+        metadata: Metadata,
+        min_score: float,
+        /,
+    ) -> Sequence[np.ndarray]:
+        """Draw a record and the output of the model for it."""
+
+
 @dataclass(frozen=True)
 class Drawings:
     """Functions that draw ground truth and model outputs as uint8 RGB, (H, W, 3).
@@ -143,10 +160,19 @@ class Drawings:
     Attributes:
         truth: called with (record, metadata).
         prediction: called with (record, model output, metadata, score threshold).
+        titles: of the columns.
     """
 
     truth: Callable[[dict[str, Any], Metadata], np.ndarray]
     prediction: Callable[[dict[str, Any], dict[str, Any], Metadata, float], np.ndarray]
+    titles: tuple[str, str, str] = ("image", "ground truth", "prediction")
+
+    def pictures(
+        self, record: dict[str, Any], output: dict[str, Any], metadata: Metadata, min_score: float
+    ) -> Sequence[np.ndarray]:
+        """Draw the image, the ground truth, and the prediction."""
+        prediction = self.prediction(record, output, metadata, min_score)
+        return read_rgb(record), self.truth(record, metadata), prediction
 
 
 INSTANCES = Drawings(truth=draw_ground_truth, prediction=draw_output)

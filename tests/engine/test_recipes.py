@@ -36,6 +36,9 @@ from tests.helpers.thin_recipes import (
 ELSEWHERE = ("common", "COCO-PanopticSegmentation", "COCO-SemanticSegmentation")
 
 ELSEWHERE += ("Shapes-PanopticSegmentation",)
+# Classification and pretraining too.
+ELSEWHERE += ("ImageNet-Classification", "ImageNet-Pretraining")
+ELSEWHERE += ("Shapes-Classification", "Shapes-Pretraining")
 LEAVES = sorted(
     p
     for p in (ROOT / "configs").glob("*/*.*")

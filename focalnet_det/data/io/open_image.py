@@ -68,6 +68,12 @@ def allowed_formats() -> Iterator[str]:
     return (name for name in FORMATS if name in Image.OPEN)
 
 
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of image files that can be read, in lower case, such as ".jpg"."""
+    Image.init()
+    return frozenset(s for s, kind in Image.registered_extensions().items() if kind in FORMATS)
+
+
 def num_frames(image: Image.Image) -> int:
     """Return the number of pages of a TIFF or frames of an animation; 1 for other formats."""
     return int(getattr(image, "n_frames", 1)) if image.format in MULTI_FRAME_FORMATS else 1

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from PIL import Image
 
 from ..io.label_files import check_label_files
 from ..io.labels import IGNORE, LabelRule
-from ..io.open_image import FORMATS
+from ..io.open_image import image_suffixes
 from ..registry import register_or_replace
 from ..shapes.export import ADE_NAMES, COLORS
 from ..shapes.generate import default_root
@@ -136,8 +135,7 @@ def files_by_stem(folder: str | Path, suffixes: Sequence[str] | None) -> dict[st
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(folder))
-    extensions = Image.registered_extensions().items()
-    known = set(suffixes or (suffix for suffix, kind in extensions if kind in FORMATS))
+    known = set(suffixes or image_suffixes())
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in known or path.name.startswith("."):

@@ -1,0 +1,1 @@
+"""Datasets of image labels, and of images without labels."""
