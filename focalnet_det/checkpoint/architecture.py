@@ -132,6 +132,7 @@ METHODS: dict[str, Method] = {
         signature=r"(reppoints_hem|shared_hem|hem_tl|reppoints_sem_out)",
         also=r"reppoints_cls_out\.",
         classes=r"reppoints_cls_out\.weight$",
+        recipes="configs/COCO-Detection/reppoints_v2_*",
     ),
     "reppoints": Method(
         title="RepPoints",
@@ -140,8 +141,9 @@ METHODS: dict[str, Method] = {
     ),
     "atss": Method(
         title="ATSS",
-        signature=r"(^|\.)atss_(cls|reg|centerness)\.",
-        classes=r"atss_cls\.weight$",
+        signature=r"(^|\.)atss_(cls|reg|centerness)\.|^head\.scales\.",
+        classes=r"(atss_cls|^head\.cls_score)\.weight$",
+        recipes="configs/COCO-Detection/atss_*",
     ),
     "fcos": Method(
         title="FCOS",

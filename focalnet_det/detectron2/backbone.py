@@ -20,6 +20,7 @@ from ..backbones.focal_transformer import FocalTransformer, FocalTransformerV2  
 from ..backbones.focalnet import FocalNet  # noqa: E402
 from ..backbones.stages import StagedBackbone  # noqa: E402
 from ..layers.padded_batch import current_batch  # noqa: E402
+from ..necks.bifpn import BiFPN  # noqa: E402
 from ..necks.fpn import build_fpn, build_retinanet_fpn  # noqa: E402
 from .feature_shapes import C4_ADVICE, FeatureShapes  # noqa: E402
 
@@ -119,7 +120,8 @@ CONFIG_NODES: dict[str, tuple[str, tuple[type[StagedBackbone], ...]]] = {
 def add_backbone_config(cfg: CfgNode) -> None:
     """Add ``MODEL.FOCALNET`` and ``MODEL.FOCAL_TRANSFORMER``: ``VARIANT`` and overrides.
 
-    There is one key per constructor argument; None selects the value of the variant.
+    There is one key per constructor argument; None selects the value of the variant. Also adds
+    ``MODEL.FPN.P6_FROM`` and ``MODEL.BIFPN``.
     """
     for name, (variant, classes) in CONFIG_NODES.items():
         node = CfgNode({"VARIANT": variant})
@@ -128,6 +130,10 @@ def add_backbone_config(cfg: CfgNode) -> None:
             if argument != "in_channels":
                 node[argument.upper()] = None
         cfg.MODEL[name] = node
+    # Of the BiFPN: number of bidirectional passes.
+    cfg.MODEL.BIFPN = CfgNode({"REPEATS": 2})
+    # Of the FPN with p6 and p7: "backbone" for its last feature, or "p5".
+    cfg.MODEL.FPN.P6_FROM = "backbone"
 
 
 @BACKBONE_REGISTRY.register()
@@ -190,8 +196,30 @@ def _retinanet_fpn(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> Backbone:
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        p6_from=cfg.MODEL.FPN.P6_FROM,
         p7_relu=cfg.MODEL.get("CONVENTIONS") != "mmdet",
     )
+
+
+def _bifpn(cfg: CfgNode, input_shape: ShapeSpec, name: str) -> Backbone:
+    return BiFPN(
+        bottom_up=_bottom_up(cfg, input_shape, name),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        repeats=cfg.MODEL.BIFPN.REPEATS,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_focalnet_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build a FocalNet with BiFPN, p3..p7, for RepPoints v2."""
+    return _bifpn(cfg, input_shape, "FOCALNET")
+
+
+@BACKBONE_REGISTRY.register()
+def build_focal_transformer_bifpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build a Focal Transformer with BiFPN, p3..p7, for RepPoints v2."""
+    return _bifpn(cfg, input_shape, "FOCAL_TRANSFORMER")
 
 
 @BACKBONE_REGISTRY.register()
@@ -202,9 +230,10 @@ def build_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbon
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_focalnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Build a FocalNet with FPN, p3..p7, for RetinaNet.
+    """Build a FocalNet with FPN, p3..p7, for RetinaNet and ATSS.
 
-    ``MODEL.CONVENTIONS`` decides whether there is a ReLU before p7.
+    ``MODEL.FPN.P6_FROM`` is the input of p6, ``MODEL.CONVENTIONS`` decides whether there is a ReLU
+    before p7.
     """
     return _retinanet_fpn(cfg, input_shape, "FOCALNET")
 

@@ -238,7 +238,8 @@ def read_model(cfg: CfgNode) -> ModelSettings:
     model = cfg.MODEL
     name, panoptic = model.META_ARCHITECTURE, is_panoptic(cfg)
     semantic = is_semantic(cfg)
-    heads = {"RetinaNet": model.RETINANET, "FCOS": model.RETINANET, "DINO": model.DINO}
+    heads = dict.fromkeys(("RetinaNet", "FCOS", "ATSS", "RepPointsV2"), model.RETINANET)
+    heads["DINO"] = model.DINO
     head = model.SEM_SEG_HEAD if semantic else heads.get(name, model.ROI_HEADS)
     weighted = "Seg" in name and model.SEM_SEG_HEAD.NAME == "UPerNetHead"
     tasks = model.MASK2FORMER.TASKS if is_mask2former(cfg) else ()

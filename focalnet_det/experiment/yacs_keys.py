@@ -94,6 +94,13 @@ def add_model_keys(cfg: CfgNode) -> None:
             "MASK_PADDING": False,
         }
     )
+    # ATSS's: candidates of an object on each level, and the factor of the box loss; the rest comes
+    # from MODEL.RETINANET.
+    cfg.MODEL.ATSS = CfgNode({"TOPK": 9, "BOX_LOSS_WEIGHT": 2.0})
+    # RepPointsV2's: candidates as above, and the size of its head; the rest as ATSS's.
+    cfg.MODEL.REPPOINTS_V2 = CfgNode(
+        {"TOPK": 9, "CONVS": 3, "SHARED_CONVS": 1, "CORNER_CHANNELS": 64}
+    )
     # Sizes of MmsegSegmentor: (height, width), pixels; empty for none.
     cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})
 

@@ -15,7 +15,7 @@ from ..data.loader import build_train_loader as build_loader
 from ..data.semantic.semantic_crops import semantic_crops, shortest_edge_crops
 
 # Registers them as MODEL.META_ARCHITECTURE.
-from ..heads import dino, mask2former  # noqa: F401
+from ..heads import atss, dino, mask2former, reppoints_v2  # noqa: F401
 from ..heads.mmdet.conventions import MmdetRetinaNet, MmdetROIHeads, MmdetRPN
 from ..heads.mmdet.rcnn import MmdetRCNN
 from .solver import adamw

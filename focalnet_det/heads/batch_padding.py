@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.layers.wrappers import shapes_to_tensor
-from detectron2.modeling import FPN
+from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from ..detectron2.backbone import ComputedFeatures
 from ..layers.padded_batch import Extents, begin_batch, current_batch, end_batch
 from ..layers.recast import replace_modules
+from ..necks.bifpn import BiFPN
 from ..ops.dispatch import is_tracing
+from .atss.atss_head import ATSSHead
 from .empty import FiniteSemSegFPNHead
 from .poolers import FastROIPooler
+from .reppoints_v2.reppoints_head import RepPointsV2Head
 
 
 def ignore_batch_padding(model: nn.Module) -> nn.Module:
@@ -84,8 +87,8 @@ def _end_batch(*_: Any) -> None:
     end_batch()
 
 
-class PaddingInvariantFPN(FPN):
-    """FPN that processes the area of each image, rounded up to the neck's divisor, separately."""
+class _PerImageNeck(Backbone):
+    """Base class of necks that process the area of each image, rounded up to their divisor."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the features of a padded batch, zero outside each image.
@@ -114,10 +117,18 @@ class PaddingInvariantFPN(FPN):
         return result
 
 
+class PaddingInvariantFPN(_PerImageNeck, FPN):
+    """Detectron2's FPN, image by image."""
+
+
+class PaddingInvariantBiFPN(_PerImageNeck, BiFPN):
+    """BiFPN, image by image."""
+
+
 class _PerImageDenseHead(nn.Module):
     """Base class of heads on feature maps that predict nothing outside the area of each image."""
 
-    def forward(self, features: list[Tensor]) -> Any:
+    def forward(self, features: Sequence[Tensor]) -> Any:
         """Predict for all levels.
 
         Args:
@@ -153,6 +164,14 @@ class PaddingInvariantRetinaNetHead(_PerImageDenseHead, RetinaNetHead):
 
 class PaddingInvariantFCOSHead(_PerImageDenseHead, FCOSHead):
     """Detectron2's FCOS head, image by image."""
+
+
+class PaddingInvariantATSSHead(_PerImageDenseHead, ATSSHead):
+    """ATSS's head, image by image."""
+
+
+class PaddingInvariantRepPointsV2Head(_PerImageDenseHead, RepPointsV2Head):
+    """RepPoints v2's head, image by image."""
 
 
 class _PerImageROIPooler(nn.Module):
@@ -204,9 +223,12 @@ class PaddingInvariantSemSegFPNHead(FiniteSemSegFPNHead):
 # Class of Detectron2 -> its replacement.
 PADDING_INVARIANT: dict[type[nn.Module], type[nn.Module]] = {
     FPN: PaddingInvariantFPN,
+    BiFPN: PaddingInvariantBiFPN,
     StandardRPNHead: PaddingInvariantRPNHead,
     RetinaNetHead: PaddingInvariantRetinaNetHead,
     FCOSHead: PaddingInvariantFCOSHead,
+    ATSSHead: PaddingInvariantATSSHead,
+    RepPointsV2Head: PaddingInvariantRepPointsV2Head,
     ROIPooler: PaddingInvariantROIPooler,
     FastROIPooler: PaddingInvariantFastROIPooler,
     SemSegFPNHead: PaddingInvariantSemSegFPNHead,

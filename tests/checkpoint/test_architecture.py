@@ -121,6 +121,16 @@ MODELS: list[tuple[str, int | None, str, Shapes]] = [
         },
     ),
     (
+        "atss",
+        80,
+        "detectron2",
+        {
+            "head.cls_score.weight": (80, 8, 3, 3),
+            "head.ctrness.weight": (1, 8, 3, 3),
+            "head.scales.0.scale": (),
+        },
+    ),
+    (
         "reppoints_v2",
         80,
         "mmdet",

@@ -17,6 +17,8 @@ from focalnet_det.data.augmentation import ResizeShortestEdge
 from focalnet_det.experiment import load_config
 from focalnet_det.heads.mmdet.cascade import MmdetCascadeROIHeads
 from focalnet_det.heads.mmdet.conventions import MmdetBox2BoxTransform, MmdetRetinaNet, MmdetRPN
+from focalnet_det.heads.reppoints_v2.reppoints_criterion import LossWeights
+from focalnet_det.necks.fpn import LastLevelP6P7WithoutReLU
 from tests.helpers.configs import LEAVES, build_without_memory, read
 from tests.helpers.paths import CONFIGS
 
@@ -143,6 +145,48 @@ def test_published_retinanet_form() -> None:
     assert (p6 < 0).any(), "a ReLU would have shown"
 
 
+def test_published_atss() -> None:
+    path = CONFIGS / "COCO-Detection/atss_focalnet_tiny_lrf_fpn_3x.py"
+    for suffix in (".py", ".yaml"):
+        model = build_without_memory(read(path.with_suffix(suffix)).model)
+        assert count(model) == 37_209_066
+        # Head: 8 convolutions with norms, 3 without, 5 factors.
+        neck = sum(256 * c + 256 for c in (192, 384, 768)) + 5 * (9 * 256 * 256 + 256)
+        head = 8 * (9 * 256 * 256 + 512) + 9 * 256 * 85 + 85 + 5
+        assert count(model.head) == head
+        assert count(model) - count(model.backbone.bottom_up) == neck + head
+        assert type(model.backbone.top_block) is LastLevelP6P7WithoutReLU
+        assert model.backbone.top_block.in_feature == "p5"
+        assert model.anchor_matcher.topk == 9
+        assert list(model.box2box_transform.weights) == [10, 10, 5, 5]
+        assert (model.focal_loss_alpha, model.focal_loss_gamma) == (0.25, 2.0)
+        assert (model.box_loss_weight, model.test_score_thresh) == (2.0, 0.05)
+        assert (model.test_topk_candidates, model.test_nms_thresh) == (1000, 0.6)
+        assert [p.requires_grad for p in model.parameters()].count(False) == 0
+
+
+def test_published_reppoints_v2() -> None:
+    """Settings of the only public recipe, that of Swin; neck and head of the published sizes."""
+    totals = {"swin_tiny": "44.9", "focal_tiny": "45.8", "focalnet_tiny_lrf": "46.4"}
+    for name, total in totals.items():
+        path = CONFIGS / f"COCO-Detection/reppoints_v2_{name}_bifpn_3x.py"
+        model = build_without_memory(read(path).model)
+        assert f"{count(model) / 1e6:.1f}" == total
+        assert count(model) - count(model.backbone.bottom_up) == 10_185_254 + 7_210_442
+        assert model.criterion.weights == LossWeights(1, 1, 2, 0.25, 1, 0.1)
+        assert model.criterion.matcher.topk == 9
+        assert (model.test_score_thresh, model.test_nms_thresh) == (0.05, 0.6)
+        flip, sizes = instantiate(load_config(path, []).dataloader.train.augmentations)
+        assert type(flip) is T.RandomFlip
+        assert sizes.short_edge_length == tuple(range(480, 961, 32))
+        assert sizes.max_size == 1333
+        norms = {n for n, p in model.named_parameters() if ".gn" in n or "_gn1" in n}
+        exempt = {id(p) for g in read(path).optimizer(model).param_groups
+                  if g["weight_decay"] == 0 for p in g["params"]}  # fmt: skip
+        # Published: what has norm in its name; norms of neck and head have other names.
+        assert not any(id(p) in exempt for n, p in model.named_parameters() if n in norms)
+
+
 def test_keypoint_recipe_does_not_crop() -> None:
     path = CONFIGS / "COCO-Keypoints/keypoint_rcnn_focalnet_tiny_srf_fpn_1x.py"
     augmentations = instantiate(load_config(path, []).dataloader.train.augmentations)
@@ -155,6 +199,8 @@ def test_leaves_are_where_detectron2_has_them() -> None:
         "cascade": "InstanceSegmentation",
         "retinanet": "Detection",
         "fcos": "Detection",
+        "atss": "Detection",
+        "reppoints": "Detection",
         "faster": "Detection",
         "keypoint": "Keypoints",
     }

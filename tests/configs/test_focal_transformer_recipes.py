@@ -33,6 +33,8 @@ PUBLISHED = {
     "retinanet_focal_base_fpn_1x": (101, (46.3,)),
     "retinanet_focal_base_fpn_3x": (101, (46.9,)),
     "cascade_mask_rcnn_focal_tiny_fpn_3x": (87, (51.5,)),
+    "atss_focal_tiny_fpn_3x": (37, (49.5,)),
+    "reppoints_v2_focal_tiny_bifpn_3x": (45, (51.2,)),
     "upernet_focal_tiny_160k": (62, (45.8, 47.0)),
     "upernet_focal_small_160k": (85, (48.0, 50.0)),
     "upernet_focal_base_160k": (126, (49.0, 50.5)),
@@ -71,6 +73,9 @@ def test_sizes_and_scores_are_published(name: str) -> None:
         # ones are 1 to 3 % larger than the published networks make them.
         assert f"{total:.3f}" == UPERNET[name]
         assert total < millions < 1.025 * total
+    elif name.startswith("reppoints"):
+        assert f"{total:.2f}" == "45.82"
+        assert int(total) == millions, "the published total is cut off, not rounded"
     else:
         assert round(total) == millions
     header = PATHS[name].read_text().split('"""')[1]
@@ -81,11 +86,12 @@ def test_sizes_and_scores_are_published(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipe_is_that_of_focalnet(name: str) -> None:
     """But for drop path, where the two networks differ in kernels, and what is not decayed."""
-    size, schedule = re.search(r"focal_(\w+?)_(?:fpn_)?(\w+)$", name).groups()  # type: ignore[union-attr]
+    size, schedule = re.search(r"focal_(\w+?)_(?:(?:bi)?fpn_)?(\w+)$", name).groups()  # type: ignore[union-attr]
     experiment = read(PATHS[name])
     model = build_without_memory(experiment.model)
     blocks = [b for layer in bottom_up(model).layers for b in layer.blocks]
-    assert blocks[-1].drop_path.rate == pytest.approx(DROP_PATH.get((size, schedule), 0.3))
+    rate = 0.2 if name.startswith("reppoints") else DROP_PATH.get((size, schedule), 0.3)
+    assert blocks[-1].drop_path.rate == pytest.approx(rate)
     names = {id(p): n for n, p in model.named_parameters()}
     for group in experiment.optimizer(model).param_groups:
         for parameter in group["params"]:
@@ -93,8 +99,8 @@ def test_recipe_is_that_of_focalnet(name: str) -> None:
             assert (group["weight_decay"] == 0) == bool(exempt), names[id(parameter)]
     peers = {"160k_640": "focalnet_large_fl3_160k_640", "160k": "focalnet_tiny_srf_160k"}
     twin = name.split("_focal_")[0] + "_" + peers.get(schedule, f"focalnet_tiny_srf_fpn_{schedule}")
-    if name.startswith("cascade"):
-        twin = "cascade_mask_rcnn_focalnet_tiny_lrf_fpn_3x"
+    if name.startswith(("cascade", "atss", "reppoints")):
+        twin = name.replace("focal_tiny", "focalnet_tiny_lrf")
     if name.startswith("retinanet"):
         twin = "retinanet_focalnet_tiny_srf_fpn_1x"
     path = next(p for p in LEAVES if p.stem == twin)

@@ -33,6 +33,8 @@ LEAVES = {
         "COCO-Detection/fcos_focalnet_tiny_srf_fpn_1x.py",
         ["model.test_score_thresh=0.001", "model.num_classes=3"],
     ),
+    "atss": ("Shapes-Detection/atss_focalnet_nano_fpn_small.py", []),
+    "reppoints_v2": ("Shapes-Detection/reppoints_v2_focalnet_nano_bifpn_small.py", []),
     "panoptic": (
         "Shapes-PanopticSegmentation/panoptic_fpn_focalnet_nano_small.py",
         [*ROIS, "model.combine_instances_score_thresh=0.1"],
@@ -66,10 +68,15 @@ def model_of(kind: str, *, valid: bool = True) -> nn.Module:
             scale = 0.1 if "bbox" in name or "head.cls_score" in name else 1.0
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data = noise * scale * 0.3
+        if name.endswith(("cls_out.weight", "score_out.weight")):
+            # Of RepPoints v2, whose last convolutions follow others with small weights.
+            parameter.data = torch.randn(parameter.shape, generator=generator)
         if name.endswith(".bias") and parameter.dim() == 1:
             # What fills the padding of a neck.
             parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
-        if name == "head.cls_score.bias":
+        if name == "head.reppoints_pts_init_out.bias":
+            parameter.data[:4] += torch.tensor([-1.5, -1.5, 1.5, 1.5])
+        if name in ("head.cls_score.bias", "head.reppoints_cls_out.bias"):
             parameter.data.fill_(-1.0)
     return model
 

@@ -52,7 +52,16 @@ CASES = [
     if "panoptic" in method or "pixels" not in batch
 ]
 # In the names of losses that only objects have.
-ABOUT_OBJECTS = ("box_reg", "rpn_loc", "mask", "keypoint", "fcos_loc", "fcos_ctr")
+ABOUT_OBJECTS = (
+    "box_",
+    "rpn_loc",
+    "mask",
+    "keypoint",
+    "fcos_loc",
+    "fcos_ctr",
+    "centerness",
+    "_offset",
+)
 
 
 def step(model: nn.Module, batch: Batch) -> dict[str, float]:

@@ -35,6 +35,9 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
         for conventions in ("mmdet", "detectron2")
     },
     "fcos": ("retinanet", "fcos", DENSE),
+    "atss": ("atss", "atss", DENSE),
+    "reppoints_v2": ("reppoints_v2", "reppoints_v2",
+                     THIN | {"channels": 64, "convs": 1, "repeats": 1, "num_classes": CLASSES}),
     "semantic_fpn": ("semantic", "semantic_fpn",
                      THIN | {"num_classes": STUFF, "channels": 32, "head_channels": 32,
                              "crop": HEIGHT}),

@@ -82,10 +82,15 @@ FAMILIES = {
         *("model.backbone.out_channels=32", "model.stages=2", "model.dynamic_channels=8"),
         *("model.proposals=10", "model.feedforward=16", "model.max_detections_per_image=5"),
     ],
-    # Its GroupNorm has 32 groups, and wants more than one value in each.
+    # Their group norm has 32 groups, and needs more than one value in each.
     "fcos": ["model.backbone.out_channels=64", "model.head.conv_dims=[64]"],
+    "atss": ["model.backbone.out_channels=64", "model.head.conv_dims=[64]"],
+    "reppoints_v2": [
+        *("model.backbone.out_channels=64", "model.backbone.repeats=1"),
+        *("model.head.channels=64", "model.head.convs=1"),
+    ],
 }  # fmt: skip
-for method, width in (("retinanet", 32), ("fcos", 64)):
+for method, width in (("retinanet", 32), ("fcos", 64), ("atss", 64)):
     FAMILIES[method] += [f"model.head.input_shape.{k}.channels={width}" for k in range(5)]
 
 FAMILIES["fcos"] += ["model.test_score_thresh=0.0001"]
@@ -125,6 +130,8 @@ FAMILIES_YAML = {
         f"MODEL.SPARSE_RCNN.{key}"
         for key in ("PROPOSALS=10", "STAGES=2", "DYNAMIC_CHANNELS=8", "FEEDFORWARD=16")
     ],
+    "atss": ["MODEL.RETINANET.NUM_CONVS=1", "MODEL.FPN.OUT_CHANNELS=64"],
+    "reppoints_v2": ["MODEL.REPPOINTS_V2.CONVS=1", "MODEL.FPN.OUT_CHANNELS=64"],
 }
 
 

@@ -33,6 +33,16 @@ KINDS: dict[str, tuple[str, list[str], str]] = {
         [*INSTANCES, "dataloader.test.0.flip=True", "model.test_score_thresh=0.0"],
         "coco",
     ),
+    "atss": (
+        "Shapes-Detection/atss_focalnet_nano_fpn_small.py",
+        [*INSTANCES, "model.test_score_thresh=0.0"],
+        "coco",
+    ),
+    "reppoints_v2": (
+        "Shapes-Detection/reppoints_v2_focalnet_nano_bifpn_small.py",
+        [*INSTANCES, "model.test_score_thresh=0.0"],
+        "coco",
+    ),
     "upernet": (
         "ADE20K-SemanticSegmentation/upernet_focalnet_nano_small.py",
         [*CROP, "dataloader.train.augmentations.short_side=96", "model.train_size=[64,64]"],

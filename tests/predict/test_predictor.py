@@ -36,7 +36,7 @@ def images_of(shapes: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet_with_views"])
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet_with_views", "atss", "reppoints_v2"])
 def test_instances_are_those_that_were_scored(kind: str, trained: Train, shapes: Path) -> None:
     run = trained(kind)
     predictor = Predictor(run, device="cpu")

@@ -31,6 +31,13 @@ def coco_instances(
     }
 
 
+def coco_multiscale(short_sides, **options):
+    """Resizing to one of the short sides, pixels, without crops."""
+    data = coco_instances(**options)
+    data["train"].augmentations = L(resize)(short_sides=short_sides)
+    return data
+
+
 def coco_lsj(size=1024, copy_paste=0.0, **options):
     """Large-scale jitter in squares, pixels; copy_paste: probability of pasted objects."""
     data = coco_instances(**options)

@@ -126,6 +126,50 @@ def _swap_anchor_order(tensor: Tensor) -> Tensor:
     return tensor.unflatten(0, (3, 3, -1)).transpose(0, 1).flatten(0, 2).contiguous()
 
 
+_FPN_P3_TO_P7 = {
+    **_fpn(3, first=3),
+    "neck.fpn_convs.3.conv": "backbone.top_block.p6",
+    "neck.fpn_convs.4.conv": "backbone.top_block.p7",
+}
+
+
+def _atss_subnets() -> dict[str, str]:
+    """Return the rows of ATSS's convolutions, norms and activations, three entries of a list."""
+    rows = {}
+    for theirs, ours in (("cls_convs", "cls_subnet"), ("reg_convs", "bbox_subnet")):
+        for i in range(4):
+            rows[f"bbox_head.{theirs}.{i}.conv"] = f"head.{ours}.{3 * i}"
+            rows[f"bbox_head.{theirs}.{i}.gn"] = f"head.{ours}.{3 * i + 1}"
+    return rows
+
+
+def _reppoints_v2() -> dict[str, str]:
+    """Return the rows of RepPoints v2, whose neck and head have the published names here."""
+    blocks = [f"{name}_convs.{{i}}" for name in ("cls", "reg", "shared")]
+    plain = ["cls_conv", "cls_out", "sem_out"]
+    plain += [f"pts_{stage}_{part}" for stage in ("init", "refine") for part in ("conv", "out")]
+    head = [f"{block}.{part}" for block in blocks for part in ("conv", "gn")]
+    head += [f"reppoints_sem_embedding.{part}" for part in ("conv", "gn")]
+    for corner in ("hem_tl", "hem_br"):
+        head += [f"{corner}.{module}" for module in ("p_conv1", "p_gn1", "conv1", "gn1")]
+        head += [
+            f"{corner}.{block}.{part}"
+            for block in ("p1_conv1", "p2_conv1", "conv2")
+            for part in ("conv", "gn")
+        ]
+        plain += [f"{corner}_{part}_out" for part in ("score", "offset")]
+    head += [f"reppoints_{name}" for name in plain]
+    neck = [
+        f"bi_fpn.{{i}}.{block}.{{j}}.{part}"
+        for block in ("lateral_convs", "lateral_combine_conv", "out_combine_conv")
+        for part in ("conv", "gn")
+    ]
+    return {
+        **{f"neck.{name}": f"backbone.{name}" for name in neck},
+        **{f"bbox_head.{name}": f"head.{name}" for name in head},
+    }
+
+
 _RETINANET_ORDER = {r"^head\.(cls_score|bbox_pred)\.": _swap_anchor_order}
 
 METHODS: dict[str, DetectorRules] = {
@@ -160,9 +204,7 @@ METHODS: dict[str, DetectorRules] = {
     ),
     "retinanet": DetectorRules(
         modules={
-            **_fpn(3, first=3),
-            "neck.fpn_convs.3.conv": "backbone.top_block.p6",
-            "neck.fpn_convs.4.conv": "backbone.top_block.p7",
+            **_FPN_P3_TO_P7,
             **{f"bbox_head.cls_convs.{i}.conv": f"head.cls_subnet.{2 * i}" for i in range(4)},
             **{f"bbox_head.reg_convs.{i}.conv": f"head.bbox_subnet.{2 * i}" for i in range(4)},
             "bbox_head.retina_cls": "head.cls_score",
@@ -170,6 +212,23 @@ METHODS: dict[str, DetectorRules] = {
         },
         to_detectron2=_RETINANET_ORDER,
         to_public=_RETINANET_ORDER,
+    ),
+    "atss": DetectorRules(
+        modules={
+            **_FPN_P3_TO_P7,
+            **_atss_subnets(),
+            "bbox_head.atss_cls": "head.cls_score",
+            "bbox_head.atss_reg": "head.bbox_pred",
+            "bbox_head.atss_centerness": "head.ctrness",
+        },
+        tensors={"bbox_head.scales.{i}.scale": "head.scales.{i}.scale"},
+    ),
+    "reppoints_v2": DetectorRules(
+        modules=_reppoints_v2(),
+        tensors={
+            f"neck.bi_fpn.{{i}}.{name}.{{j}}.weights": f"backbone.bi_fpn.{{i}}.{name}.{{j}}.weights"
+            for name in ("lateral_combine", "out_combine")
+        },
     ),
     "sparse_rcnn": DetectorRules(
         modules={

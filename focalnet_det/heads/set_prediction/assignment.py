@@ -45,8 +45,8 @@ def assign(costs: Sequence[Sequence[Tensor]], image_names: Sequence[str]) -> lis
     return [pairs[i : i + images] for i in range(0, len(pairs), images)]
 
 
-def mean_object_count(count: int, device: torch.device) -> Tensor:
-    """Return the number of objects, averaged over all processes, at least 1; () float32.
+def mean_object_count(count: float, device: torch.device) -> Tensor:
+    """Return a number or a sum over objects, averaged over all processes, at least 1; () float32.
 
     Every process must call this, also one whose batch has no object.
     """

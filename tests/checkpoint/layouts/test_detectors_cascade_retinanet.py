@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN and RetinaNet from mmdet's names and back."""
+"""Cascade Mask R-CNN, RetinaNet, ATSS and RepPoints v2 from mmdet's names and back."""
 
 import math
 
@@ -26,6 +26,8 @@ LEAVES = {
         + [f"model.roi_heads.box_predictors.{k}.input_shape.channels=8" for k in range(3)],
     ),
     "retinanet": ("COCO-Detection/retinanet_focalnet_tiny_srf_fpn_1x.py", []),
+    "atss": ("COCO-Detection/atss_focalnet_tiny_lrf_fpn_3x.py", []),
+    "reppoints_v2": ("COCO-Detection/reppoints_v2_focalnet_tiny_lrf_bifpn_3x.py", []),
 }
 # Names of mmdet, by hand, and where each belongs here.
 SAMPLES = {
@@ -45,6 +47,28 @@ SAMPLES = {
         "bbox_head.cls_convs.3.conv.weight": "head.cls_subnet.6.weight",
         "bbox_head.reg_convs.1.conv.bias": "head.bbox_subnet.2.bias",
         "backbone.norm0.weight": "backbone.bottom_up.norm0.weight",
+    },
+    "atss": {
+        "neck.lateral_convs.0.conv.weight": "backbone.fpn_lateral3.weight",
+        "neck.fpn_convs.3.conv.bias": "backbone.top_block.p6.bias",
+        "bbox_head.cls_convs.3.conv.weight": "head.cls_subnet.9.weight",
+        "bbox_head.reg_convs.1.gn.bias": "head.bbox_subnet.4.bias",
+        "bbox_head.atss_centerness.bias": "head.ctrness.bias",
+        "bbox_head.scales.4.scale": "head.scales.4.scale",
+        "backbone.norm1.weight": "backbone.bottom_up.norm1.weight",
+    },
+    "reppoints_v2": {
+        "neck.bi_fpn.0.lateral_convs.4.gn.bias": "backbone.bi_fpn.0.lateral_convs.4.gn.bias",
+        "neck.bi_fpn.1.out_combine.3.weights": "backbone.bi_fpn.1.out_combine.3.weights",
+        "neck.bi_fpn.1.lateral_combine_conv.2.gn.bias": (
+            "backbone.bi_fpn.1.lateral_combine_conv.2.gn.bias"
+        ),
+        "bbox_head.shared_convs.0.conv.weight": "head.shared_convs.0.conv.weight",
+        "bbox_head.hem_br.p_gn1.weight": "head.hem_br.p_gn1.weight",
+        "bbox_head.hem_tl.p2_conv1.conv.weight": "head.hem_tl.p2_conv1.conv.weight",
+        "bbox_head.reppoints_hem_tl_score_out.bias": "head.reppoints_hem_tl_score_out.bias",
+        "bbox_head.reppoints_cls_conv.weight": "head.reppoints_cls_conv.weight",
+        "bbox_head.reppoints_pts_refine_out.bias": "head.reppoints_pts_refine_out.bias",
     },
 }
 
