@@ -31,6 +31,7 @@ def add_focalnet_config(cfg: CfgNode) -> None:
     add_input_keys(cfg)
     add_model_keys(cfg)
     add_set_prediction_keys(cfg)
+    add_dense_detector_keys(cfg)
     # The user's own data sets, in the config that a run saves.
     cfg.OWN_DATA = CfgNode(new_allowed=True)
     # Keys that the config file and the command line set; it is an error if nothing reads one.
@@ -94,15 +95,18 @@ def add_model_keys(cfg: CfgNode) -> None:
             "MASK_PADDING": False,
         }
     )
-    # ATSS's: candidates of an object on each level, and the factor of the box loss; the rest comes
-    # from MODEL.RETINANET.
+    # Sizes of MmsegSegmentor: (height, width), pixels; empty for none.
+    cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})
+
+
+def add_dense_detector_keys(cfg: CfgNode) -> None:
+    """Add the keys of ATSS and RepPoints v2; the rest comes from ``MODEL.RETINANET``."""
+    # Candidates of an object on each level, and the factor of the box loss.
     cfg.MODEL.ATSS = CfgNode({"TOPK": 9, "BOX_LOSS_WEIGHT": 2.0})
-    # RepPointsV2's: candidates as above, and the size of its head; the rest as ATSS's.
+    # Candidates likewise, and the size of the head.
     cfg.MODEL.REPPOINTS_V2 = CfgNode(
         {"TOPK": 9, "CONVS": 3, "SHARED_CONVS": 1, "CORNER_CHANNELS": 64}
     )
-    # Sizes of MmsegSegmentor: (height, width), pixels; empty for none.
-    cfg.MODEL.SEGMENTOR = CfgNode({"TRAIN_SIZE": (), "WINDOW": (), "WINDOW_STRIDE": ()})
 
 
 def add_set_prediction_keys(cfg: CfgNode) -> None:

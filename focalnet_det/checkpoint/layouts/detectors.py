@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..architecture import find_method
 from . import dino_names, mask2former_names
+from .dense_names import atss_subnets, reppoints_v2
 from .swin_resnet import translate_peer
 from .tables import PAIR, Names, fill
 from .translate import translate
@@ -133,43 +134,6 @@ _FPN_P3_TO_P7 = {
 }
 
 
-def _atss_subnets() -> dict[str, str]:
-    """Return the rows of ATSS's convolutions, norms and activations, three entries of a list."""
-    rows = {}
-    for theirs, ours in (("cls_convs", "cls_subnet"), ("reg_convs", "bbox_subnet")):
-        for i in range(4):
-            rows[f"bbox_head.{theirs}.{i}.conv"] = f"head.{ours}.{3 * i}"
-            rows[f"bbox_head.{theirs}.{i}.gn"] = f"head.{ours}.{3 * i + 1}"
-    return rows
-
-
-def _reppoints_v2() -> dict[str, str]:
-    """Return the rows of RepPoints v2, whose neck and head have the published names here."""
-    blocks = [f"{name}_convs.{{i}}" for name in ("cls", "reg", "shared")]
-    plain = ["cls_conv", "cls_out", "sem_out"]
-    plain += [f"pts_{stage}_{part}" for stage in ("init", "refine") for part in ("conv", "out")]
-    head = [f"{block}.{part}" for block in blocks for part in ("conv", "gn")]
-    head += [f"reppoints_sem_embedding.{part}" for part in ("conv", "gn")]
-    for corner in ("hem_tl", "hem_br"):
-        head += [f"{corner}.{module}" for module in ("p_conv1", "p_gn1", "conv1", "gn1")]
-        head += [
-            f"{corner}.{block}.{part}"
-            for block in ("p1_conv1", "p2_conv1", "conv2")
-            for part in ("conv", "gn")
-        ]
-        plain += [f"{corner}_{part}_out" for part in ("score", "offset")]
-    head += [f"reppoints_{name}" for name in plain]
-    neck = [
-        f"bi_fpn.{{i}}.{block}.{{j}}.{part}"
-        for block in ("lateral_convs", "lateral_combine_conv", "out_combine_conv")
-        for part in ("conv", "gn")
-    ]
-    return {
-        **{f"neck.{name}": f"backbone.{name}" for name in neck},
-        **{f"bbox_head.{name}": f"head.{name}" for name in head},
-    }
-
-
 _RETINANET_ORDER = {r"^head\.(cls_score|bbox_pred)\.": _swap_anchor_order}
 
 METHODS: dict[str, DetectorRules] = {
@@ -216,7 +180,7 @@ METHODS: dict[str, DetectorRules] = {
     "atss": DetectorRules(
         modules={
             **_FPN_P3_TO_P7,
-            **_atss_subnets(),
+            **atss_subnets(),
             "bbox_head.atss_cls": "head.cls_score",
             "bbox_head.atss_reg": "head.bbox_pred",
             "bbox_head.atss_centerness": "head.ctrness",
@@ -224,7 +188,7 @@ METHODS: dict[str, DetectorRules] = {
         tensors={"bbox_head.scales.{i}.scale": "head.scales.{i}.scale"},
     ),
     "reppoints_v2": DetectorRules(
-        modules=_reppoints_v2(),
+        modules=reppoints_v2(),
         tensors={
             f"neck.bi_fpn.{{i}}.{name}.{{j}}.weights": f"backbone.bi_fpn.{{i}}.{name}.{{j}}.weights"
             for name in ("lateral_combine", "out_combine")

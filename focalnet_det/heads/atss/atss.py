@@ -192,17 +192,21 @@ class ATSS(DenseDetector):
         own_anchors = anchors.expand(len(labels), -1, -1)[positive]
         own_boxes = torch.stack(boxes)[positive]
         targets = centerness_targets(own_anchors, own_boxes)
-        decoded = self.box2box_transform.apply_deltas(deltas[positive], own_anchors)
-        loss_box = (targets * generalized_box_iou_loss(decoded, own_boxes)).sum()
         loss_centerness = F.binary_cross_entropy_with_logits(
             centerness[positive].float(), targets, reduction="sum"
         )
-        total_centerness = mean_object_count(float(targets.sum()), logits.device)
         return {
             "loss_cls": loss_cls / mean_count,
-            "loss_box_reg": self.box_loss_weight * loss_box / total_centerness,
+            "loss_box_reg": self._box_loss(own_anchors, deltas[positive], own_boxes, targets),
             "loss_centerness": loss_centerness / mean_count,
         }
+
+    def _box_loss(self, anchors: Tensor, deltas: Tensor, boxes: Tensor, weights: Tensor) -> Tensor:
+        """Return the mean of 1 - GIoU of R decoded boxes, weighted by their centerness (R,)."""
+        decoded = self.box2box_transform.apply_deltas(deltas, anchors)
+        loss = (weights * generalized_box_iou_loss(decoded, boxes)).sum()
+        total = mean_object_count(float(weights.sum()), weights.device)
+        return self.box_loss_weight * loss / total
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: tuple[list[Tensor], ...]
