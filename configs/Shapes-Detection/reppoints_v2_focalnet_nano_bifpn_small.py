@@ -13,6 +13,6 @@ _data = {"short_sides": (192,), "crop": 192, "test_size": 192, "batch_size": 2, 
 
 model = reppoints_v2("focalnet_nano", num_classes=6, channels=64, convs=2, repeats=1)
 dataloader = small_instances("shapes_train", "shapes_val", masks=False, **_data)
-optimizer, schedule = adamw(lr=1e-3), cosine(iterations=2200)
+optimizer, schedule = adamw(lr=1e-3), cosine(iterations=1400)
 train = run_options(clip_norm=1.0, eval_period=0, period_unit="iterations", seed=1)
 train["checkpoint_period"] = 500

@@ -1,7 +1,7 @@
 """RepPoints v2's losses against loops over cells."""
 
 import math
-from typing import Any
+from itertools import accumulate, pairwise
 
 import pytest
 
@@ -65,76 +65,76 @@ def boxes_of(maps: list[Tensor], image: int) -> list[list[float]]:
     return found
 
 
-def slow_losses(predictions: Predictions, truths: list[Instances]) -> dict[str, float]:
-    """All losses, one cell after another; the assignment of refined boxes has a test of its own."""
-    sums = dict.fromkeys(("cls", "initial", "refined", "score", "offset", "pos", "neg"), 0.0)
-    counts = {"initial": 0, "refined": 0, 0: 0, 1: 0}
-    corner: dict[Any, float] = dict.fromkeys([(k, c) for k in ("s", "o") for c in (0, 1)], 0.0)
-    weight_sum = cell_sum = 0.0
-    matcher, first = ATSSMatcher(), 0
-    bounds = []
-    for rows, columns in SIZES:
-        bounds.append((first, first + rows * columns))
-        first += rows * columns
+def slow_box_losses(predictions: Predictions, truths: list[Instances]) -> dict[str, float]:
+    """Losses of classes and boxes; the assignment of refined boxes has a test of its own."""
+    sums, counts = dict.fromkeys(("cls", "initial", "refined"), 0.0), [0, 0]
+    matcher, ends = ATSSMatcher(), list(accumulate(rows * columns for rows, columns in SIZES))
     for i, own in enumerate(truths):
         objects, labels = own.gt_boxes.tensor.tolist(), own.gt_classes.tolist()
         initial, refined = (
             boxes_of(maps, i) for maps in (predictions.initial, predictions.refined)
         )
+        levels = [torch.tensor(initial[a:b]) for a, b in pairwise([0, *ends])]
         by_point = loops.point_matches(CELLS, objects)
-        by_box = matcher(
-            [torch.tensor(initial[a:b]) for a, b in bounds], own.gt_boxes.tensor
-        ).tolist()
-        counts["initial"] += max(sum(m >= 0 for m in by_point), 1)
-        counts["refined"] += max(sum(m >= 0 for m in by_box), 1)
+        by_box = matcher(levels, own.gt_boxes.tensor).tolist()
+        for k, matches in enumerate((by_point, by_box)):
+            counts[k] += max(sum(m >= 0 for m in matches), 1)
         for c, logits in enumerate(at_cells(predictions.logits, i)):
-            unit = 4 * loops.STRIDES[CELLS[c][0]]
-            targets = [0.0] * CLASSES
+            unit, targets = 4 * loops.STRIDES[CELLS[c][0]], [0.0] * CLASSES
             if by_point[c] >= 0:
                 sums["initial"] += 1 - loops.inclusive_giou(initial[c], objects[by_point[c]], unit)
             if by_box[c] >= 0:
                 box = objects[by_box[c]]
                 sums["refined"] += 1 - loops.inclusive_giou(refined[c], box, unit)
                 targets[labels[by_box[c]]] = loops.iou(refined[c], box)
-            sums["cls"] += sum(
-                loops.quality_loss(loops.sigmoid(z), t)
-                for z, t in zip(logits, targets, strict=True)
-            )
-        scores, offsets = (
-            at_cells(predictions.corner_scores, i),
-            at_cells(predictions.corner_offsets, i),
-        )
-        for k in (0, 1):
-            heat, wanted = loops.corner_maps(CELLS, objects, k)
-            counts[k] += max(heat.count(1.0), 1)
+            pairs = zip(logits, targets, strict=True)
+            sums["cls"] += sum(loops.quality_loss(loops.sigmoid(z), t) for z, t in pairs)
+    return {
+        "loss_cls": sums["cls"] / counts[1],
+        "loss_box_initial": sums["initial"] / counts[0],
+        "loss_box_refined": 2 * sums["refined"] / counts[1],
+    }
+
+
+def slow_corner_losses(predictions: Predictions, truths: list[Instances]) -> dict[str, float]:
+    """Means over both corners."""
+    score_loss = offset_loss = 0.0
+    for k in (0, 1):
+        by_score, by_offset, count = 0.0, 0.0, 0
+        for i, own in enumerate(truths):
+            heat, wanted = loops.corner_maps(CELLS, own.gt_boxes.tensor.tolist(), k)
+            count += max(heat.count(1.0), 1)
+            scores = at_cells(predictions.corner_scores, i)
+            offsets = at_cells(predictions.corner_offsets, i)
             for c, target in enumerate(heat):
-                corner["s", k] += loops.gaussian_loss(loops.sigmoid(scores[c][k]), target)
+                by_score += loops.gaussian_loss(loops.sigmoid(scores[c][k]), target)
                 if target == 1:
-                    corner["o", k] += sum(
-                        loops.smooth_l1(offsets[c][2 * k + a] - wanted[c][a]) for a in (0, 1)
-                    )
-        painted = loops.paint(objects, labels, PADDED, CLASSES)
+                    differences = (offsets[c][2 * k + a] - wanted[c][a] for a in (0, 1))
+                    by_offset += sum(loops.smooth_l1(d) for d in differences)
+        score_loss, offset_loss = score_loss + by_score / count, offset_loss + by_offset / count
+    return {"loss_corner_score": 0.25 * score_loss / 2, "loss_corner_offset": offset_loss / 2}
+
+
+def slow_semantic_loss(predictions: Predictions, truths: list[Instances]) -> dict[str, float]:
+    """Positive cells by the weights of their boxes, and all others."""
+    positive = negative = weights = 0.0
+    count = 0
+    for i, own in enumerate(truths):
+        boxes, labels = own.gt_boxes.tensor.tolist(), own.gt_classes.tolist()
+        painted = loops.paint(boxes, labels, PADDED, CLASSES)
         for (level, x, y), logits in zip(CELLS, at_cells(predictions.semantic, i), strict=True):
             rows, columns = SIZES[level]
             # The nearest cell of the map of stride 8, rounded down.
             row = int(y) // loops.STRIDES[level] * (PADDED[0] // 8) // rows
             column = int(x) // loops.STRIDES[level] * (PADDED[1] // 8) // columns
             for k, z in enumerate(logits):
-                p = loops.sigmoid(z)
-                weight = painted.weights[k][row][column]
+                p, weight = loops.sigmoid(z), painted.weights[k][row][column]
                 if painted.values[k][row][column]:
-                    sums["pos"] -= math.log(p) * (1 - p) ** 2 * weight * 0.25
-                    cell_sum, weight_sum = cell_sum + 1, weight_sum + weight
+                    positive -= math.log(p) * (1 - p) ** 2 * weight * 0.25
+                    count, weights = count + 1, weights + weight
                 else:
-                    sums["neg"] -= math.log(1 - p) * p**2 * 0.75
-    return {
-        "loss_cls": sums["cls"] / counts["refined"],
-        "loss_box_initial": sums["initial"] / counts["initial"],
-        "loss_box_refined": 2 * sums["refined"] / counts["refined"],
-        "loss_corner_score": 0.25 * sum(corner["s", k] / counts[k] for k in (0, 1)) / 2,
-        "loss_corner_offset": sum(corner["o", k] / counts[k] for k in (0, 1)) / 2,
-        "loss_semantic": 0.1 * (sums["pos"] / (weight_sum or 1) + sums["neg"] / (cell_sum or 1)),
-    }
+                    negative -= math.log(1 - p) * p**2 * 0.75
+    return {"loss_semantic": 0.1 * (positive / (weights or 1) + negative / (count or 1))}
 
 
 @pytest.mark.parametrize("truths", [TRUTHS, [TRUTHS[1]] * 2], ids=["objects", "none"])
@@ -143,7 +143,11 @@ def test_losses_equal_a_loop(truths: list[Instances]) -> None:
     predictions = random_predictions(2)
     criterion = Criterion(CLASSES, loops.STRIDES, ATSSMatcher(), LossWeights())
     losses = criterion(predictions, truths, PADDED)
-    expected = slow_losses(predictions, truths)
+    expected = {
+        **slow_box_losses(predictions, truths),
+        **slow_corner_losses(predictions, truths),
+        **slow_semantic_loss(predictions, truths),
+    }
     assert {n: float(v.detach()) for n, v in losses.items()} == pytest.approx(expected, rel=2e-4)
     sum(losses.values()).backward()
     for level in (*predictions.initial, *predictions.refined):
