@@ -35,9 +35,12 @@ class TrainLoader:
         batch_size: images per iteration, summed over all processes.
         fingerprint: hash of the training set, see
             :func:`~focalnet_det.data.stream.fingerprint`.
+        image_format: channel order of the images, "RGB" or "BGR".
 
     Attributes:
         seed, start: arguments of ``open_at``; set them before the first iteration.
+        on_first_batch: called with the very first batch of the stream, before it is returned; None
+            for nothing.
         file_issues: {issue: count} of the issues repaired while reading the annotation files.
     """
 
@@ -48,18 +51,24 @@ class TrainLoader:
         num_images: int,
         batch_size: int,
         fingerprint: str = "",
+        image_format: str = "RGB",
     ) -> None:
         self.open_at = open_at
         self.fingerprint = fingerprint
+        self.image_format = image_format
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = 0
         self.start = 0
+        self.on_first_batch: Callable[[list[dict[str, Any]]], None] | None = None
         self.file_issues: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         # Opened lazily: trainers create the iterator before a resumed run sets `start`.
-        yield from self.open_at(self.seed, self.start)
+        for number, batch in enumerate(self.open_at(self.seed, self.start), self.start):
+            if number == 0 and self.on_first_batch is not None:
+                self.on_first_batch(batch)
+            yield batch
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -120,7 +129,9 @@ def build_train_loader(
         aspect_ratio_grouping=aspect_ratio_grouping,
         mix=CopyPaste(copy_paste) if copy_paste else None,
     )
-    return _train_loader(open_at, names, records, batch_size)
+    loader = _train_loader(open_at, names, records, batch_size)
+    loader.image_format = image_format
+    return loader
 
 
 def _train_loader(

@@ -28,7 +28,7 @@ from .numerics import NumericalTrouble, Rewind
 from .precision import autocast
 from .random_state import random_states, restore_random_states
 from .run_folder import CONFIG, METRICS, RunFolder, in_first_process
-from .run_pictures import save_predictions, save_training_curves
+from .run_pictures import save_first_batch, save_predictions, save_training_curves
 from .sharding import is_sharded, load_whole, shard_model, whole_copy
 from .signals import RunStopped, StopSignals
 from .trainer import Trainer
@@ -81,6 +81,10 @@ class Training:
         self.done = 0
         self.loader = loader = experiment.train_loader()
         loader.seed = self._data_seed()
+        if comm.is_main_process():
+            loader.on_first_batch = lambda batch: save_first_batch(
+                experiment, batch, loader.image_format
+            )
         self.model = experiment.model().to(options.device)
         average = self._shard() if options.sharding else None
         optimizer = experiment.optimizer(self.model)

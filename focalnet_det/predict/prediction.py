@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..visualization.draw_classes import MASKED_IMAGES, NEUTRAL, titled
+from ..visualization.draw_classes import NEUTRAL, masked_image_panels, titled
 from ..visualization.draw_instances import draw_instances
 from ..visualization.draw_panoptic import draw_segments
-from ..visualization.draw_semantic import overlay, palette
+from ..visualization.draw_semantic import draw_classes, palette
 
 BEST_CLASSES = 5
 
@@ -116,7 +116,8 @@ class Prediction(dict[str, Any]):
         if "class_scores" in self:
             return titled(self.image, [f"{name} {p:.0%}" for name, p in self.classes[:3]], NEUTRAL)
         if "masked_image" in self:
-            pictures = MASKED_IMAGES.pictures({}, self, self.metadata, min_score)
+            pictures = [picture for _, picture in masked_image_panels(self)]
             return np.ascontiguousarray(np.concatenate(pictures, axis=1))
-        colors = self.metadata.get("stuff_colors") or palette(len(self.metadata.stuff_classes))
-        return overlay(self.image, self.semantic.numpy(), colors)
+        names = self.metadata.stuff_classes
+        colors = self.metadata.get("stuff_colors") or palette(len(names))
+        return draw_classes(self.image, self.semantic.numpy(), names, colors)

@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, Metadata
 from detectron2.structures import Boxes, Instances
 
 from ..evaluation.coco_ap import TASK_FIELDS
-from ..visualization.draw_instances import draw_ground_truth, draw_predictions
+from ..visualization.draw_instances import compare_instances
 from .page import Note, Page, chart, columns, photo, side_by_side, table
 
 TITLES = {"bbox": "boxes", "segm": "masks"}
@@ -161,12 +161,8 @@ def _add_images(
             record, row = by_id[image_id], summary[image_id]
             detections = [r for r in records if r["image_id"] == image_id]
             instances = to_instances(detections, metadata, (record["height"], record["width"]))
-            pair = side_by_side(
-                [
-                    draw_ground_truth(record, metadata),
-                    draw_predictions(record, instances, metadata, min_score=MIN_SCORE),
-                ]
-            )
+            compared = compare_instances(record, {"instances": instances}, metadata, MIN_SCORE)
+            pair = side_by_side([picture for _, picture in compared.panels[1:]])
             caption = (
                 f"{Path(record['file_name']).name}: F1 {row['f1']:.2f}; {row['tp']} correct, "
                 f"{row['fn']} missed, {row['fp']} false"
@@ -175,8 +171,9 @@ def _add_images(
         if photos:
             page.add(
                 title,
-                f"Ground truth, and detections with scores of at least {MIN_SCORE:.0%}. F1 and "
-                f"counts refer to {TITLES[task]} at an IoU of 0.5.",
+                f"Ground truth, and detections with scores of at least {MIN_SCORE:.0%}; missed and "
+                "false ones have dashed frames. F1 and counts refer to "
+                f"{TITLES[task]} at an IoU of 0.5.",
                 *photos,
             )
 

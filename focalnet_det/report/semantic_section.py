@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..data.io.labels import read_labels, read_values
 from ..data.io.read_image import read_image
 from ..evaluation.semantic_iou import prediction_path
-from ..visualization.draw_semantic import overlay, palette
+from ..visualization.draw_semantic import comparison_row, palette
 from .page import Bar, Note, Page, chart, photo, side_by_side, table
 
 IMAGES = 3
@@ -121,14 +121,14 @@ def _add_images(
             truth = read_labels(record["sem_seg_file_name"], record.get("label_rule"))
             predicted = read_values(path)
             seen |= set(np.unique(truth)) | set(np.unique(predicted))
-            maps = [overlay(image, labels, colors) for labels in (truth, predicted)]
-            caption = f"{Path(name).name}: mIoU {100 * scored[name]:.1f}"
-            photos.append(photo(side_by_side([image, *maps]), caption))
+            row = comparison_row(image, truth, predicted, classes, colors, title="")
+            caption = f"{Path(name).name}: mIoU {100 * scored[name]:.1f}; {row.panels[-1][0]}"
+            photos.append(photo(side_by_side([picture for _, picture in row.panels]), caption))
         if photos:
             present = [int(k) for k in sorted(seen) if k < len(classes)]
             page.add(
                 title,
-                "Image, ground truth and prediction; mIoU is over the classes of the image.",
+                "Image, ground truth, prediction, errors; mIoU is over the classes of the image.",
                 _legend(present, classes, colors),
                 *photos,
             )

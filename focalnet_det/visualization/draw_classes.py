@@ -1,6 +1,6 @@
 """Draw image labels, predicted classes and reconstructed images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -8,11 +8,13 @@ import numpy as np
 from detectron2.data import Metadata
 from numpy.typing import NDArray
 
-from .draw_instances import MIN_HEIGHT, Drawings, read_rgb
+from .draw_instances import read_rgb
+from .sheet import MIN_HEIGHT, Row
 
 Image = NDArray[np.uint8]
 RIGHT, WRONG, NEUTRAL = (60, 150, 60), (200, 60, 50), (70, 70, 70)
 BEST = 3
+MASKED_PARTS = ("image", "masked", "reconstruction")
 
 
 def titled(image: Image, lines: list[str], color: tuple[int, int, int]) -> Image:
@@ -61,23 +63,23 @@ def draw_scores(
     return titled(read_rgb(record), [f"{names[k]} {value:.0%}" for k, value in shown], color)
 
 
-class MaskedImageDrawings:
-    """Draws an image as the model sees it, with its masked pixels in gray, and reconstructed."""
-
-    titles = ("image", "masked", "reconstruction")
-
-    def pictures(
-        self,
-        _record: dict[str, Any],
-        output: dict[str, Any],
-        _metadata: Metadata,
-        _min_score: float,
-        /,
-    ) -> Sequence[Image]:
-        """Return the pictures of an output with "masked_image"."""
-        parts = output["masked_image"]
-        return [parts[name].numpy().transpose(1, 2, 0) for name in self.titles]
+def compare_classes(
+    record: dict[str, Any], output: dict[str, Any], metadata: Metadata, min_score: float
+) -> Row:
+    """Draw an image with its class, and with the best classes, see :func:`draw_scores`."""
+    truth = draw_label(record, metadata)
+    prediction = draw_scores(record, output, metadata, min_score)
+    return Row(panels=[("ground truth", truth), ("prediction", prediction)])
 
 
-CLASSES = Drawings(truth=draw_label, prediction=draw_scores)
-MASKED_IMAGES = MaskedImageDrawings()
+def compare_masked_images(
+    _record: dict[str, Any], output: dict[str, Any], _metadata: Metadata, _min_score: float
+) -> Row:
+    """Draw an image, as the model sees it with its masked pixels in gray, and reconstructed."""
+    return Row(panels=masked_image_panels(output))
+
+
+def masked_image_panels(output: Mapping[str, Any]) -> list[tuple[str, Image]]:
+    """Return titles and pictures of an output with "masked_image"."""
+    parts = output["masked_image"]
+    return [(name, parts[name].numpy().transpose(1, 2, 0)) for name in MASKED_PARTS]

@@ -1,71 +1,91 @@
 """Draw panoptic segments with class names on images."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from numpy.typing import NDArray
 
+from ..data.io.panoptic_rows import VOID
 from ..data.panoptic.segments import read_segment_ids
-from .draw_instances import MIN_HEIGHT, Drawings, draw_ground_truth, draw_output, read_rgb
+from .draw_instances import DASH, MARK, compare_instances, read_rgb
 from .draw_semantic import palette
+from .label_layout import Color, Label, draw_labels
+from .sheet import Picture, Row, enlarged, nearest, panel_width
 
 OPACITY = 0.6
-# Least area of segments that are labeled with their class, as a fraction of the image.
-NAMED_SHARE = 0.004
-# Font size, as a fraction of the image height.
-NAME_SIZE = 0.045
+# IoU above which segments of one class are one segment, and part of a predicted segment in void
+# or a crowd from which it is not counted (arXiv:1801.00868, section 4.1).
+MATCH_IOU = 0.5
 
 
 def draw_segments(
-    image: NDArray[np.uint8],
+    image: Picture,
     ids: NDArray[np.integer],
     segments: Sequence[Mapping[str, Any]],
     metadata: Metadata,
-) -> np.ndarray:
+    *,
+    width: int | None = None,
+    marked: Collection[int] = (),
+    mark: str = "",
+) -> Picture:
     """Draw segments as colors over an image, with white outlines and names; void is darkened.
 
     The color of a class is slightly varied for each thing, to distinguish touching instances.
+    Names of regions stand inside them, those of small things beside them where there is place.
 
     Args:
         image: uint8 RGB, (H, W, 3).
         ids: segment ids, (H, W), 0 for void.
         segments: dicts with "id", "category_id" (class of the model) and "isthing".
         metadata: of the dataset.
+        width: of the result, pixels; None enlarges small images only.
+        marked: ids of segments to outline with dashes and to name first.
+        mark: first word of their names.
     Returns: uint8 RGB, (h, w, 3); small images are enlarged.
     """
-    scale = max(1.0, MIN_HEIGHT / image.shape[0])
-    colors = np.zeros((*ids.shape, 3), dtype=np.float64)
+    picture = enlarged(image, width)
+    scaled = nearest(ids, (picture.shape[0], picture.shape[1]))
+    colors = np.zeros((*scaled.shape, 3))
+    labels = []
     for segment in segments:
-        shade = 1.0
-        if segment["isthing"]:
-            # A checksum instead of a random number keeps colors reproducible.
-            shade = 0.75 + 0.5 * (zlib.crc32(str(segment["id"]).encode()) % 100) / 100
-        colors[ids == segment["id"]] = np.clip(np.multiply(color(segment, metadata), shade), 0, 255)
-    mixed = image * (1 - OPACITY) + colors * OPACITY
-    edges = cv2.morphologyEx(ids.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    mixed[edges > 0] = 255
-    drawer = Visualizer(
-        mixed.astype(np.uint8), metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION
-    )
-    for segment in segments:
-        mask = ids == segment["id"]
-        if mask.mean() >= NAMED_SHARE:
-            name = class_name(segment, metadata)
-            size = NAME_SIZE * image.shape[0]
-            drawer.draw_text(name, interior_point(mask), font_size=size, color="w")
-    return drawer.get_output().get_image()
+        mask, shade = scaled == segment["id"], _shade(segment, metadata)
+        colors[mask] = shade
+        chosen, region = segment["id"] in marked, not segment["isthing"]
+        name = class_name(segment, metadata)
+        text = f"{mark} {name}" if chosen and mark else name
+        labels.append(Label(text=text, mask=mask, color=shade, urgent=chosen, inside=region))
+    mixed = (picture * (1 - OPACITY) + colors * OPACITY).astype(np.uint8)
+    mixed[_edges(scaled)] = 255
+    for segment_id in marked:
+        _draw_dashes(mixed, scaled == segment_id)
+    return draw_labels(mixed, labels)
 
 
-def interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return x and y of the pixel of a mask, (H, W), that is farthest from its outside."""
-    distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return int(x), int(y)
+def _draw_dashes(picture: Picture, mask: NDArray[np.bool_]) -> None:
+    """Outline a mask, (H, W), with dashes, in place."""
+    rows, columns = np.nonzero(_edges(mask.astype(np.uint8)))
+    dashes = (rows + columns) // DASH % 2 == 0
+    picture[rows, columns] = np.where(dashes[:, None], MARK, 255)
+
+
+def _edges(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+    kernel = np.ones((3, 3), np.uint8)
+    gradient = cv2.morphologyEx(ids.astype(np.float32), cv2.MORPH_GRADIENT, kernel)
+    return np.asarray(gradient > 0)
+
+
+def _shade(segment: Mapping[str, Any], metadata: Metadata) -> Color:
+    shade = 1.0
+    if segment["isthing"]:
+        # A checksum instead of a random number keeps colors reproducible.
+        shade = 0.75 + 0.5 * (zlib.crc32(str(segment["id"]).encode()) % 100) / 100
+    red, green, blue = (min(round(c * shade), 255) for c in color(segment, metadata))
+    return red, green, blue
 
 
 def class_name(segment: Mapping[str, Any], metadata: Metadata) -> str:
@@ -74,7 +94,7 @@ def class_name(segment: Mapping[str, Any], metadata: Metadata) -> str:
     return str(names[segment["category_id"]])
 
 
-def color(segment: Mapping[str, Any], metadata: Metadata) -> tuple[int, int, int]:
+def color(segment: Mapping[str, Any], metadata: Metadata) -> Color:
     """Return the class color of a segment, RGB 0..255, from the metadata or a default palette."""
     kind = "thing" if segment["isthing"] else "stuff"
     colors = metadata.get(f"{kind}_colors")
@@ -86,22 +106,79 @@ def color(segment: Mapping[str, Any], metadata: Metadata) -> tuple[int, int, int
     return red, green, blue
 
 
-def draw_truth(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """Draw the panoptic segments of a record, or its instances if it has no panoptic PNG."""
-    if "pan_seg_file_name" not in record:
-        return draw_ground_truth(record, metadata)
-    ids = read_segment_ids(record["pan_seg_file_name"])
-    return draw_segments(read_rgb(record), ids, record["segments_info"], metadata)
+def segments_without_partner(
+    truth: tuple[NDArray[np.integer], Sequence[Mapping[str, Any]]],
+    predicted: tuple[NDArray[np.integer], Sequence[Mapping[str, Any]]],
+) -> tuple[set[int], set[int]]:
+    """Find missed and false segments as panoptic quality counts them.
+
+    Args:
+        truth, predicted: segment ids, (H, W), 0 for void, and dicts with "id", "category_id",
+            "isthing" and, for crowds, "iscrowd".
+    Returns: ids of missed and of false segments.
+    Source: cocodataset/panopticapi:panopticapi/evaluation.py.
+    """
+    pairs, counts = np.unique(
+        np.stack([truth[0], predicted[0]], -1).reshape(-1, 2), False, False, True, axis=0
+    )
+    shared = {(int(t), int(p)): int(n) for (t, p), n in zip(pairs, counts, strict=True)}
+    areas: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    for pair, count in shared.items():
+        for side, segment_id in enumerate(pair):
+            areas[side][segment_id] = areas[side].get(segment_id, 0) + count
+    by_id = [{int(s["id"]): s for s in segments} for _, segments in (truth, predicted)]
+    crowds = {i for i, s in by_id[0].items() if s.get("iscrowd")}
+    missed = {i for i in by_id[0] if i not in crowds and i in areas[0]}
+    false = {i for i in by_id[1] if i in areas[1]}
+    for (t, p), count in shared.items():
+        if t in missed and p in false and _kind(by_id[0][t]) == _kind(by_id[1][p]):
+            union = areas[0][t] + areas[1][p] - count - shared.get((VOID, p), 0)
+            if count > MATCH_IOU * union:
+                missed.discard(t)
+                false.discard(p)
+    for p in set(false):
+        same = [t for t in crowds if _kind(by_id[0][t]) == _kind(by_id[1][p])]
+        ignored = sum(shared.get((t, p), 0) for t in (VOID, *same))
+        if ignored > MATCH_IOU * areas[1][p]:
+            false.discard(p)
+    return missed, false
 
 
-def draw_prediction(
+def _kind(segment: Mapping[str, Any]) -> tuple[bool, int]:
+    return bool(segment["isthing"]), int(segment["category_id"])
+
+
+def compare_panoptic(
     record: dict[str, Any], output: dict[str, Any], metadata: Metadata, min_score: float
-) -> np.ndarray:
-    """Draw the panoptic segments of a model output, or its instances if it has none."""
-    if "panoptic_seg" not in output:
-        return draw_output(record, output, metadata, min_score)
-    ids, segments = output["panoptic_seg"]
-    return draw_segments(read_rgb(record), ids.cpu().numpy(), segments, metadata)
+) -> Row:
+    """Draw image, true and predicted segments; missed and false ones have dashed outlines.
+
+    Instances are compared if the record has no panoptic PNG, or the output no segments.
+
+    Args:
+        record: in Detectron2's format.
+        output: of a model, with "panoptic_seg" at the image's size.
+        metadata: of the dataset.
+        min_score: of instances.
+    """
+    if "pan_seg_file_name" not in record or "panoptic_seg" not in output:
+        return compare_instances(record, output, metadata, min_score)
+    image, width = read_rgb(record), panel_width(3)
+    true_ids, true_segments = read_segment_ids(record["pan_seg_file_name"]), record["segments_info"]
+    ids, segments = output["panoptic_seg"][0].cpu().numpy(), output["panoptic_seg"][1]
+    missed, false = segments_without_partner((true_ids, true_segments), (ids, segments))
+    left = draw_segments(
+        image, true_ids, true_segments, metadata, width=width, marked=missed, mark="missed"
+    )
+    right = draw_segments(image, ids, segments, metadata, width=width, marked=false, mark="false")
+    shown = {class_name(s, metadata): color(s, metadata) for s in (*true_segments, *segments)}
+    panels = [
+        (Path(record["file_name"]).name, image),
+        (f"ground truth: {len(true_segments)}{_count(missed, 'missed')}", left),
+        (f"prediction: {len(segments)}{_count(false, 'false')}", right),
+    ]
+    return Row(panels=panels, legend=sorted(shown.items()))
 
 
-PANOPTIC = Drawings(truth=draw_truth, prediction=draw_prediction)
+def _count(ids: Collection[int], word: str) -> str:
+    return f", {len(ids)} {word} (dashed)" if ids else ""

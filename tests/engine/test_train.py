@@ -73,12 +73,15 @@ def test_run_leaves_its_record_and_evaluation_repeats(shapes: Path, tmp_path: Pa
     on_disk = json.loads((tmp_path / "a/evaluation/instances_val/coco_metrics.json").read_text())
     assert on_disk["segm"]["AP"] == pytest.approx(metrics["segm"]["AP"])
 
+    with Image.open(tmp_path / "a/train_samples.png") as picture:
+        assert picture.width == 1440
     # Four validation images of 96 px, three panels each.
     with Image.open(tmp_path / "a/predictions.png") as picture:
         assert picture.height > picture.width > 500
 
     weights = f"train.init_checkpoint={tmp_path / 'a/model_final.pth'}"
     again = run(arguments(shapes, tmp_path / "b", weights, "train.pictures=2", eval_only=True))
+    assert not (tmp_path / "b/train_samples.png").exists()
     with Image.open(tmp_path / "b/predictions.png") as picture:
         assert picture.height < picture.width
     for task, values in metrics.items():

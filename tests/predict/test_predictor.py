@@ -66,7 +66,8 @@ def test_classes_of_pixels_are_those_that_were_scored(trained: Train, shapes: Pa
     )
     saved = sorted((run / "evaluation").rglob("predictions/*.png"))[0]
     assert np.array_equal(prediction.semantic.numpy(), np.asarray(Image.open(saved)))
-    assert prediction.draw().shape == (80, 96, 3)
+    # Small images are enlarged so that names are legible.
+    assert prediction.draw().shape == (420, 504, 3)
     with pytest.raises(KeyError, match="predicts no 'instances'; it predicts sem_seg"):
         _ = prediction.instances
 

@@ -14,11 +14,15 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from torch import nn
 
+from focalnet_det.visualization.comparison import save_comparison
 from focalnet_det.visualization.draw_instances import (
+    MARK,
     class_colors,
+    compare_instances,
     draw_ground_truth,
-    draw_predictions,
-    save_comparison,
+    draw_instances,
+    object_colors,
+    read_rgb,
 )
 
 # High enough not to be enlarged, so that drawn and original pixels correspond.
@@ -64,6 +68,12 @@ def record(
         "image_id": 1,
         "annotations": list(annotations),
     }
+
+
+def draw_predictions(
+    item: dict[str, Any], found: Instances, metadata: Metadata, *, min_score: float
+) -> np.ndarray:
+    return draw_instances(read_rgb(item), found, metadata, min_score=min_score)
 
 
 def change(image: np.ndarray) -> np.ndarray:
@@ -192,24 +202,69 @@ def test_comparison(tmp_path: Path, metadata: Metadata) -> None:
     given = {"image": tensor, "height": HEIGHT, "width": WIDTH}
     path = tmp_path / "new" / "folder" / "comparison.png"
     model = StandIn().eval()
-    save_comparison(model, [item, item], [given, given], metadata, path)
+    save_comparison(model, [item, item], [given, given], metadata, path, compare=compare_instances)
 
     assert not model.grad_enabled
     with Image.open(path) as picture:
         assert picture.format == "PNG"
-        # 9 inches by 2 rows of 3.05 inches, 110 dots per inch.
-        assert picture.size == (990, 671)
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    # Three columns: no colour in the image, orange ground truth, blue prediction.
+        # Three panels of (1440 - 2 x 8) / 3 px and 3/4 of that, a title and a legend of 24 px
+        # each; two rows, 8 px apart.
+        assert picture.size == (1440, 2 * (356 + 48) + 8)
+        pixels = np.asarray(picture.convert("RGB")).astype(int)[24 : 24 + 356]
+    # Three columns: no colour in the image, orange ground truth, blue prediction. They are of
+    # different classes, so that both are framed in red.
     redness = pixels[..., 0] - pixels[..., 2]
+    framed = np.abs(pixels - MARK).max(axis=2) <= 8
     image, truth, prediction = np.array_split(redness, 3, axis=1)
     assert np.abs(image).max() < 10
     assert (truth > 40).mean() > 0.02
-    assert not (truth < -40).any()
     assert (prediction < -40).mean() > 0.02
-    assert not (prediction > 40).any()
+    frames = [part.sum() for part in np.array_split(framed, 3, axis=1)]
+    assert frames[0] == 0
+    assert min(frames[1:]) > 300
+
+
+def test_matched_objects_have_no_frames(tmp_path: Path, metadata: Metadata) -> None:
+    item = record(tmp_path, annotation(BOX, 0))
+    row = compare_instances(item, {"instances": instances(BOX, scores=[0.8])}, metadata, 0.5)
+    assert [title for title, _ in row.panels] == ["image.png", "ground truth: 1", "prediction: 1"]
+    assert row.legend == [("disc", (31, 119, 180))]
+    for _, picture in row.panels:
+        assert not (np.abs(picture.astype(int) - MARK).max(axis=2) <= 8).any()
+    below = compare_instances(item, {"instances": instances(BOX, scores=[0.4])}, metadata, 0.5)
+    assert [title for title, _ in below.panels][1:] == [
+        "ground truth: 1, 1 missed (dashed)",
+        "prediction: 0",
+    ]
+
+
+def test_objects_of_the_only_class_have_a_color_each(tmp_path: Path) -> None:
+    assert len(set(object_colors([0] * 30, 1))) == 30
+    colors = object_colors([3, 79, 3], 80)
+    assert colors[0] == colors[2] != colors[1]
+    one = Metadata(name="one_class", thing_classes=["cell"])
+    far_box = (350, 310, 620, 470)
+    found = instances(BOX, far_box, scores=[0.9, 0.9])
+    found.pred_classes[:] = 0
+    image = draw_predictions(record(tmp_path), found, one, min_score=0.5).astype(int)
+    first, second = (image[(y0 + y1) // 2, (x0 + x1) // 2] for x0, y0, x1, y1 in (BOX, far_box))
+    assert np.abs(first - second).max() > 40
+
+
+def test_overlapping_masks_mix(tmp_path: Path, metadata: Metadata) -> None:
+    inner = (100, 120, 220, 200)
+    image = draw_predictions(
+        record(tmp_path), instances(BOX, inner, scores=[0.9, 0.9]), metadata, min_score=0.5
+    )
+    # Blue over grey, then orange over both: 0.55 of what was there and 0.45 of the color.
+    under = 0.55 * GREY + 0.45 * np.array([31, 119, 180])
+    expected = 0.55 * under + 0.45 * np.array([255, 127, 14])
+    np.testing.assert_allclose(image[160, 160], expected, atol=2)
 
 
 def test_as_many_inputs_as_records(tmp_path: Path, metadata: Metadata) -> None:
     with pytest.raises(ValueError, match="zip"):
-        save_comparison(StandIn(), [record(tmp_path)], [], metadata, tmp_path / "a.png")
+        save_comparison(
+            StandIn(), [record(tmp_path)], [], metadata, tmp_path / "a.png",
+            compare=compare_instances,
+        )  # fmt: skip

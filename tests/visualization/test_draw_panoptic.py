@@ -13,10 +13,14 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
 
-from focalnet_det.visualization.draw_instances import save_comparison
-from focalnet_det.visualization.draw_panoptic import PANOPTIC, draw_segments, interior_point
+from focalnet_det.visualization import draw_panoptic
+from focalnet_det.visualization.comparison import save_comparison
+from focalnet_det.visualization.draw_panoptic import (
+    compare_panoptic,
+    draw_segments,
+    segments_without_partner,
+)
 
 HEIGHT, WIDTH, GREY = 440, 600, 100
 
@@ -62,29 +66,62 @@ def test_colours_outlines_and_void(metadata: Metadata) -> None:
     np.testing.assert_array_equal(drawn, again)
 
 
-def test_names_are_written_inside(metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[tuple[str, tuple[int, int]]] = []
+def test_names_are_written_where_they_hide_nothing(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
     monkeypatch.setattr(
-        Visualizer, "draw_text", lambda self, name, at, **_: written.append((name, at))
+        draw_panoptic, "draw_labels", lambda picture, labels: (given.extend(labels), picture)[1]
     )
     ids, segments = scene()
-    ids[0, 0] = 9
-    draw_segments(image(), ids, [*segments, {**segments[0], "id": 9}], metadata)
-    assert [name for name, _ in written] == ["sky", "dog", "cat"], "specks have no name"
-    for (_, (x, y)), segment in zip(written, segments, strict=True):
-        assert ids[y, x] == segment["id"]
+    draw_segments(image(), ids, segments, metadata, marked={300}, mark="missed")
+    found = [(label.text, label.inside, label.urgent) for label in given]
+    # Regions may be covered by their name, things may not.
+    assert found == [("sky", True, False), ("missed dog", False, True), ("cat", False, False)]
+    for label, segment in zip(given, segments, strict=True):
+        np.testing.assert_array_equal(label.mask, ids == segment["id"])
 
 
-def test_the_place_of_a_name_is_the_middle_of_the_widest_part() -> None:
-    mask = np.zeros((50, 80), dtype=bool)
-    mask[20:24, 10:60] = True
-    mask[10:31, 50:71] = True
-    assert interior_point(mask) == (60, 20)
-    # A ring has no pixel in its middle.
-    y, x = np.mgrid[:60, :60]
-    ring = abs(np.hypot(y - 30, x - 30) - 20) < 4
-    found = interior_point(ring)
-    assert ring[found[1], found[0]]
+def test_segments_without_partner_by_a_slow_loop() -> None:
+    random = np.random.default_rng(0)
+    counts = np.zeros(3, dtype=int)
+    for _ in range(60):
+        maps = random.integers(0, 4, (2, 4, 4)).repeat(3, 1)
+        maps[1] = np.where(random.random(maps[1].shape) < 0.75, maps[0], maps[1])
+        kinds = [
+            [
+                {"id": i, "category_id": int(random.integers(2)), "isthing": True}
+                for i in (1, 2, 3)
+                if (ids == i).any()
+            ]
+            for ids in maps
+        ]
+        for segment in kinds[0]:
+            segment["iscrowd"] = int(random.random() < 0.2)
+        void = maps[0] == 0
+        missed = {s["id"] for s in kinds[0] if not s["iscrowd"]}
+        false = {s["id"] for s in kinds[1]}
+        for t in kinds[0]:
+            for p in kinds[1]:
+                first, second = maps[0] == t["id"], maps[1] == p["id"]
+                union = (first | (second & ~void)).sum()
+                if t["iscrowd"] or t["category_id"] != p["category_id"]:
+                    continue
+                if (first & second).sum() / union > 0.5:
+                    missed -= {t["id"]}
+                    false -= {p["id"]}
+        for p in kinds[1]:
+            second = maps[1] == p["id"]
+            ignored = void.copy()
+            for t in kinds[0]:
+                if t["iscrowd"] and t["category_id"] == p["category_id"]:
+                    ignored |= maps[0] == t["id"]
+            if (second & ignored).sum() / second.sum() > 0.5:
+                false -= {p["id"]}
+        actual = segments_without_partner((maps[0], kinds[0]), (maps[1], kinds[1]))
+        assert actual == (missed, false)
+        counts += [len(missed), len(false), len(kinds[1]) - len(false)]
+    assert counts.min() > 10
 
 
 def test_small_images_are_enlarged_and_classes_need_no_colours() -> None:
@@ -131,7 +168,7 @@ def test_comparison(panoptic: bool, metadata: Metadata, tmp_path: Path) -> None:
     else:
         record["annotations"] = []
     path = tmp_path / "out.png"
-    save_comparison(StandIn(panoptic), [record], [{}], metadata, path, drawings=PANOPTIC)
+    save_comparison(StandIn(panoptic), [record], [{}], metadata, path, compare=compare_panoptic)
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     truth, prediction = np.array_split(pixels, 3, axis=1)[1:]
     blue = [(part[..., 2] - part[..., 0] > 100).mean() for part in (truth, prediction)]
@@ -139,4 +176,6 @@ def test_comparison(panoptic: bool, metadata: Metadata, tmp_path: Path) -> None:
         assert blue[0] == pytest.approx(blue[1], abs=0.02)
         assert blue[0] > 0.15
     else:
-        assert blue == [0, 0]
+        # Instances instead: none, and the box of a cat.
+        assert blue[0] == 0
+        assert 0 < blue[1] < 0.03
