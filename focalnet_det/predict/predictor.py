@@ -66,6 +66,8 @@ class Predictor:
         self.threshold = threshold
         self._options = trained.experiment.options
         self._mapper = trained.experiment.test_mapper()
+        # A mapper of the user's own may not say.
+        self.image_format: str = getattr(self._mapper, "image_format", "RGB")
         self._augmented = TestTimeAugmentation(trained.model)
 
     @overload
@@ -87,7 +89,7 @@ class Predictor:
             return self((images,))[0]
         given: list[ImageLike] = list(images)
         pictures = [to_picture(image) for image in given]
-        inputs = [self._prepare(picture) for picture in pictures]
+        inputs = [self.prepare(picture) for picture in pictures]
         outputs = list(self._outputs(inputs))
         return [
             Prediction(
@@ -100,7 +102,8 @@ class Predictor:
             for output, picture, image in zip(outputs, pictures, given, strict=True)
         ]
 
-    def _prepare(self, picture: Image.Image) -> dict[str, Any]:
+    def prepare(self, picture: Image.Image) -> dict[str, Any]:
+        """Return the model's input for an upright RGB picture, see :func:`to_picture`."""
         size = {"height": picture.height, "width": picture.width}
         return self._mapper({"picture": picture, **size})
 
