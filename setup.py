@@ -71,6 +71,7 @@ setup(
         "rich",
     ],
     extras_require={
+        "serve": ["gradio>=6.31,<7"],
         "video": ["av>=12"],
         "export": EXPORT,
         "docs": ["zensical==0.1.3"],
