@@ -2,8 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
@@ -18,7 +18,7 @@ from ... import __version__
 from ...atomic import replacing
 from .graph_kinds import graph_model
 from .graph_models import GraphModel
-from .verify_graph import Arrays, Comparison, Run, verify
+from .verify_graph import Arrays, Comparison, ExportError, Run, verify
 
 ONNX, TORCH_EXPORT = ".onnx", ".pt2"
 # Limit of the format of ONNX files, less some room for the graph.
@@ -175,21 +175,36 @@ def write_onnx(
 
 
 def onnx_runner(path: Path) -> Run:
-    """Return a function that calls an ONNX file with onnxruntime, on the CPU."""
+    """Return a function that calls an ONNX file with onnxruntime, on the CPU.
+
+    Raises: ExportError, also from the function, if onnxruntime cannot run the file.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
+    with _runtime_errors():
+        session = onnxruntime.InferenceSession(
+            path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Arrays) -> Arrays:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        with _runtime_errors():
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return run
+
+
+@contextmanager
+def _runtime_errors() -> Iterator[None]:
+    """Turn the errors of onnxruntime, which have no class in common, into ours."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ExportError(f"onnxruntime cannot run the graph: {reason}") from error
 
 
 def program_runner(path: Path, outputs: Sequence[str]) -> Run:

@@ -94,6 +94,12 @@ FURTHER = {
 
 # The file that is written and run in every test run; the others take half a minute each.
 ALWAYS = ("UPerNet",)
+# Its wrapper equals it, but not what ONNX makes of that.
+REFUSED = "Mask2Former"
+REASON = (
+    "translated to ONNX, the sizes at which its levels are split become constants, and the "
+    "comparison refuses the file"
+)
 Train = Callable[[str], Path]
 
 
@@ -108,7 +114,7 @@ def needs_onnx() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", MODELS | FURTHER)
+@pytest.mark.parametrize("name", [name for name in MODELS | FURTHER if name != REFUSED])
 def test_onnx_equals_the_model(name: str, tmp_path: Path) -> None:
     needs_onnx()
     path = tmp_path / "model.onnx"
@@ -132,6 +138,14 @@ def test_onnx_equals_the_model(name: str, tmp_path: Path) -> None:
     assert about["outputs"] == [output.name for output in session.get_outputs()]
 
 
+@pytest.mark.soak
+def test_a_graph_that_the_runtime_refuses_is_not_written(tmp_path: Path) -> None:
+    needs_onnx()
+    with pytest.raises(ExportError, match="onnxruntime cannot run the graph: .*Split"):
+        export_model(small(REFUSED), tmp_path / "x.onnx", size=(64, 96))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_run_is_exported_by_the_tool(trained: Train, tmp_path: Path) -> None:
     """UPerNet; the file has what its user needs."""
@@ -141,7 +155,7 @@ def test_a_run_is_exported_by_the_tool(trained: Train, tmp_path: Path) -> None:
     run, path = trained("upernet"), tmp_path / "new/upernet.onnx"
     done = run_program(TOOLS / "export_model.py", run, "--output", path, "--size", 64, 96)
     assert done.returncode == 0, done.stderr
-    assert f"{path}: images -> logits\n  1 x 64 x 96: differences: logits " in done.stdout
+    assert f"{path}: images -> logits\n  1 x 64 x 96: largest differences: logits " in done.stdout
     session = onnxruntime.InferenceSession(path)
     about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     predictor = Predictor(run, device="cpu")
@@ -194,8 +208,8 @@ class Broken(nn.Module):
     def model(self) -> Any:
         return self.wrapped.model
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        return self.change(self.wrapped(*args, **kwargs))
+    def forward(self, images: torch.Tensor) -> tuple[Any, ...]:
+        return self.change(self.wrapped(images))
 
 
 def test_a_broken_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
