@@ -19,13 +19,14 @@ from .description import load_config, read_experiment, register_all
 BEGIN, END = "<!-- begin: focalnet-det configs --zoo-page -->", "<!-- end -->"
 # Sizes for which published FLOPs are given, (height, width), pixels.
 DETECTION_SIZE, SEGMENTATION_SIZE = (800, 1280), (512, 2048)
+CLASSIFICATION_SIZE = (224, 224)
 # Multiply-accumulates of the backbones that were counted, by the shapes of their parameters.
 COUNTED: dict[tuple[tuple[int, ...], ...], int] = {}
 HEAD = """| config | published score | parameters | MACs | starts from |
 |---|---|---|---|---|
 """
 _SCORE = re.compile(
-    r"published ((?:box AP|mIoU).*?)\.(?:$| [A-Z])|([\d.]+ (?:PQ|mIoU)) is published"
+    r"published ((?:box AP|mIoU|top-1).*?)\.(?:$| [A-Z])|([\d.]+ (?:PQ|mIoU)) is published"
 )
 
 
@@ -67,7 +68,7 @@ def zoo_row(name: str, text: str) -> str:
         f"[{title}](../configs/{name})",
         published_score(text) or "–",
         f"{parameter_count(model) / 1e6:.1f} M",
-        _macs(model),
+        _macs(model, name),
         starting_weights(name),
     ]
     return f"| {' | '.join(cells)} |\n"
@@ -84,11 +85,14 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _macs(model: nn.Module) -> str:
+def _macs(model: nn.Module, name: str) -> str:
     if isinstance(model, MmsegSegmentor):
         return f"{sum(segmentor_macs(model, SEGMENTATION_SIZE)) / 1e9:.0f} G"
     for module in model.modules():
         if isinstance(module, StagedBackbone):
+            if "Classification/" in name or "Pretraining/" in name:
+                cost = analyze_backbone(module, CLASSIFICATION_SIZE)
+                return f"backbone {cost.macs / 1e9:.1f} G at 224 x 224"
             return f"backbone {_backbone_macs(module) / 1e9:.0f} G"
     return "–"
 

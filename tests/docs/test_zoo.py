@@ -31,6 +31,7 @@ def test_scores_are_read_from_headers() -> None:
         "Mask2Former, 100 epochs: 57.9 PQ is published (arXiv:2203.11926).": "57.9 PQ",
         "UPerNet: published mIoU 54.0, 55.4 at several scales. The published one began with "
         "weights of ImageNet-22k.": "mIoU 54.0, 55.4 at several scales",
+        "FocalNet-T SRF, 300 epochs of ImageNet-1k: published top-1 82.1.": "top-1 82.1",
         "FCOS, 1x. No number is published for this recipe.": "",
     }.items():
         assert published_score(text) == score
