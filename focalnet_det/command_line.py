@@ -65,6 +65,9 @@ COMMANDS = {
     "prepare-ade20k-panoptic": Command(
         "make ADE20K's panoptic segments", "datasets/prepare_ade20k_pan_seg.py"
     ),
+    "prepare-class-folders": Command(
+        "cut objects out into folders of classes", "datasets/prepare_class_folders.py"
+    ),
     "install-detectron2": Command(
         "install Detectron2 without a compiler", "tools/install_detectron2.py"
     ),
