@@ -42,7 +42,7 @@ setup(
     packages=find_packages(include=["focalnet_det", "focalnet_det.*"]),
     package_data={
         "focalnet_det": [
-            *("py.typed", "ops/kernels/*.cpp", "ops/kernels/*.h"),
+            *("py.typed", "ops/cpu/csrc/*.cpp", "ops/cpu/csrc/*.h"),
             "data/classification/imagenet22k_synsets.txt",
         ]
     },

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from focalnet_det.ops.kernels import capabilities
+from focalnet_det.ops.cpu import capabilities
 
 pytest.register_assert_rewrite("tests.helpers")  # before anything imports it
 

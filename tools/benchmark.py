@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   tools/benchmark.py --training --size 512 512 --kernels 9 11 13 --dtype bfloat16
   tools/benchmark.py --peers timm swin convnext resnet --size 224 224 --batch-size 8 --json out.json
   tools/benchmark.py --variant focal_tiny --size 800 1216 --peers torchvision
+  tools/benchmark.py --products --size 512 512
   tools/benchmark.py --training --size 512 512 --detector \
       configs/COCO-InstanceSegmentation/mask_rcnn_{focalnet_tiny_srf,swin_tiny}_fpn_1x.py
   tools/benchmark.py --size 512 512 --peers mask2former --detector \
@@ -62,6 +63,8 @@ def parse_args() -> argparse.Namespace:
                         help="not that of the wall clock: for busy machines")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="T", help="of PyTorch, on CPUs")
     parser.add_argument("--roofline", action="store_true", help="our stages against the machine")
+    parser.add_argument("--products", action="store_true",
+                        help="float32 products of FocalNet and a box head")  # fmt: skip
     parser.add_argument("--suite", choices=("gpu", "throughput"),
                         help="all rows for a GPU; or images/s of all classifiers")  # fmt: skip
     parser.add_argument("--sizes", type=int, nargs="+", default=(224, 448, 896), metavar="S",
@@ -301,6 +304,31 @@ def run_throughput(args: argparse.Namespace) -> None:
     )
 
 
+def print_products(args: argparse.Namespace, where: str) -> None:
+    """Time matrix products by library and print them as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from focalnet_det.benchmark.product_speed import layers, time_products
+
+    timings = time_products(layers(*args.size), args.repeats)
+    table = Table(title="GFLOP/s of float32 products", caption=where)
+    for column in ("layer", "rows", "weight", "product", *timings[0].seconds, "runs", "loss"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for timing in timings:
+        name, rows, outputs, inputs = timing.layer
+        operations = 2e-9 * rows * outputs * inputs
+        table.add_row(
+            name, str(rows), f"{outputs} x {inputs}", timing.kind,
+            *(f"{operations / seconds:.0f}" for seconds in timing.seconds.values()),
+            timing.choice, f"{timing.loss:.0%}",
+        )  # fmt: skip
+    Console(width=120).print(table)
+    if args.json:
+        report = [timing._asdict() | {"layer": timing.layer._asdict()} for timing in timings]
+        args.json.write_text(json.dumps({"machine": where, "products": report}, indent=2) + "\n")
+
+
 def run_suite(output: Path) -> None:
     """Run the GPU suite."""
     import torch
@@ -344,6 +372,9 @@ def main() -> None:
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     where = machine(device) + (", CPU time" if args.cpu_time else "")
+    if args.products:
+        print_products(args, where)
+        return
     images = torch.randn(args.batch_size, 3, *args.size, device=device).to(dtype)
     ours, *others = contenders(args)
     networks = [ours, *(c for c in others if not args.only or c.name in args.only)]

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones.stages import Stage, StagedBackbone
-from ..ops import dispatch
+from ..ops.focal_block import policy
 
 COUNTER = (
     "torch.utils.flop_counter, halved to multiply-accumulates: convolutions (padding taps "
@@ -32,7 +32,7 @@ class PartCost:
         activation_bytes: tensors saved for the backward pass by the fused backends, excluding
             parameters; tensors shared by several parts count for the first.
         reference_activation_bytes: the same for the reference backend, the fallback without fused
-            kernels, see :mod:`focalnet_det.ops.dispatch`.
+            kernels, see :mod:`focalnet_det.ops.focal_block.policy`.
         output_shape: (N, H, W, C).
     """
 
@@ -119,7 +119,7 @@ def _record(net: StagedBackbone, size: tuple[int, int], batch_size: int, path: s
     dtype = next(net.parameters()).dtype
     x = torch.empty(batch_size, net.patch_embed.proj.in_channels, *size, device="meta", dtype=dtype)
     arguments = (x, [size] * batch_size) if net.valid_context else (x,)
-    forced, watched = dispatch.force_backend(path), recorder.watch(_parts(net))
+    forced, watched = policy.force_backend(path), recorder.watch(_parts(net))
     with torch.enable_grad(), torch.device("meta"), forced, watched:
         functional_call(net, parameters, arguments)
     return recorder

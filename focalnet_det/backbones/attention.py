@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import channels_last, has_hooks
-from ..ops import cyclic, dispatch, focal_attention, nearest, window_attention
+from ..ops import cyclic, focal_attention, nearest, window_attention
 from ..ops.focal_attention import AttentionTables
+from ..ops.focal_block import policy
 from ..ops.nearest import OffsetMlp, StoredSets
 from ..ops.window_attention import WindowGrid
 from ..ops.window_layout import neighbor_columns
@@ -51,7 +52,7 @@ class WindowAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
         windows = focal_attention.to_windows(x, self.window_size)  # (N, windows, cells, C)
         pooled = _pooled(windows, pool)
-        if dispatch.forced_backend() == "reference" and valid is None and not recorded:
+        if policy.forced_backend() == "reference" and valid is None and not recorded:
             qkv, summary = self.qkv(x), self.qkv(pooled)[..., channels:]
             out = self.reference(qkv, summary.unflatten(1, (size.rows, size.columns)), size)
         else:
@@ -110,7 +111,7 @@ class WindowAttention(nn.Module):
 def _pooled(windows: Tensor, pool: nn.Module) -> Tensor:
     """Pool the cells of each window, (N, windows, cells, C) -> (N, windows, C)."""
     if type(pool) is nn.Linear and not has_hooks(pool):
-        with dispatch.without_autocast(windows):
+        with policy.without_autocast(windows):
             weight = pool.weight.to(windows.dtype)
             result: Tensor = (weight @ windows)[:, :, 0] + pool.bias.to(windows.dtype)
             return result

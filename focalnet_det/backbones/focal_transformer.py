@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import DropPath, Mlp, has_hooks, layer_norm
-from ..ops import dispatch, fused, window_attention
-from ..ops.kernels.parameters import Affine, MlpWeights
-from ..ops.kernels.training import Residual
+from ..ops import window_attention
+from ..ops.focal_block import autograd, policy
+from ..ops.focal_block.pytorch.training import Residual
+from ..ops.focal_block.weights import Affine, MlpWeights
 from .attention import FocalAttention, NearestAttention, WindowAttention
 from .stages import StagedBackbone, arguments_of_stages
 from .validation import check_transformer_arguments
@@ -53,17 +54,17 @@ class FocalTransformerBlock(nn.Module):
         return self._add_mlp(x + self.drop_path(self.proj_drop(branch)))
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        backend = dispatch.choose_backend(x, exact=self._is_plain, windows=(1,))
+        backend = policy.choose_backend(x, exact=self._is_plain, windows=(1,))
         drops = self.training and self.mlp.drop.p > 0
         if backend == "reference" or drops or window_attention.is_recording_graph():
             return x + self.drop_path(self.mlp(self.norm2(x)))
         # Without gradients nothing needs to be saved for a backward pass.
         recompute = not torch.is_grad_enabled()
-        policy = fused.ComputePolicy(backend, *dispatch.compute_dtype(x), recompute)
+        computing = autograd.ComputePolicy(backend, *policy.compute_dtype(x), recompute)
         norm = Affine(self.norm2.weight, self.norm2.bias, self.norm2.eps)
         layers = (Affine(layer.weight, layer.bias) for layer in (self.mlp.fc1, self.mlp.fc2))
-        scales = self.drop_path.sample_scales(x, policy.stored)
-        return fused.mlp(x, norm, MlpWeights(*layers), policy, Residual(scales))
+        scales = self.drop_path.sample_scales(x, computing.stored)
+        return autograd.mlp(x, norm, MlpWeights(*layers), computing, Residual(scales))
 
     def _is_plain(self) -> bool:
         """Tell whether the fused MLP computes what the layers do, from their parameters alone."""

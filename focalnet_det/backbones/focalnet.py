@@ -17,9 +17,10 @@ from ..layers import (
     has_hooks,
     layer_scale_parameter,
 )
-from ..ops import aggregate_contexts, dispatch, fused
-from ..ops.kernels.parameters import Affine, BlockWeights, MlpWeights, ModulationWeights
-from ..ops.kernels.training import Residual
+from ..ops import aggregate_contexts
+from ..ops.focal_block import autograd, policy
+from ..ops.focal_block.pytorch.training import Residual
+from ..ops.focal_block.weights import Affine, BlockWeights, MlpWeights, ModulationWeights
 from .stages import StagedBackbone
 from .validation import check_arguments
 
@@ -152,7 +153,7 @@ class FocalNetBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Transform (N, H, W, C); ``valid`` is (N, 1, H, W), one inside an image."""
-        backend = dispatch.choose_backend(
+        backend = policy.choose_backend(
             x, exact=self._is_plain, windows=self.modulation.focal_windows
         )
         if backend != "reference":
@@ -164,29 +165,29 @@ class FocalNetBlock(nn.Module):
         return self.add_branch(x, self.mlp(self.norm2(x)), self.gamma_2)
 
     def _fused(self, x: Tensor, valid: Tensor | None, backend: str) -> Tensor:
-        """Compute the block with the fused functions of ``ops/fused.py``."""
+        """Compute the block with the fused functions of ``ops/focal_block``."""
         weights = self.weights()
-        policy = fused.ComputePolicy(backend, *dispatch.compute_dtype(x), self.lean_training)
-        mask = None if valid is None else channels_last(valid).to(policy.dtype)
+        computing = autograd.ComputePolicy(backend, *policy.compute_dtype(x), self.lean_training)
+        mask = None if valid is None else channels_last(valid).to(computing.dtype)
         if not self.training and not self._needs_gradient(x):
-            return fused.block(x, weights, mask, policy)
+            return autograd.block(x, weights, mask, computing)
         drops = self.training and max(self.modulation.proj_drop.p, self.mlp.drop.p) > 0
         if not drops and not self.post_norm and self.gamma_1 is None:
-            scales = self.drop_path.sample_scales(x, policy.stored)
-            x = fused.modulation(
-                x, weights.norm1, weights.modulation, mask, policy, Residual(scales)
+            scales = self.drop_path.sample_scales(x, computing.stored)
+            x = autograd.modulation(
+                x, weights.norm1, weights.modulation, mask, computing, Residual(scales)
             )
-            scales = self.drop_path.sample_scales(x, policy.stored)
-            return fused.mlp(x, weights.norm2, weights.mlp, policy, Residual(scales))
+            scales = self.drop_path.sample_scales(x, computing.stored)
+            return autograd.mlp(x, weights.norm2, weights.mlp, computing, Residual(scales))
         before = None if self.post_norm else weights.norm1
-        branch = fused.modulation(x, before, weights.modulation, mask, policy)
+        branch = autograd.modulation(x, before, weights.modulation, mask, computing)
         branch = self.modulation.proj_drop(branch)
         x = self.add_branch(x, self.norm1(branch) if self.post_norm else branch, self.gamma_1)
         if drops:
             branch = self.mlp(x if self.post_norm else self.norm2(x))
         else:
             before = None if self.post_norm else weights.norm2
-            branch = fused.mlp(x, before, weights.mlp, policy)
+            branch = autograd.mlp(x, before, weights.mlp, computing)
         return self.add_branch(x, self.norm2(branch) if self.post_norm else branch, self.gamma_2)
 
     def weights(self) -> BlockWeights:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..analysis.flops import analyze_backbone
 from ..backbones.stages import Stage, StagedBackbone
-from ..ops import dispatch
+from ..ops.focal_block import policy
 from .contenders import Contender
 
 # Largest relative difference of the last feature map between equivalent networks.
@@ -104,7 +104,7 @@ def _time_once(
     warm_up: bool,
 ) -> float:
     run = _runner(contender, images, training)
-    with dispatch.force_backend(contender.path):
+    with policy.force_backend(contender.path):
         if warm_up:
             run()
             _wait(images)
@@ -211,7 +211,7 @@ def _differences(contenders: Sequence[Contender], images: Tensor) -> list[float 
             result.append(None)
             continue
         contender.module.eval()
-        with torch.inference_mode(), dispatch.force_backend(contender.path):
+        with torch.inference_mode(), policy.force_backend(contender.path):
             feature = contender.features(images)[-1].float()
         expected = feature if expected is None else expected
         difference = float((feature - expected).abs().max() / expected.abs().max())
@@ -236,7 +236,7 @@ def _saved_bytes(contender: Contender, images: Tensor) -> int:
     if contender.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, dispatch.force_backend(contender.path):
+    with hooks, policy.force_backend(contender.path):
         features = contender.features(images)
     del features
     return sum(storage.nbytes() for storage in list(storages.values())[known:])

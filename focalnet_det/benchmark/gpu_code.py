@@ -17,7 +17,6 @@ from unittest import mock
 import torch
 
 from ..backbones.focalnet import FocalNetBlock
-from ..ops import dispatch
 
 # Constants that distinguish the programs of a kernel.
 _CONSTANTS = ("C", "K", "N", "CHANNELS", "ROWS", "COLUMNS", "HIDDEN", "LAST", "KEEP", "PADDED")
@@ -97,7 +96,7 @@ def compile_kernels(
 def _check_compilable(channels: int, kernels: Sequence[int]) -> None:
     if importlib.util.find_spec("triton") is None:
         raise ImportError("Triton is not installed. It comes with PyTorch for Linux.")
-    from ..ops.kernels.triton_launch import INTERPRETED
+    from ..ops.focal_block.triton.triton_launch import INTERPRETED
 
     if INTERPRETED:
         raise ValueError("TRITON_INTERPRET is set, so kernels are not compiled. Unset it.")
@@ -116,7 +115,8 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
-    from ..ops.kernels import triton_block, triton_launch, triton_linear
+    from ..ops.focal_block import policy
+    from ..ops.focal_block.triton import triton_block, triton_launch, triton_linear
 
     launches: dict[str, _Launch] = {}
     compiled_by = JITFunction.run
@@ -143,8 +143,8 @@ def _compiling(capability: int, dtype: torch.dtype) -> Iterator[dict[str, _Launc
             (triton_launch.Kernel, "reuse", False),
             (triton_block, "fastest", _run_both),
             (triton_linear, "fastest", _run_both),
-            (dispatch, "choose_backend", lambda *_, **__: "triton"),
-            (dispatch, "compute_dtype", lambda _: (dtype, dtype)),
+            (policy, "choose_backend", lambda *_, **__: "triton"),
+            (policy, "compute_dtype", lambda _: (dtype, dtype)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         yield launches

@@ -1,4 +1,4 @@
-"""Run all GPU measurements of ``docs/performance.md``, each in a separate process."""
+"""Run all GPU measurements of ``docs/benchmarks/gpu.md``, each in a separate process."""
 
 import json
 import os

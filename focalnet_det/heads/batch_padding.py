@@ -23,7 +23,7 @@ from ..detectron2.backbone import ComputedFeatures
 from ..layers.padded_batch import Extents, begin_batch, current_batch, end_batch
 from ..layers.recast import replace_modules
 from ..necks.bifpn import BiFPN
-from ..ops.dispatch import is_tracing
+from ..ops.focal_block.policy import is_tracing
 from .atss.atss_head import ATSSHead
 from .empty import FiniteSemSegFPNHead
 from .poolers import FastROIPooler

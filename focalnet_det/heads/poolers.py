@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..compat import renamed
 from ..layers.recast import replace_modules
-from ..ops import dispatch
-from ..ops.kernels.native import MOST_LEVELS, Pooling
-from ..ops.roi_align import roi_align
+from ..ops.cpu.structs import MOST_LEVELS
+from ..ops.focal_block import policy
+from ..ops.roi_align.roi_align import Pooling, roi_align
 
 
 def use_fast_roi_align(model: nn.Module) -> nn.Module:
@@ -61,7 +61,7 @@ class FastROIPooler(ROIPooler):
             and isinstance(pooler, ROIAlign)
             and self.output_size[0] == self.output_size[1]
             and all(isinstance(boxes, Boxes) for boxes in box_lists)
-            and dispatch.supports_native(x)
+            and policy.supports_native(x)
         ):
             return super().forward(x, box_lists)
         boxes = convert_boxes_to_pooler_format(box_lists).float().contiguous()

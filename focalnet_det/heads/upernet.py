@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..layers.checks import check_integer, check_integers, check_number
 from ..layers.sync_batch_norm import sync_batch_norm
-from ..ops.dispatch import is_tracing
+from ..ops.focal_block.policy import is_tracing
 from .pixel_loss import PixelCrossEntropy
 
 Features = Mapping[str, Tensor]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..ops import dispatch
-from ..ops.kernels.native import DTYPES, Library, library
-from ..ops.kernels.parameters import Affine
+from ..ops.cpu.library import DTYPES, Library, library
+from ..ops.focal_block import policy
+from ..ops.focal_block.weights import Affine
 from .module_hooks import has_hooks
 
 
@@ -31,7 +31,7 @@ def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
 def _is_plain(norm: nn.Module, x: Tensor) -> bool:
     return (
         # First: a tracer would record the operators that the other conditions call.
-        dispatch.supports_native([x], DTYPES)
+        policy.supports_native([x], DTYPES)
         and type(norm) is nn.LayerNorm
         and len(norm.normalized_shape) == 1
         and norm.elementwise_affine

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..ops import dispatch
-from ..ops.kernels.patches import patch_product
+from ..ops.cpu.patches import patch_product
+from ..ops.focal_block import policy
 from .layer_norm import layer_norm
 from .memory_format import channels_last
 from .module_hooks import has_hooks
@@ -99,7 +99,7 @@ class PatchEmbed(nn.Module):
         """Embed (N, in_channels, H, W) as (N, ceil(H / stride), ceil(W / stride), dim)."""
         x = pad_to_multiple(x, self.stride)
         if self._use_patch_product(x):
-            dtype, stored = dispatch.compute_dtype(x)
+            dtype, stored = policy.compute_dtype(x)
             with torch.autocast(x.device.type, enabled=False):
                 out = patch_product(x, self.proj.weight, self.proj.bias, dtype)
             return layer_norm(out.to(stored), self.norm)
@@ -114,12 +114,12 @@ class PatchEmbed(nn.Module):
             return False  # the convolution raises the error
         # Without a backward pass only small patches are faster; see patch_product.
         small = proj.weight[0].numel() <= len(proj.weight)
-        return (small or torch.is_grad_enabled()) and dispatch.supports_patch_products(x)
+        return (small or torch.is_grad_enabled()) and policy.supports_patch_products(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if not dispatch.is_dtype_emulated(x):
+        if not policy.is_dtype_emulated(x):
             return self.proj(x)
-        dtype, stored = dispatch.compute_dtype(x)
+        dtype, stored = policy.compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             out = functional_call(
                 self.proj,

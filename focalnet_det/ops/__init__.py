@@ -1,6 +1,6 @@
 """Compute focal modulation and focal attention on tensors: plain PyTorch, no modules or configs."""
 
-from . import dispatch, fused
+from .focal_block import autograd, policy
 from .focal_modulation import aggregate_contexts
 
-__all__ = ["aggregate_contexts", "dispatch", "fused"]
+__all__ = ["aggregate_contexts", "autograd", "policy"]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import without_autocast
 from .focal_attention import AttentionTables
+from .focal_block.policy import without_autocast
 from .window_attention import (
     SharedBias,
     WindowGrid,

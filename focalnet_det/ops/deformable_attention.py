@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import (
+from .focal_block.policy import (
     _triton_unavailable,
     forced_backend,
     is_exporting,
@@ -58,7 +58,7 @@ def deformable_attention(
         dtype = torch.promote_types(value.dtype, torch.float32)
         locations, weights = locations.to(dtype), weights.to(dtype)
         if backend == "triton":
-            from .kernels.triton_deformable import triton_deformable_attention
+            from .deformable.triton_deformable import triton_deformable_attention
 
             return triton_deformable_attention(value, shapes, locations, weights).flatten(2)
         # Half-precision values become float32 level by level.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import assume_constant, without_autocast
+from .focal_block.policy import assume_constant, without_autocast
 from .window_attention import (
     GridBias,
     WindowGrid,

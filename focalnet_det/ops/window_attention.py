@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import is_exporting, is_tracing
+from .focal_block.policy import is_exporting, is_tracing
 
 # Elements of the largest intermediate tensor of a step on CPUs, sized for their caches.
 CHUNK = 2**18

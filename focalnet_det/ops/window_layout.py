@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import assume_constant
+from .focal_block.policy import assume_constant
 
 Shift = tuple[int, int]
 

@@ -13,7 +13,7 @@ from focalnet_det import create_backbone, create_classifier
 from focalnet_det.analysis import analyze_backbone
 from focalnet_det.backbones import FOCAL_TRANSFORMERS, FocalTransformerV2, StagedBackbone
 from focalnet_det.checkpoint import load_headed
-from focalnet_det.ops import dispatch
+from focalnet_det.ops.focal_block import policy
 from tests.helpers.paths import SHARED
 
 REFERENCES = SHARED / "refs" / "focal_transformer"
@@ -69,7 +69,7 @@ def test_official_outputs(case: str) -> None:
     assert report.missing == (new if case == "focal_tiny_224" else [])
     x = np.random.RandomState(7).standard_normal(meta["input"]).astype(np.float32)
     for path in (None, "reference"):
-        with dispatch.force_backend(path):
+        with policy.force_backend(path):
             features = list(net(torch.from_numpy(x)).values())
         for i, feature in enumerate(features):
             flat = feature.contiguous().flatten().numpy()
@@ -248,7 +248,7 @@ def test_other_windows_equal_the_published_computation(overrides: dict[str, Any]
             torch.nn.init.normal_(parameter)
     x = torch.randn(1, 3, 130, 171)
     features = net(x)
-    with dispatch.force_backend("reference"):
+    with policy.force_backend("reference"):
         expected = net(x)
     for key in expected:
         torch.testing.assert_close(features[key], expected[key], rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ from focalnet_det.benchmark import (
     detector_speed,
     gpu_suite,
 )
-from focalnet_det.ops import dispatch
+from focalnet_det.ops.focal_block import policy
 from tests.helpers.paths import ROOT, TOOLS
 from tests.helpers.processes import run_program
 
@@ -90,12 +90,12 @@ def test_kept_bytes_are_those_of_the_input_of_a_convolution() -> None:
 def test_the_path_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     for before in (None, "torch"):
         if before is None:
-            monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+            monkeypatch.delenv(policy.VARIABLE, raising=False)
         else:
-            monkeypatch.setenv(dispatch.VARIABLE, before)
-        with dispatch.force_backend("reference"):
-            assert os.environ[dispatch.VARIABLE] == "reference"
-        assert os.environ.get(dispatch.VARIABLE) == before
+            monkeypatch.setenv(policy.VARIABLE, before)
+        with policy.force_backend("reference"):
+            assert os.environ[policy.VARIABLE] == "reference"
+        assert os.environ.get(policy.VARIABLE) == before
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from focalnet_det.benchmark.gpu_code import compile_kernels
-from focalnet_det.ops.kernels import (
+from focalnet_det.ops.focal_block.triton import (
     triton_depthwise,
     triton_gradients,
     triton_launch,

@@ -9,7 +9,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
 from focalnet_det.heads.poolers import use_fast_roi_align
-from focalnet_det.ops.kernels import native
+from focalnet_det.ops.cpu import library as native
 
 pytestmark = pytest.mark.skipif(
     isinstance(native.library(), native.BuildError), reason="inductor needs a C++ compiler too"

@@ -9,8 +9,8 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from focalnet_det.heads.poolers import FastROIPooler, use_fast_roi_align
-from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels import native
+from focalnet_det.ops.cpu import library as native
+from focalnet_det.ops.focal_block import policy
 
 pytestmark = pytest.mark.skipif(
     isinstance(native.library(), native.BuildError),
@@ -113,11 +113,11 @@ def test_memory_orders_no_boxes_and_threads() -> None:
 def test_leaves_the_rest_to_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
     stock, fast = pair(7, SCALES, 2, "ROIAlignV2")
     maps, boxes = maps_of(8, SCALES), [boxes_of(9), boxes_of(4)]
-    assert dispatch.supports_native(maps)
+    assert policy.supports_native(maps)
     double = [x.double() for x in maps]
-    assert not dispatch.supports_native(double)
+    assert not policy.supports_native(double)
     assert torch.equal(fast(double, boxes), stock(double, boxes))
-    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    monkeypatch.setenv(policy.VARIABLE, "reference")
     assert torch.equal(fast(maps, boxes), stock(maps, boxes))
 
     class Other(ROIPooler):

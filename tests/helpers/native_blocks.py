@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from focalnet_det.backbones.focalnet import FocalNetBlock
-from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels import native_build
+from focalnet_det.ops.cpu import library_build as native_build
+from focalnet_det.ops.focal_block import policy
 
 COMPILER = os.environ.get("CXX") or next(filter(shutil.which, native_build.COMPILERS), None)
 
@@ -21,8 +21,8 @@ needs_compiler = pytest.mark.skipif(
 def run(module: FocalNetBlock, x: Tensor, valid: Tensor | None, path: str) -> dict[str, Tensor]:
     """Output without and with autograd, and all gradients."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(dispatch.VARIABLE, path)
-        assert dispatch.choose_backend(x, exact=module._is_plain) == path
+        patch.setenv(policy.VARIABLE, path)
+        assert policy.choose_backend(x, exact=module._is_plain) == path
         x = x.detach().requires_grad_()
         module.zero_grad()
         with torch.no_grad():

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels import native, native_build
+from focalnet_det.ops.cpu import library as native
+from focalnet_det.ops.cpu import library_build as native_build
+from focalnet_det.ops.focal_block import policy
 from tests.helpers.random_blocks import block
 
 Warnings = Callable[[], list[str]]
@@ -23,11 +24,16 @@ extern "C" {
 void focalnet_set_threads(void*) {}
 void focalnet_set_gemm(void*) {}
 long focalnet_has_tiles() { return 0; }
-void focalnet_gelu(const void*, const void*, const float*, void* out, long rows, long c,
-                   long sixteen, long) {
-  for (long i = 0; i < rows * c; i++) {
-    if (sixteen) ((unsigned short*)out)[i] = 0x3f57;
-    else ((float*)out)[i] = 0.8413447f;
+struct Call {
+  const void *x, *bias;
+  const float* valid;
+  void* out;
+  long rows, c, threads, sixteen;
+};
+void focalnet_gelu(const Call* p) {
+  for (long i = 0; i < p->rows * p->c; i++) {
+    if (p->sixteen) ((unsigned short*)p->out)[i] = 0x3f57;
+    else ((float*)p->out)[i] = 0.8413447f;
   }
 }
 }
@@ -46,7 +52,7 @@ def assert_blocks_run_without(reason: str, warnings: Warnings) -> None:
     module, x = block(2, 3, 8), torch.randn(1, 4, 5, 8)
     with torch.no_grad():
         results = [module(x), module(x)]
-        with dispatch.force_backend("torch"):
+        with policy.force_backend("torch"):
             expected = module(x)
     assert isinstance(native.library(), native.BuildError)
     assert all(torch.equal(result, expected) for result in results)

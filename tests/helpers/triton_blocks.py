@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from focalnet_det.backbones.focalnet import FocalNetBlock
-from focalnet_det.ops import dispatch
+from focalnet_det.ops.focal_block import policy
 from tests.helpers.compare import relative_error
 from tests.helpers.random_blocks import block as random_block
 
@@ -42,7 +42,7 @@ def assert_equal_to_reference(
     inference: bool = True,
 ) -> None:
     module, x = module.to(dtype), x.to(DEVICE, dtype)
-    path = dispatch.choose_backend(x, windows=module.modulation.focal_windows)
+    path = policy.choose_backend(x, windows=module.modulation.focal_windows)
     assert path == "triton"
     actual = results(module, x, valid, inference)
     # In double precision the reference runs whatever is forced.

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from focalnet_det.layers import layer_norm
 from focalnet_det.layers.layer_norm import _LayerNorm
-from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels import native
+from focalnet_det.ops.cpu import library as native
+from focalnet_det.ops.focal_block import policy
 
 needs_kernels = pytest.mark.skipif(
     isinstance(native.library(), native.BuildError),
@@ -48,7 +48,7 @@ def test_runs_in_training_alone_and_on_plain_layers_alone(monkeypatch: pytest.Mo
     calls = []
     apply = _LayerNorm.apply
     monkeypatch.setattr(_LayerNorm, "apply", lambda *args: calls.append(1) or apply(*args))
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.delenv(policy.VARIABLE, raising=False)
     norm, x = norm_of(8), torch.randn(2, 3, 8)
     layer_norm(x, norm)
     assert len(calls) == 1
@@ -60,6 +60,6 @@ def test_runs_in_training_alone_and_on_plain_layers_alone(monkeypatch: pytest.Mo
         given = x.double() if other is not hooked and isinstance(other, nn.LayerNorm) else x
         given = given.to(next(iter(other.parameters()), given).dtype)
         assert torch.equal(layer_norm(given, other), other(given))
-    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    monkeypatch.setenv(policy.VARIABLE, "reference")
     assert torch.equal(layer_norm(x, norm), norm(x))
     assert len(calls) == 1

@@ -1,4 +1,4 @@
-"""Fixtures for building and loading the kernels in C++."""
+"""Fixtures for the kernels in C++ and for Triton's backend."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from focalnet_det.ops import dispatch
-from focalnet_det.ops.kernels import capabilities, native, native_build
+from focalnet_det.ops.cpu import capabilities
+from focalnet_det.ops.cpu import library as native
+from focalnet_det.ops.cpu import library_build as native_build
+from focalnet_det.ops.focal_block import policy
 from tests.helpers.small_library import SMALL
 
 
@@ -18,13 +20,13 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     source.write_text(SMALL)
     monkeypatch.setattr(native_build, "SOURCE", source)
     monkeypatch.setenv("FOCALNET_DET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.delenv(policy.VARIABLE, raising=False)
     monkeypatch.delenv(capabilities.VARIABLE, raising=False)
     native.library.cache_clear()
-    dispatch._log.cache_clear()
+    policy._log.cache_clear()
     yield tmp_path / "cache"
     native.library.cache_clear()
-    dispatch._log.cache_clear()
+    policy._log.cache_clear()
 
 
 @pytest.fixture
@@ -40,3 +42,25 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         return messages
 
     return taken
+
+
+@pytest.fixture
+def triton_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton's kernels are asked for, and nothing has been logged yet."""
+    from triton.runtime import interpreter
+
+    monkeypatch.setenv(policy.VARIABLE, "triton")
+    # Half of the interpreter's time goes into checks for overflow of offsets, small ones here.
+    quick = interpreter.InterpreterOptions(sanitize_overflow=False)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", quick)
+    policy._log.cache_clear()
+    yield
+    policy._log.cache_clear()
+
+
+@pytest.fixture
+def library() -> native.Library:
+    """From the cache of this machine, or built there."""
+    found = native.library()
+    assert isinstance(found, native.Library), found
+    return found

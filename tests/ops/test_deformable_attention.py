@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from focalnet_det.ops import dispatch
 from focalnet_det.ops.deformable_attention import choose_backend, deformable_attention
+from focalnet_det.ops.focal_block import policy
 from tests.helpers.paths import SHARED
 
 BACKENDS = ("reference", "pytorch", "bags")
@@ -229,11 +229,11 @@ def test_memory_is_counted() -> None:
 
 
 def test_backends_follow_device_order_and_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.delenv(policy.VARIABLE, raising=False)
     value = torch.zeros(1, 1, 1, 1)
     assert choose_backend(value) == "bags"
     assert choose_backend(value.to("meta")) == "pytorch"
-    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    monkeypatch.setenv(policy.VARIABLE, "reference")
     assert choose_backend(value) == "reference"
 
 

@@ -13,7 +13,8 @@ from focalnet_det.backbones.attention import (
     NearestAttention,
     WindowAttention,
 )
-from focalnet_det.ops import dispatch, nearest, window_attention
+from focalnet_det.ops import nearest, window_attention
+from focalnet_det.ops.focal_block import policy
 from focalnet_det.ops.window_attention import WindowGrid
 from focalnet_det.ops.window_layout import neighbor_cells, ring
 from tests.helpers.focal_loops import closest, loop_v1, loop_v2, neighbor_list
@@ -85,7 +86,7 @@ def test_equals_a_slow_loop(
     version: int, focal_window: int, size: tuple[int, int], path: str | None
 ) -> None:
     def run(m: nn.Module, x: Tensor, pool: nn.Linear) -> Tensor:
-        with dispatch.force_backend(path):
+        with policy.force_backend(path):
             return m(x, pool)
 
     actual = results(run, attention(version, focal_window), tokens_of(size))
@@ -157,7 +158,7 @@ def test_stored_sets_are_used_on_their_size_alone() -> None:
     assert module.store_sets((changed, windows))
     x = torch.randn(1, 14, 28, 6, dtype=torch.float64)
     for path in (None, "reference"):
-        with dispatch.force_backend(path), torch.no_grad():
+        with policy.force_backend(path), torch.no_grad():
             difference = (module(x, pool_layer()) - plain(x, pool_layer())).abs().amax((0, 3))
             # The first window reads another token, and no other window does.
             assert difference[:7, :7].min() > 1e-6

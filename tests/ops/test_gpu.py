@@ -1,6 +1,6 @@
 """What needs a GPU: networks at sizes of detection, compilers, CUDA graphs, a step of each model.
 
-Values and gradients of the kernels at small sizes are in ``kernels/test_triton_*.py``, which run
+Values and gradients of the kernels at small sizes are in ``focal_block/triton``, which run
 on the GPU where there is one.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from focalnet_det import create_backbone
-from focalnet_det.ops import dispatch
+from focalnet_det.ops.focal_block import policy
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.gpu
@@ -25,7 +25,7 @@ KERNELS = {"3,5": (2, 3), "9,11,13": (3, 9)}
 
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    monkeypatch.delenv(policy.VARIABLE, raising=False)
     with torch.backends.cudnn.flags(allow_tf32=False):
         yield
 
@@ -63,11 +63,11 @@ def test_network_equals_the_reference(
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
         actual, again = step(net, net, x), step(net, net, x)
     assert all(torch.equal(actual[key], again[key]) for key in net.output_shape())
-    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    monkeypatch.setenv(policy.VARIABLE, "reference")
     assert_close(actual, step(net, net, x), TOLERANCE[dtype])
     with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
         expected = net.eval()(x)
-        monkeypatch.delenv(dispatch.VARIABLE)
+        monkeypatch.delenv(policy.VARIABLE)
         assert_close(net(x), expected, TOLERANCE[dtype])
 
 
@@ -120,7 +120,7 @@ def test_compiled_with_cuda_graphs() -> None:
 def test_memory_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {}
     for path in ("reference", "triton"):
-        monkeypatch.setenv(dispatch.VARIABLE, path)
+        monkeypatch.setenv(policy.VARIABLE, path)
         net, x = network(2, 3), torch.randn(2, 3, 512, 512, device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
             step(net, net, x)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...ops.dispatch import without_autocast
+from ...ops.focal_block.policy import without_autocast
 from ..set_prediction.assignment import Match, assign, mean_object_count
 from ..set_prediction.box_matching import (
     BoxPrediction,

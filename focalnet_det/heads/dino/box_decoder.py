@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...ops.dispatch import without_autocast
+from ...ops.focal_block.policy import without_autocast
 from ..set_prediction.box_numbers import inverse_sigmoid
 from ..set_prediction.deformable_encoder import MultiScaleDeformableAttention
 from ..set_prediction.levels import EncodedLevels

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...layers.checks import check_integer
-from ...ops.dispatch import without_autocast
+from ...ops.focal_block.policy import without_autocast
 from ..set_prediction.box_matching import BoxPrediction
 from ..set_prediction.levels import EncodedLevels, LevelEncoder
 from ..set_prediction.query_attention import MLP

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...ops.dispatch import without_autocast
+from ...ops.focal_block.policy import without_autocast
 from ..set_prediction.assignment import Match, assign
 from .points import sample_logits, sample_masks
 from .transformer_decoder import Prediction

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layers.checks import check_integer
-from ...ops.dispatch import without_autocast
+from ...ops.focal_block.policy import without_autocast
 from ..set_prediction.levels import LevelEncoder, input_projection, resized_padding
 from ..set_prediction.position_encoding import SinePositionEncoding
 

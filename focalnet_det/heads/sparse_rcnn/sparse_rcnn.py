@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 
 from ...compat import make_image_list
 from ...layers.checks import check_integer, check_number
-from ...ops.dispatch import without_autocast
+from ...ops.focal_block.policy import without_autocast
 from ..mmdet.conventions import MmdetBox2BoxTransform
 from ..mmdet.rcnn import rescale_to_original
 from ..poolers import FastROIPooler

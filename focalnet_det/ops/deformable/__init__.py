@@ -1,0 +1,1 @@
+"""Backends of deformable attention."""

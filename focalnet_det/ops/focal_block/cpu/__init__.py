@@ -1,0 +1,1 @@
+"""The block with the kernels in C++."""

@@ -1,0 +1,1 @@
+"""The block with Triton kernels, for GPUs."""

@@ -1,1 +1,0 @@
-"""Fused versions of the reference operators, one file each. Chosen in ``ops/dispatch.py``."""
