@@ -4,27 +4,17 @@ Parameter names are those of the official classification code, so its files load
 """
 
 from collections.abc import Sequence
-from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from ..layers import (
-    DropPath,
-    Mlp,
-    channels_first,
-    channels_last,
-    has_hooks,
-    layer_scale_parameter,
-)
+from ..layers import DropPath, Mlp, channels_first, channels_last, layer_scale_parameter
 from ..ops import aggregate_contexts
-from ..ops.focal_block import autograd, policy
-from ..ops.focal_block.pytorch.training import Residual
-from ..ops.focal_block.weights import Affine, BlockWeights, MlpWeights, ModulationWeights
+from . import fast_block
 from .stages import StagedBackbone
 from .validation import check_arguments
 
 
+@fast_block.register_plain
 class FocalModulation(nn.Module):
     """Focal modulation: ``y = proj(query * h(aggregated contexts))``.
 
@@ -86,20 +76,6 @@ class FocalModulation(nn.Module):
             x = self.ln(x)
         return self.proj_drop(self.proj(x))
 
-    def weights(self) -> ModulationWeights:
-        """Return the parameters as plain tensors, for the fused backends."""
-        layers = self._modules
-        weight, bias = _weight_and_bias(cast(nn.Conv2d, layers["h"]))
-        ln = layers.get("ln")
-        return ModulationWeights(
-            f=_affine(cast(nn.Linear, layers["f"])),
-            h=Affine(weight.flatten(1), bias),
-            proj=_affine(cast(nn.Linear, layers["proj"])),
-            ln=None if ln is None else _affine(cast(nn.LayerNorm, ln)),
-            kernels=[layer[0].weight for layer in self.focal_layers],  # type: ignore[index]
-            normalize=self.normalize_modulator,
-        )
-
 
 class FocalNetBlock(nn.Module):
     """Focal modulation and MLP, each pre- or post-norm with a residual connection.
@@ -153,102 +129,20 @@ class FocalNetBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Transform (N, H, W, C); ``valid`` is (N, 1, H, W), one inside an image."""
-        backend = policy.choose_backend(
-            x, exact=self._is_plain, windows=self.modulation.focal_windows
-        )
-        if backend != "reference":
-            return self._fused(x, valid, backend)
+        fast = fast_block.run(self, x, valid)
+        if fast is not None:
+            return fast
         if self.post_norm:
             x = self.add_branch(x, self.norm1(self.modulation(x, valid)), self.gamma_1)
             return self.add_branch(x, self.norm2(self.mlp(x)), self.gamma_2)
         x = self.add_branch(x, self.modulation(self.norm1(x), valid), self.gamma_1)
         return self.add_branch(x, self.mlp(self.norm2(x)), self.gamma_2)
 
-    def _fused(self, x: Tensor, valid: Tensor | None, backend: str) -> Tensor:
-        """Compute the block with the fused functions of ``ops/focal_block``."""
-        weights = self.weights()
-        computing = autograd.ComputePolicy(backend, *policy.compute_dtype(x), self.lean_training)
-        mask = None if valid is None else channels_last(valid).to(computing.dtype)
-        if not self.training and not self._needs_gradient(x):
-            return autograd.block(x, weights, mask, computing)
-        drops = self.training and max(self.modulation.proj_drop.p, self.mlp.drop.p) > 0
-        if not drops and not self.post_norm and self.gamma_1 is None:
-            scales = self.drop_path.sample_scales(x, computing.stored)
-            x = autograd.modulation(
-                x, weights.norm1, weights.modulation, mask, computing, Residual(scales)
-            )
-            scales = self.drop_path.sample_scales(x, computing.stored)
-            return autograd.mlp(x, weights.norm2, weights.mlp, computing, Residual(scales))
-        before = None if self.post_norm else weights.norm1
-        branch = autograd.modulation(x, before, weights.modulation, mask, computing)
-        branch = self.modulation.proj_drop(branch)
-        x = self.add_branch(x, self.norm1(branch) if self.post_norm else branch, self.gamma_1)
-        if drops:
-            branch = self.mlp(x if self.post_norm else self.norm2(x))
-        else:
-            before = None if self.post_norm else weights.norm2
-            branch = autograd.mlp(x, before, weights.mlp, computing)
-        return self.add_branch(x, self.norm2(branch) if self.post_norm else branch, self.gamma_2)
-
-    def weights(self) -> BlockWeights:
-        """Return the parameters as plain tensors, for the fused backends."""
-        return BlockWeights(
-            norm1=_affine(self.norm1),
-            modulation=self.modulation.weights(),
-            gamma_1=self.gamma_1,
-            norm2=_affine(self.norm2),
-            mlp=MlpWeights(_affine(self.mlp.fc1), _affine(self.mlp.fc2)),
-            gamma_2=self.gamma_2,
-            post_norm=self.post_norm,
-        )
-
-    def _needs_gradient(self, x: Tensor) -> bool:
-        if not torch.is_grad_enabled():
-            return False
-        return x.requires_grad or any(p.requires_grad for p in self.parameters())
-
-    def _is_plain(self) -> bool:
-        """Tell whether the fused functions compute what the layers do, from parameters alone."""
-        return all(child is None or _is_plain(child) for child in self._modules.values())
-
     def add_branch(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """Add a branch to ``x``, both (N, H, W, C), with layer scale (C,) and stochastic depth."""
         if scale is not None:
             branch = scale * branch
         return x + self.drop_path(branch)
-
-
-# Other classes, such as adapters or quantized layers, may compute something else from the same
-# parameters.
-PLAIN_LAYERS = frozenset(
-    {
-        nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Dropout, nn.GELU, nn.Sequential, nn.ModuleList,
-        DropPath, Mlp, FocalModulation,
-    }
-)  # fmt: skip
-
-
-def _is_plain(module: nn.Module) -> bool:
-    # Not `modules()`: it builds the names of all modules, and this runs at each call of a block.
-    if type(module) not in PLAIN_LAYERS or has_hooks(module):
-        return False
-    return all(child is None or _is_plain(child) for child in module._modules.values())
-
-
-def _affine(layer: nn.Linear | nn.LayerNorm) -> Affine:
-    weight, bias = _weight_and_bias(layer)
-    return Affine(weight, bias, layer.__dict__.get("eps", 0.0))
-
-
-def _weight_and_bias(layer: nn.Linear | nn.LayerNorm | nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Read parameters directly: attribute lookup on a module takes ten times as long."""
-    weight: Tensor | None = layer._parameters.get("weight")
-    bias: Tensor | None = layer._parameters.get("bias")
-    if weight is None:
-        weight = layer.weight
-    if bias is None:
-        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
-    return weight, bias
 
 
 class FocalNet(StagedBackbone):

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: weighted bilinear samples of feature maps of several levels.
+"""Compute multi-scale deformable attention: weighted bilinear samples of several maps.
 
 Backends, all equal in values and gradients: ``reference`` (the readable one, in stock gathers, so
 that graphs for other programs can hold it), ``pytorch`` (``grid_sample``, level by level), ``bags``

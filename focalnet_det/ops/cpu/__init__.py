@@ -1,1 +1,1 @@
-"""Kernels in C++ for CPUs, and matrix products by measurement."""
+"""Build and call kernels in C++ for CPUs, and choose matrix products by measurement."""

@@ -1,4 +1,4 @@
-"""What the CPU can do: the only place that asks, for every choice that depends on it.
+"""Detect what the CPU can do: the only place that asks, for every choice that depends on it.
 
 ``FOCALNET_DET_CPU`` names another set of instructions than that of the CPU at hand, one of
 :data:`LEVELS`: types are then chosen, and the kernels in C++ built, as on such a CPU.

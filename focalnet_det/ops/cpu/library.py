@@ -349,7 +349,10 @@ def _load() -> tuple[ctypes.CDLL, str]:
 
 
 def _load_alone(build: Callable[[Path], None], notes: list[str]) -> ctypes.CDLL:
-    """Raises: BuildError, which also says what came before."""
+    """Build a library for this process alone.
+
+    Raises: BuildError, which also says what came before.
+    """
     try:
         return native_cache.load_alone(build)
     except (native_cache.CacheError, BuildError) as error:

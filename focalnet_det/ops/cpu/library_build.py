@@ -201,7 +201,10 @@ def _signal(number: int) -> str:
 
 
 def _probe(file: Path, compiler: str) -> None:
-    """Raises: BuildError if a library does not load, ends its process or is wrong."""
+    """Try a library in a process of its own.
+
+    Raises: BuildError if it does not load, ends its process or is wrong.
+    """
     if not sys.executable or getattr(sys, "frozen", False):
         return  # that program would start itself
     try:

@@ -1,4 +1,4 @@
-"""The folder in which built kernels are kept, and whether it can be trusted.
+"""Keep built kernels in a folder, if it can be trusted.
 
 A library runs as this user. It is loaded only if nobody but this user and root could have written
 it, as OpenSSH asks of its keys, and if its content has the checksum that its name ends in: a
@@ -119,7 +119,7 @@ def distrust(path: Path) -> str:
 
 
 def _is_private(group: int) -> bool:
-    """Whether only this user, or root, is in a group: the default group of many systems."""
+    """Tell whether only this user, or root, is in a group: the default group of many systems."""
     import grp
     import pwd
 
@@ -187,7 +187,10 @@ def _checksum(file: Path) -> str:
 
 
 def _reserve(file: Path) -> None:
-    """Raises: OSError if a disk is full: a compiler would say so in its own words, or not."""
+    """Reserve space for a library.
+
+    Raises: OSError if a disk is full: a compiler would say so in its own words, or not.
+    """
     if not hasattr(os, "posix_fallocate"):
         return
     try:

@@ -1,4 +1,4 @@
-"""Convolutions whose patches do not overlap, as matrix products.
+"""Compute convolutions whose patches do not overlap as matrix products.
 
 oneDNN's backward pass of such a convolution takes twice as long as the products and copies here:
 one thread, forward and backward, milliseconds, convolution beside products: 86 / 46 (96 to 192
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 
 def patch_product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Convolution with a stride of the kernel's size, without padding.
+    """Convolve with a stride of the kernel's size, without padding.
 
     Args:
         x: (N, C, H, W), sides divisible by the stride.
@@ -29,14 +29,14 @@ def patch_product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.d
 
 
 def _patches(x: Tensor, stride: int) -> Tensor:
-    """(N, C, H, W) -> (N * H / s * W / s, s * s * C), a copy."""
+    """Turn (N, C, H, W) into (N * H / s * W / s, s * s * C), a copy."""
     n, c, h, w = x.shape
     split = x.permute(0, 2, 3, 1).reshape(n, h // stride, stride, w // stride, stride, c)
     return split.transpose(2, 3).reshape(-1, stride * stride * c)
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """(D, C, s, s) -> (D, s * s * C)."""
+    """Turn (D, C, s, s) into (D, s * s * C)."""
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...atomic import replacing
@@ -35,8 +36,8 @@ ENGINES = ("tiles", "onednn", "mkl")
 NATIVE_ENGINES = {"tiles": 0, "mkl": 1}
 # A product is measured with as many rows as take about this many operations.
 OPERATIONS = 1e8
-FEW_ROWS, LEAST_ROWS, MOST_ROWS = 256, 192, 4096
-REPEATS = 4
+FEW_ROWS, LEAST_ROWS, MOST_ROWS = (32, 256), 192, 4096
+REPEATS = 5
 # Another engine must be faster than ``tiles`` by this factor: repeats differ by less.
 MARGIN = 1.05
 
@@ -74,8 +75,9 @@ def shape_class(kind: str, rows: int, outputs: int, inputs: int) -> Shape:
     Those are the sides of FocalNet-T and S; other products have a class of similar sides.
     """
     outputs, inputs = _canonical(outputs), _canonical(inputs)
-    if rows <= FEW_ROWS:
-        return Shape(kind, FEW_ROWS // 2, outputs, inputs)
+    for few in FEW_ROWS:
+        if rows <= few:
+            return Shape(kind, few // 2, outputs, inputs)
     wanted = int(OPERATIONS / (2 * outputs * inputs))
     return Shape(kind, min(max(wanted, LEAST_ROWS), MOST_ROWS), outputs, inputs)
 
@@ -113,11 +115,17 @@ def choose_engine(
 
 def native_engines(rows: int, outputs: int, inputs: int) -> structs.Engines:
     """Return the engines of the three products of a linear layer, for kernels in C++."""
-    numbers = [
-        NATIVE_ENGINES[choose_engine(kind, rows, outputs, inputs, tuple(NATIVE_ENGINES))]
+    return structs.Engines(*_native_numbers(forced_engine(), rows, outputs, inputs))
+
+
+# Looked up at each call of a branch: on small images that would be a part of its time.
+@functools.lru_cache(maxsize=4096)
+def _native_numbers(_forced: str | None, rows: int, outputs: int, inputs: int) -> tuple[int, ...]:
+    engines = tuple(NATIVE_ENGINES)
+    return tuple(
+        NATIVE_ENGINES[choose_engine(kind, rows, outputs, inputs, engines)]
         for kind in ("forward", "input", "weight")
-    ]
-    return structs.Engines(*numbers)
+    )
 
 
 @functools.cache
@@ -144,10 +152,12 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = Fal
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x weight^T + bias`` for x (P, C), weight (D, C) and bias (D,), float32 on a CPU."""
-    if bias is not None and choose_engine("forward", len(x), *weight.shape) == "onednn":
-        return _by_pointwise(x, weight, bias)
-    out = multiply(x, weight.T)
-    return out if bias is None else out.add_(bias)
+    if bias is None or not len(x):
+        return multiply(x, weight.T) if bias is None else F.linear(x, weight, bias)
+    engine = choose_engine("forward", len(x), *weight.shape)
+    if engine == "tiles":
+        return multiply(x, weight.T).add_(bias)
+    return (_by_pointwise if engine == "onednn" else F.linear)(x, weight, bias)
 
 
 def _is_turned(x: Tensor) -> bool:
@@ -198,11 +208,13 @@ def measure(shape: Shape, engines: tuple[str, ...] = ENGINES) -> dict[str, float
     a, b = shape.operands()
     out = torch.empty(a.shape[0], b.shape[1])
     seconds: dict[str, list[float]] = {engine: [] for engine in engines if _is_available(engine)}
+    # The time of one thread knows no other programs on a busy machine.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     for _ in range(REPEATS + 1):
         for engine, times in seconds.items():
-            start = time.perf_counter()
+            start = clock()
             RUN[engine](a, b, out, False)
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
     return {engine: min(times[1:]) for engine, times in seconds.items()}
 
 

@@ -1,1 +1,1 @@
-"""Backends of deformable attention."""
+"""Run backends of deformable attention."""

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in Triton: samples are read, weighted and summed in registers.
+"""Compute multi-scale deformable attention in Triton, with samples summed in registers.
 
 A program has some queries of one head. Sizes of levels come from a small tensor, so that a new
 image size compiles nothing.

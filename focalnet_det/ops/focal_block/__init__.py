@@ -1,1 +1,1 @@
-"""Fast forms of a block: one policy table, weights, autograd, and a folder for each backend."""
+"""Run a block fast: one policy table, weights, autograd, and a folder for each backend."""

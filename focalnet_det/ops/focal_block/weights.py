@@ -1,4 +1,4 @@
-"""Weights of a block as plain tensors, in the order in which the fused functions take them."""
+"""Hold weights of a block as plain tensors, in the order that the fused functions take."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Affine(NamedTuple):
     eps: float = 0.0
 
     def to(self, dtype: torch.dtype) -> "Affine":
-        """In another type; the same where it is theirs already."""
+        """Convert to another type; the same where it is theirs already."""
         if self.weight.dtype == self.bias.dtype == dtype:
             return self
         return Affine(self.weight.to(dtype), self.bias.to(dtype), self.eps)
@@ -33,11 +33,11 @@ class ModulationWeights(NamedTuple):
 
     @property
     def divisor(self) -> int:
-        """What the sum of the contexts is divided by."""
+        """Return what the sum of the contexts is divided by."""
         return len(self.kernels) + 1 if self.normalize else 1
 
     def to(self, dtype: torch.dtype) -> "ModulationWeights":
-        """All tensors in one type."""
+        """Convert all tensors to one type."""
         return ModulationWeights(
             self.f.to(dtype),
             self.h.to(dtype),
@@ -55,7 +55,7 @@ class MlpWeights(NamedTuple):
     fc2: Affine
 
     def to(self, dtype: torch.dtype) -> "MlpWeights":
-        """All tensors in one type."""
+        """Convert all tensors to one type."""
         return MlpWeights(self.fc1.to(dtype), self.fc2.to(dtype))
 
 
@@ -71,7 +71,7 @@ class BlockWeights(NamedTuple):
     post_norm: bool
 
     def to(self, dtype: torch.dtype) -> "BlockWeights":
-        """All tensors in one type."""
+        """Convert all tensors to one type."""
         return BlockWeights(
             self.norm1.to(dtype),
             self.modulation.to(dtype),
@@ -94,7 +94,7 @@ class ModulationLayout(NamedTuple):
 def flatten_modulation(
     norm: Affine | None, weights: ModulationWeights
 ) -> tuple[list[Tensor], ModulationLayout]:
-    """All tensors of a branch, those of its norm first, and what puts them together again."""
+    """Return all tensors of a branch, those of its norm first, and their layout."""
     layers = (norm, weights.f, weights.h, weights.proj, weights.ln)
     tensors = [tensor for layer in layers if layer is not None for tensor in layer[:2]]
     layout = ModulationLayout(_eps(norm), _eps(weights.ln), weights.normalize)
@@ -104,7 +104,7 @@ def flatten_modulation(
 def unflatten_modulation(
     tensors: Sequence[Tensor], layout: ModulationLayout
 ) -> tuple[Affine | None, ModulationWeights]:
-    """The inverse of :func:`flatten_modulation`."""
+    """Invert :func:`flatten_modulation`."""
     rest = iter(tensors)
     norm = _next_norm(rest, layout.norm_eps)
     f, h, proj = (Affine(next(rest), next(rest)) for _ in range(3))
@@ -113,7 +113,7 @@ def unflatten_modulation(
 
 
 def flatten_mlp(norm: Affine | None, weights: MlpWeights) -> tuple[list[Tensor], float | None]:
-    """All tensors of a branch, those of its norm first, and the ``eps`` of the norm."""
+    """Return all tensors of a branch, those of its norm first, and the ``eps`` of the norm."""
     layers = (norm, *weights)
     return [tensor for layer in layers if layer is not None for tensor in layer[:2]], _eps(norm)
 
@@ -121,7 +121,7 @@ def flatten_mlp(norm: Affine | None, weights: MlpWeights) -> tuple[list[Tensor],
 def unflatten_mlp(
     tensors: Sequence[Tensor], norm_eps: float | None
 ) -> tuple[Affine | None, MlpWeights]:
-    """The inverse of :func:`flatten_mlp`."""
+    """Invert :func:`flatten_mlp`."""
     rest = iter(tensors)
     norm = _next_norm(rest, norm_eps)
     return norm, MlpWeights(Affine(next(rest), next(rest)), Affine(next(rest), next(rest)))

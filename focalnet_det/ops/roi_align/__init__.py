@@ -1,4 +1,4 @@
-"""RoIAlign from all levels of a feature pyramid, with a kernel in C++."""
+"""Compute RoIAlign from all levels of a feature pyramid, with a kernel in C++."""
 
 from .roi_align import roi_align
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from focalnet_det.backbones import fast_block
 from focalnet_det.ops.cpu import library as native
 from focalnet_det.ops.cpu import library_build
 from focalnet_det.ops.focal_block import policy, self_check
@@ -33,7 +34,9 @@ def test_the_reference_of_the_check_equals_the_model() -> None:
     module, x = block(2, 3, 8).eval(), torch.randn(2, 5, 6, 8)
     with torch.no_grad(), policy.force_backend("reference"):
         expected = module(x)
-    torch.testing.assert_close(self_check.reference_block(x, module.weights()), expected)
+    torch.testing.assert_close(
+        self_check.reference_block(x, fast_block.block_weights(module)), expected
+    )
 
 
 @needs_compiler

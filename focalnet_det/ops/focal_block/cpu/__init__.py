@@ -1,1 +1,1 @@
-"""The block with the kernels in C++."""
+"""Run the block with the kernels in C++."""

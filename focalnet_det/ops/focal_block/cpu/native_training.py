@@ -131,7 +131,7 @@ def modulation_forward(
     options: Options,
     residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.modulation_forward`."""
+    """Compute the branch, see :func:`...pytorch.training.modulation_forward`."""
     if residual is None or not _one_call_modulates(x, norm, weights, valid, options):
         return training.modulation_forward(
             x, norm, weights, valid, options, steps=STEPS, residual=residual
@@ -150,7 +150,7 @@ def modulation_backward(
     options: Options,
     residual: Residual | None = None,
 ) -> list[Tensor]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.modulation_backward`."""
+    """Compute the branch, see :func:`...pytorch.training.modulation_backward`."""
     if residual is None or not _one_call_modulates(x, norm, weights, valid, options):
         return training.modulation_backward(
             gradient, x, norm, weights, valid, kept, options, steps=STEPS, residual=residual
@@ -166,7 +166,7 @@ def mlp_forward(
     options: Options,
     residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.mlp_forward`."""
+    """Compute the branch, see :func:`...pytorch.training.mlp_forward`."""
     if residual is None or not _one_call_does(x, norm, options):
         return training.mlp_forward(x, norm, weights, options, steps=STEPS, residual=residual)
     kept = mlp_kept(x, len(weights.fc1.weight), options)
@@ -182,7 +182,7 @@ def mlp_backward(
     options: Options,
     residual: Residual | None = None,
 ) -> list[Tensor]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.mlp_backward`."""
+    """Compute the branch, see :func:`...pytorch.training.mlp_backward`."""
     if residual is None or not _one_call_does(x, norm, options):
         return training.mlp_backward(
             gradient, x, norm, weights, kept, options, steps=STEPS, residual=residual

@@ -52,7 +52,7 @@ class BranchCall:
 
     @property
     def rows(self) -> int:
-        """Number of pixels."""
+        """Return the number of pixels."""
         return self.x.shape[:-1].numel()
 
     def _call(self, eps: float) -> structs.Branch:

@@ -1,1 +1,1 @@
-"""The block in plain PyTorch: fused branches, tile by tile."""
+"""Run the block in plain PyTorch: fused branches, tile by tile."""

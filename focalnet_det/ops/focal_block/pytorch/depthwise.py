@@ -1,4 +1,4 @@
-"""Depthwise convolution of NHWC maps and its two gradients, stride 1, same size, odd kernels."""
+"""Compute depthwise convolutions of NHWC maps and their gradients: stride 1, odd kernels."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ WIDE = 7
 
 
 def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
-    """Cross-correlation with zeros outside, per channel.
+    """Cross-correlate each channel with zeros outside.
 
     Args:
         x: (N, H, W, C), contiguous. Seen as (N, C, H, W) it is in channels-last order, which
@@ -26,7 +26,7 @@ def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def depthwise_input_gradient(gradient: Tensor, kernel: Tensor) -> Tensor:
-    """Gradient of :func:`depthwise` by ``x``: the same convolution with the taps turned around."""
+    """Return the gradient of :func:`depthwise` by ``x``: the taps are turned around."""
     if _is_wide(gradient, kernel):
         return _spread(gradient, kernel)
     return depthwise(gradient, kernel.flip(2, 3))
@@ -37,7 +37,7 @@ def _is_wide(x: Tensor, kernel: Tensor) -> bool:
 
 
 def _spread(gradient: Tensor, kernel: Tensor) -> Tensor:
-    """The input gradient as the library computes it."""
+    """Return the input gradient as the library computes it."""
     radius = kernel.shape[-1] // 2
     view = gradient.permute(0, 3, 1, 2)
     # The second argument gives the shape of the input, which is that of the output.
@@ -49,7 +49,7 @@ def _spread(gradient: Tensor, kernel: Tensor) -> Tensor:
 
 
 def depthwise_weight_gradient(x: Tensor, gradient: Tensor, size: int) -> Tensor:
-    """Gradient of :func:`depthwise` by ``kernel``.
+    """Return the gradient of :func:`depthwise` by ``kernel``.
 
     A wide kernel is cut into strips of three columns, each of which is a convolution of the map
     shifted by its place: on CPUs the sum of the strips takes a third to a fifth of the time of the

@@ -1,4 +1,4 @@
-"""Parts of a branch in training, most of them no matrix products, as plain PyTorch."""
+"""Compute parts of a branch in training in plain PyTorch."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ class Steps:
     """Maps are (N, H, W, C), contiguous, of one type; ``valid`` is (N, H, W, 1) or None."""
 
     def norm(self, x: Tensor, norm: Affine | None) -> tuple[Tensor, ...]:
-        """Normed values and statistics for :meth:`norm_backward`; ``x`` alone without a norm."""
+        """Return normed values and statistics for the gradient; ``x`` alone without a norm."""
         if norm is None:
             return (x,)
         result: tuple[Tensor, ...] = aten.native_layer_norm(
@@ -34,7 +34,7 @@ class Steps:
         out: Tensor,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Writes the gradient by ``x``, (..., C), to ``out``, contiguous, perhaps ``gradient``.
+        """Write the gradient by ``x``, (..., C), to ``out``, contiguous, perhaps ``gradient``.
 
         ``residual``, contiguous, is added to it.
 
@@ -62,17 +62,17 @@ class Steps:
         return F.linear(x, layer.weight, layer.bias)
 
     def level(self, context: Tensor, kernel: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The next level before and after its GELU; the latter zero outside the image."""
+        """Return the next level before and after its GELU; the latter zero outside the image."""
         before = depthwise.depthwise(context, kernel)
         return before, self.gelu(before, valid)
 
     def gelu(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """GELU, zero outside the image; any shape without ``valid``."""
+        """Apply GELU, zero outside the image; any shape without ``valid``."""
         after = F.gelu(x)
         return after if valid is None else after.mul_(valid)
 
     def linear_(self, out: Tensor, x: Tensor, layer: Affine) -> Tensor:
-        """Writes a linear layer to ``out``, in the form that the methods which take ``layer`` read.
+        """Write a linear layer to ``out``, in the form that the methods which take ``layer`` read.
 
         Args:
             out: (N, P, D), contiguous.
@@ -84,7 +84,7 @@ class Steps:
         return out
 
     def residual_(self, branch: Tensor, x: Tensor, _layer: Affine, factors: Tensor | None) -> None:
-        """Makes of a branch, whose last layer :meth:`linear_` wrote, the sum of it and ``x``.
+        """Add ``x`` to a branch whose last layer :meth:`linear_` wrote.
 
         Args:
             branch, x: (N, P, C), contiguous.
@@ -95,13 +95,13 @@ class Steps:
         branch += x
 
     def gate(self, query: Tensor, _q: Affine, modulator: Tensor, _h: Affine) -> Tensor:
-        """Product of two linear layers that :meth:`linear_` wrote, (N, P, C) each."""
+        """Return the product of two linear layers that :meth:`linear_` wrote, (N, P, C) each."""
         return query * modulator
 
     def gate_backward_(
         self, gradient: Tensor, query: Tensor, _q: Affine, modulator: Tensor, _h: Affine
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of :meth:`gate`; ``gradient``, by it, contiguous, is overwritten.
+        """Return the gradients of :meth:`gate`; ``gradient``, by it, contiguous, is overwritten.
 
         Returns: those by ``query`` and ``modulator``, and their sums over all but the channels.
         """
@@ -110,13 +110,13 @@ class Steps:
         return grad_query, gradient, rows(grad_query).sum(0), rows(gradient).sum(0)
 
     def hidden_gelu(self, hidden: Tensor, _fc1: Affine) -> Tensor:
-        """GELU of what :meth:`linear_` wrote."""
+        """Return the GELU of what :meth:`linear_` wrote."""
         return F.gelu(hidden)
 
     def hidden_backward_(
         self, hidden: Tensor, _fc1: Affine, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`hidden_gelu`; the gradient by it, contiguous, becomes that by ``hidden``.
+        """Compute :meth:`hidden_gelu`; the gradient by it, contiguous, becomes that by ``hidden``.
 
         Returns: the GELU, and the sum of the gradient by ``hidden`` over all but the channels.
         """
@@ -138,7 +138,7 @@ class Steps:
         return total
 
     def gates_gradient(self, grad_sum: Tensor, contexts: list[Tensor], shared: Tensor) -> Tensor:
-        """Gradient by ``gates`` of :meth:`gated_sum`, from that by its result."""
+        """Return the gradient by ``gates`` of :meth:`gated_sum`, from that by its result."""
         parts = [(grad_sum * context).sum(-1) for context in contexts]
         return torch.stack([*parts, (grad_sum @ shared.mT).squeeze(-1)], dim=-1)
 
@@ -150,7 +150,7 @@ class Steps:
         before: Tensor,
         valid: Tensor | None,
     ) -> Tensor:
-        """Gradient by a level before its GELU.
+        """Return the gradient by a level before its GELU.
 
         Args:
             grad_aggregated: by the gated sum.
@@ -172,9 +172,9 @@ class Steps:
         return out
 
     def depthwise_input_gradient(self, gradient: Tensor, kernel: Tensor) -> Tensor:
-        """See :mod:`focalnet_det.ops.focal_block.pytorch.depthwise`."""
+        """Compute the gradient, see :mod:`.depthwise`."""
         return depthwise.depthwise_input_gradient(gradient, kernel)
 
     def depthwise_weight_gradient(self, x: Tensor, gradient: Tensor, size: int) -> Tensor:
-        """See :mod:`focalnet_det.ops.focal_block.pytorch.depthwise`."""
+        """Compute the gradient, see :mod:`.depthwise`."""
         return depthwise.depthwise_weight_gradient(x, gradient, size)

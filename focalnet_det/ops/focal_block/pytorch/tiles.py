@@ -1,4 +1,4 @@
-"""Per-pixel work in tiles that stay in the cache."""
+"""Do per-pixel work in tiles that stay in the cache."""
 
 from collections.abc import Iterator
 
@@ -25,10 +25,10 @@ def tiles(x: Tensor) -> Iterator[Tile]:
 
 
 def rows(x: Tensor) -> Tensor:
-    """(N, P, C) -> (N * P, C), a view where the memory allows it, as in every tile."""
+    """Return (N, P, C) as (N * P, C), a view where the memory allows it, as in every tile."""
     return x.reshape(-1, x.shape[-1])
 
 
 def global_context(total: Tensor, area: Tensor | int) -> Tensor:
-    """(N, C) sums over the pixels -> (N, 1, C) global contexts."""
+    """Turn (N, C) sums over the pixels into (N, 1, C) global contexts."""
     return torch.nn.functional.gelu(total / area)[:, None]

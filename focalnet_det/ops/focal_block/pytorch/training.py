@@ -1,4 +1,4 @@
-"""The two branches of a block with backward passes of their own, which keep little.
+"""Compute the branches of a block with backward passes of their own, which keep little.
 
 A stock block keeps 21 to 23 tensors as large as its input for the backward pass. Here the
 modulation keeps its input, the query, the projected context, the modulator and the levels before
@@ -47,11 +47,11 @@ class Residual(NamedTuple):
     factors: Tensor | None
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
-        """The sum, (N, H, W, C)."""
+        """Return the sum, (N, H, W, C)."""
         return x + self.scale(branch)
 
     def scale(self, x: Tensor) -> Tensor:
-        """``x``, (N, H, W, C), times the factors."""
+        """Multiply ``x``, (N, H, W, C), by the factors."""
         return x if self.factors is None else x * self.factors
 
     def of(self, flat: Tensor, tile: Tile) -> Tensor | None:
@@ -79,7 +79,7 @@ def modulation_forward(
     steps: Steps = PLAIN,
     residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Focal modulation of a map, with the norm before it if there is one.
+    """Apply focal modulation to a map, with the norm before it if there is one.
 
     Args:
         x: (N, H, W, C).
@@ -118,7 +118,7 @@ def modulation_backward(
     steps: Steps = PLAIN,
     residual: Residual | None = None,
 ) -> list[Tensor]:
-    """Gradients by ``x`` and by the tensors that ``weights`` lists after those of ``norm``."""
+    """Return gradients by ``x`` and by the tensors of ``norm`` and then of ``weights``."""
     run = _Run(x, norm, weights, valid, options.dtype, steps)
     if kept:
         run.take(tensor.to(run.dtype) for tensor in kept)
@@ -139,7 +139,7 @@ def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> l
 
 
 def keeps_modulator(kernels: Sequence[Tensor]) -> bool:
-    """Whether the modulator is kept for the backward pass in the place of the first level."""
+    """Tell whether the modulator is kept for the backward pass in the place of the first level."""
     return bool(kernels) and kernels[0].shape[-1] <= CHEAP_KERNEL
 
 
@@ -170,7 +170,7 @@ class _Run:
         self.levels: list[Any] = [None] * len(weights.kernels)
 
     def take(self, kept: Iterator[Tensor]) -> None:
-        """Uses what :meth:`kept` of an earlier evaluation lists."""
+        """Use what :meth:`kept` of an earlier evaluation lists."""
         self.query, self.context = next(kept).view_as(self.flat), next(kept)
         if keeps_modulator(self.weights.kernels):
             self.modulators = next(kept).view_as(self.flat)
@@ -179,7 +179,7 @@ class _Run:
             self.levels = list(kept)
 
     def kept(self) -> list[Tensor]:
-        """Query, projected context, modulator or the first level, and the other levels.
+        """Return query, projected context, modulator or the first level, and the other levels.
 
         Levels are those before their GELU. All are (N, H, W, C).
         """
@@ -189,7 +189,7 @@ class _Run:
         return [self.query.view(self.shape), self.context, *levels]
 
     def project(self) -> None:
-        """Query, context and gates of all pixels, the former two if they are not kept."""
+        """Project query, context and gates of all pixels, the former two if they are not kept."""
         c = self.shape[-1]
         normed, *self.statistics = self.steps.norm(self.flat, self.norm1)
         self.normed = normed
@@ -204,7 +204,7 @@ class _Run:
             self.context *= self.valid
 
     def contextualise(self) -> None:
-        """Levels before their GELU, if not kept, and after; the global context."""
+        """Compute levels before their GELU, if not kept, and after; the global context."""
         self.contexts = [self.context]
         for level, kernel in enumerate(self.weights.kernels):
             before = self.levels[level]
@@ -218,23 +218,23 @@ class _Run:
         self.shared = F.gelu(self.mean)[:, None]
 
     def aggregate(self, tile: tuple) -> Tensor:
-        """Gated sum of all contexts of a tile."""
+        """Return the gated sum of all contexts of a tile."""
         return self.steps.gated_sum(self.parts(tile), self.gates[tile], self.shared[tile[0]])
 
     def modulate(self, aggregated: Tensor, tile: tuple) -> Tensor:
-        """Modulator of a tile, which is written where it is kept."""
+        """Return the modulator of a tile, which is written where it is kept."""
         kept = self.modulators
         out = torch.empty_like(aggregated) if kept is None else kept[tile]
         return self.steps.linear_(out, aggregated, self.weights.h)
 
     def parts(self, tile: tuple) -> list[Tensor]:
-        """A tile of the context after each level."""
+        """Return a tile of the context after each level."""
         return [context.view_as(self.flat)[tile] for context in self.contexts[1:]]
 
     def backward(
         self, gradient: Tensor, residual: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Gradients by ``x`` and by the tensors that :func:`modulation` lists.
+        """Return the gradients by ``x`` and by the tensors that :func:`modulation` lists.
 
         ``residual`` is added to the former.
         """
@@ -306,12 +306,12 @@ class _Run:
         sums: "Sums",
         residual: Tensor | None = None,
     ) -> None:
-        """The gradient becomes that by ``x``; those by weight and bias are added to ``sums``."""
+        """Turn the gradient into that by ``x``; add those by weight and bias to ``sums``."""
         if norm is not None:
             sums.add(*self.steps.norm_backward(gradient, x, norm, statistics, gradient, residual))
 
     def _levels_backward(self, grad_aggregated: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Gradients by the projected context and by the depthwise kernels."""
+        """Return the gradients by the projected context and by the depthwise kernels."""
         weights, count = self.weights, len(self.weights.kernels)
         grad_shared = self.gates[..., -1:].mT @ grad_aggregated
         grad_mean = aten.gelu_backward(grad_shared[:, 0], self.mean) / self.area
@@ -344,7 +344,7 @@ def mlp_forward(
     steps: Steps = PLAIN,
     residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Linear, GELU, linear, with the norm before them if there is one.
+    """Apply linear, GELU, linear, with the norm before them if there is one.
 
     Returns: as :func:`modulation_forward`; what is kept is what :meth:`Steps.linear_` writes.
     """
@@ -374,7 +374,7 @@ def mlp_backward(
     steps: Steps = PLAIN,
     residual: Residual | None = None,
 ) -> list[Tensor]:
-    """Gradients by ``x``, by ``norm`` if there is one, and by the two linear layers."""
+    """Return the gradients by ``x``, by ``norm`` if there is one, and by the two linear layers."""
     dtype = options.dtype
     norm, (fc1, fc2) = _mlp_weights(norm, weights, dtype)
     flat = x.contiguous().view(1, -1, x.shape[-1])
@@ -416,7 +416,7 @@ def mlp_backward(
 
 
 def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
-    """The hidden layer before its GELU, (1, P, hidden), without values."""
+    """Return the hidden layer before its GELU, (1, P, hidden), without values."""
     shape = (1, x.shape[0] * x.shape[1] * x.shape[2], hidden)
     return [] if options.recompute else [x.new_empty(shape, dtype=options.stored)]
 
@@ -428,7 +428,7 @@ def _mlp_weights(
 
 
 def _hidden(x: Tensor, fc1: Affine) -> Tensor:
-    """Memory for a hidden layer."""
+    """Return memory for a hidden layer."""
     return x.new_empty(*x.shape[:-1], len(fc1.weight))
 
 
@@ -447,14 +447,14 @@ class _Result:
         steps: Steps,
         residual: Residual | None,
     ) -> None:
-        """``shape``: that of the tiled map, (N, P, C) or (1, N * P, C)."""
+        """Allocate the result; ``shape`` is that of the tiled map, (N, P, C) or (1, N * P, C)."""
         self.x, self.steps, self.residual = x.contiguous().view(shape), steps, residual
         stored = options.stored
         dtype = stored if residual is None else torch.promote_types(x.dtype, stored)
         self.out = torch.empty_like(self.x, dtype=dtype)
 
     def write(self, tile: Tile, product: Tensor, layer: Affine) -> None:
-        """The layer applied to ``product``."""
+        """Write the layer applied to ``product``."""
         out, x = self.out[tile], self.x[tile]
         if self.residual is None:
             _linear_into(out, product, layer)
@@ -469,7 +469,7 @@ class _Result:
 
 
 def _linear_into(out: Tensor, x: Tensor, weights: Affine) -> None:
-    """``out = weights(x)`` without a pass of its own for ``out`` where the types agree."""
+    """Write ``out = weights(x)`` without a pass of its own for ``out`` where the types agree."""
     if out.dtype == x.dtype:
         torch.addmm(weights.bias, rows(x), weights.weight.mT, out=rows(out))
     else:
@@ -477,7 +477,7 @@ def _linear_into(out: Tensor, x: Tensor, weights: Affine) -> None:
 
 
 class Sums:
-    """Gradients by weight and bias of a layer, summed over tiles; none before the first.
+    """Return the gradients by weight and bias of a layer, summed over tiles; none before the first.
 
     Args:
         steps: computes the products.
@@ -509,7 +509,7 @@ class Sums:
         self._empty = False
 
     def add(self, grad_weight: Tensor, grad_bias: Tensor) -> None:
-        """Adds those of a norm."""
+        """Add those of a norm."""
         if self._weight is None or self._bias is None:
             self._weight, self._bias = grad_weight, grad_bias
         else:
@@ -526,7 +526,7 @@ def _linear_backward(
     add: bool = False,
     grad_bias: Tensor | None = None,
 ) -> Tensor:
-    """Gradient by ``x``, written or added to ``out``; those by weight and bias go to ``sums``."""
+    """Write or add the gradient by ``x`` to ``out``; add those by weight and bias to ``sums``."""
     sums.add_products(gradient, x, grad_bias)
     into = None if out is None else rows(out)
     grad_x = sums.steps.product(rows(gradient), weight, into, add=add)

@@ -1,1 +1,1 @@
-"""The block with Triton kernels, for GPUs."""
+"""Run the block with Triton kernels, for GPUs."""

@@ -1,4 +1,4 @@
-"""The fused branches on GPUs: Triton kernels between the matrix products of cuBLAS.
+"""Run the fused branches on GPUs: Triton kernels between the matrix products of cuBLAS.
 
 Query, context and gates are the columns of one product, whose rows are padded to 16 bytes. For the
 backward pass that product, the levels before their GELU and the global mean are kept; the gated
@@ -43,7 +43,7 @@ class Contexts(NamedTuple):
 
 
 def block(x: Tensor, weights: BlockWeights, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A whole block without autograd; see :func:`focalnet_det.ops.focal_block.autograd.block`.
+    """Run a whole block without autograd, see :func:`...autograd.block`.
 
     Branches compute in ``dtype``; sums with their input keep the type of ``x``.
     """
@@ -82,7 +82,7 @@ def modulation_forward(
     options: Options,
     residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.modulation_forward`."""
+    """Compute the branch, see :func:`...pytorch.training.modulation_forward`."""
     dtype = options.stored
     weights = weights.to(dtype)
     normed, _ = _normed(x.contiguous(), norm, dtype)
@@ -99,7 +99,7 @@ def modulation_forward(
 
 
 def modulation_kept(x: Tensor, kernels: Sequence[Tensor], options: Options) -> list[Tensor]:
-    """Projection, levels before their GELU and global mean, without values."""
+    """Return projection, levels before their GELU and global mean, without values."""
     if options.recompute:
         return []
     n, h, w, c = x.shape
@@ -121,7 +121,7 @@ def modulation_backward(
     options: Options,
     residual: Residual | None = None,
 ) -> list[Tensor]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.modulation_backward`."""
+    """Compute the branch, see :func:`...pytorch.training.modulation_backward`."""
     dtype, c, count = options.stored, x.shape[-1], len(weights.kernels)
     weights, before = weights.to(dtype), x.contiguous()
     grad_sum, gradient, grad_bias = _gradients(gradient, dtype, residual)
@@ -189,7 +189,7 @@ def mlp_forward(
     options: Options,
     residual: Residual | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.mlp_forward`."""
+    """Compute the branch, see :func:`...pytorch.training.mlp_forward`."""
     dtype = options.stored
     weights = weights.to(dtype)
     normed, _ = _normed(x.contiguous(), norm, dtype)
@@ -199,7 +199,7 @@ def mlp_forward(
 
 
 def mlp_kept(x: Tensor, hidden: int, options: Options) -> list[Tensor]:
-    """The hidden layer before its GELU, (N, H, W, hidden), without values."""
+    """Return the hidden layer before its GELU, (N, H, W, hidden), without values."""
     return [] if options.recompute else [x.new_empty((*x.shape[:3], hidden), dtype=options.stored)]
 
 
@@ -212,7 +212,7 @@ def mlp_backward(
     options: Options,
     residual: Residual | None = None,
 ) -> list[Tensor]:
-    """See :func:`focalnet_det.ops.focal_block.pytorch.training.mlp_backward`."""
+    """Compute the branch, see :func:`...pytorch.training.mlp_backward`."""
     dtype = options.stored
     weights, before = weights.to(dtype), x.contiguous()
     grad_sum, gradient, grad_bias = _gradients(gradient, dtype, residual)
@@ -266,7 +266,7 @@ def _weight_gradient(gradient: Tensor, x: Tensor | None) -> Tensor:
 
 
 def _sum(x: Tensor, branch: Tensor, residual: Residual | None) -> Tensor:
-    """The branch, or its sum with the input, in one pass."""
+    """Return the branch, or its sum with the input, in one pass."""
     if residual is None:
         return branch
     if residual.factors is None:
@@ -277,7 +277,7 @@ def _sum(x: Tensor, branch: Tensor, residual: Residual | None) -> Tensor:
 def _gradients(
     gradient: Tensor, dtype: torch.dtype, residual: Residual | None
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients by the input around the branch, if any, by the branch, and by its bias."""
+    """Return gradients by the input around the branch, if any, the branch, and its bias."""
     gradient = gradient.contiguous()
     factors = None if residual is None else residual.factors
     if factors is None and gradient.dtype == dtype:
@@ -288,14 +288,14 @@ def _gradients(
 
 
 def _norm(x: Tensor, norm: Affine | None, dtype: torch.dtype) -> Tensor:
-    """The norm of a map, or the map, in another type, by the stock layer if it is the same."""
+    """Return a map, normed if it has a norm, in another type."""
     if norm is None or x.dtype != dtype:
         return _normed(x, norm, dtype)[0]
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
 def _normed(x: Tensor, norm: Affine | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The norm of a map, or the map, in another type, and what :func:`_norm_backward` needs."""
+    """Return a map, normed if it has a norm, and what :func:`_norm_backward` needs."""
     return (x.to(dtype), None) if norm is None else triton_norm.norm(x, norm, dtype)
 
 
@@ -306,7 +306,7 @@ def _norm_backward(
     statistics: Tensor | None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Gradients by ``x``, in its type and plus ``residual``, and by weight and bias."""
+    """Return the gradients by ``x``, in its type and plus ``residual``, and by weight and bias."""
     if norm is None or statistics is None:
         return (gradient if residual is None else gradient + residual).to(x.dtype), ()
     grad_x, *grad_parameters = triton_norm.norm_backward(gradient, x, norm, statistics, residual)

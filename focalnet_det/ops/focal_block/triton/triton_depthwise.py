@@ -1,4 +1,4 @@
-"""Depthwise convolution of NHWC maps and its gradients on GPUs, with what surrounds them.
+"""Convolve NHWC maps depthwise on GPUs, with gradients and what surrounds them.
 
 A thread computes a run of neighboring pixels for a few channels: what it reads, converted once,
 is multiplied by every tap that reaches the run, and all offsets are constants of the program. The
@@ -35,7 +35,7 @@ def _place(
     tile, height, width, tiles_x, tiles_y,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Row and first column of each run of pixels in a tile, and the pixels of images before."""
+    """Return row and first column of each run of pixels, and the pixels of images before."""
     runs: tl.constexpr = COLUMNS // PIXELS
     run = tl.arange(0, ROWS * runs)
     row = tile // tiles_x % tiles_y * ROWS + run // runs
@@ -45,7 +45,7 @@ def _place(
 
 @triton.jit
 def _within(there, column, width, SHIFT: tl.constexpr):
-    """Runs of which the pixel ``SHIFT`` after the first lies in a row, which ``there`` says."""
+    """Mask runs of which the pixel ``SHIFT`` after the first lies in a row of ``there``."""
     if SHIFT == 0:
         return there
     if SHIFT < 0:
@@ -58,7 +58,7 @@ def _correlate(
     x, taps, row, column, channels, height, width,
     C: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Sums of an image for each of ``PIXELS`` pixels of all runs, (runs, channels)."""
+    """Return sums of an image for each of ``PIXELS`` pixels of all runs, (runs, channels)."""
     inside = (channels < C)[None, :]
     x += ((row - K // 2) * width + column - K // 2)[:, None] * STRIDE + channels[None, :]
     taps += channels[None, :]
@@ -99,7 +99,7 @@ def level_kernel(
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Convolution, GELU, gated sum and the sums of a tile for the global mean."""
+    """Compute convolution, GELU, gated sum and the sums of a tile for the global mean."""
     blocks: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     tile = tl.program_id(0) // blocks
     channels = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
@@ -136,7 +136,7 @@ def mean_kernel(
     partial, area, mean, shared, size, tiles,
     C: tl.constexpr, MASKED: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Means over the pixels from the sums of tiles, and their GELU; in a fixed order."""
+    """Compute means over the pixels from the sums of tiles, and their GELU; in a fixed order."""
     image = tl.program_id(0).to(tl.int64)
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channels < C
@@ -161,7 +161,7 @@ def level_backward_kernel(
     OUT_STRIDE: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient by a level before its GELU, from that by the next level before its GELU.
+    """Return the gradient by a level before its GELU, from that by the next level before its GELU.
 
     ``taps`` are those of the next level turned around. ``LAST``: by the projected context, which
     has no GELU and no gate.
@@ -195,7 +195,7 @@ def weight_kernel(
     C: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, TAP_ROWS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """``TAP_ROWS`` rows of taps for a part of the pixels: ``each`` tiles, over all images."""
+    """Sum ``TAP_ROWS`` rows of taps over a part of the pixels: ``each`` tiles of all images."""
     part, first = tl.program_id(0), tl.program_id(1) * TAP_ROWS
     channels = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     inside = (channels < C)[None, :]
@@ -244,7 +244,7 @@ class Tiles(NamedTuple):
 
     @classmethod
     def cover(cls, n: int, h: int, w: int) -> "Tiles":
-        """Square tiles where wide ones would leave more of a short row empty."""
+        """Return square tiles where wide ones would leave more of a short row empty."""
         narrow = ceil_divide(w, _RUN) % 2 == 1 and w <= 4 * _WIDE
         rows, columns = (2 * _TALL, _RUN) if narrow else (_TALL, _WIDE)
         down, across = ceil_divide(h, rows), ceil_divide(w, columns)
@@ -266,7 +266,7 @@ def level(
     pre: Tensor | None,
     post: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """One focal level of the context aggregation.
+    """Compute one focal level of the context aggregation.
 
     Args:
         x: (N, H, W, C), the level before, after its GELU; channels contiguous, pixels evenly apart.
@@ -300,7 +300,7 @@ def level(
 def mean(
     partial: Tensor, area: Tensor | int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Global means from the sums of tiles.
+    """Compute global means from the sums of tiles.
 
     Args:
         partial: (N, tiles, C), sums.
@@ -326,7 +326,7 @@ def level_backward(
     out: Tensor,
     inner: tuple[Tensor, int, float, Tensor, Tensor] | None = None,
 ) -> None:
-    """Gradient by a level before its GELU, or by the projected context.
+    """Return the gradient by a level before its GELU, or by the projected context.
 
     Args:
         grad_next: (N, H, W, C), by the next level before its GELU.
@@ -349,7 +349,7 @@ def level_backward(
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, size: int) -> Tensor:
-    """Gradient by a depthwise kernel.
+    """Return the gradient by a depthwise kernel.
 
     Args:
         x: (N, H, W, C), input of the convolution; pixels may be further apart than C.

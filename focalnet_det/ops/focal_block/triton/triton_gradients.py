@@ -1,4 +1,4 @@
-"""Gradients by the results of linear layers on GPUs, and their sums over pixels: by the biases.
+"""Compute gradients by the results of linear layers on GPUs, and their sums over pixels.
 
 Whatever computes such a gradient has it in registers already; a sum of its own would read the map
 once more. Sums are made in parts, which are then added in order: a run repeats bit for bit.
@@ -17,7 +17,7 @@ _ROWS, _COLUMNS = 16, 128
 
 @triton.jit
 def _place(step, steps, rows, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows and columns of one of the tiles of a program, and which of both there are."""
+    """Return rows and columns of one of the tiles of a program, and which of both there are."""
     row = (tl.program_id(0).to(tl.int64) * steps + step) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     return row[:, None], column[None, :], (row < rows)[:, None] & (column < C)[None, :]
@@ -34,7 +34,7 @@ def scale_kernel(
     gradient, factors, out, sums, steps, rows, pixels,
     SCALED: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """In another type, and times the factor of each image."""
+    """Convert to another type, times the factor of each image."""
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for step in range(steps):
         row, column, mask = _place(step, steps, rows, C, ROWS, COLUMNS)
@@ -52,7 +52,7 @@ def gelu_backward_kernel(
     hidden, gradient, activation, grad_hidden, sums, steps, rows,
     C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """GELU once more and its gradient, in one pass."""
+    """Compute GELU once more and its gradient, in one pass."""
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for step in range(steps):
         row, column, mask = _place(step, steps, rows, C, ROWS, COLUMNS)
@@ -72,7 +72,7 @@ def product_backward_kernel(
     AGAIN: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Both gradients of ``query * modulator`` and, ``AGAIN``, the product itself."""
+    """Compute both gradients of ``query * modulator`` and, ``AGAIN``, the product itself."""
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for step in range(steps):
         row, column, mask = _place(step, steps, rows, C, ROWS, COLUMNS)
@@ -93,7 +93,7 @@ def gated_sum_kernel(
     x, gates, sums, gate, factor, steps, pixels,
     C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a part of an image, each pixel times its gate."""
+    """Sum over a part of an image, each pixel times its gate."""
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     first = tl.program_id(2).to(tl.int64) * pixels
     x, gates = x + first * C, gates + first * STRIDE + gate
@@ -107,7 +107,7 @@ def gated_sum_kernel(
 
 
 def scale(gradient: Tensor, factors: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Gradient by a branch from that by its sum with the input.
+    """Return the gradient by a branch from that by its sum with the input.
 
     Args:
         gradient: (N, H, W, C), contiguous.
@@ -128,7 +128,7 @@ def scale(gradient: Tensor, factors: Tensor | None, dtype: torch.dtype) -> tuple
 
 
 def gelu_backward(hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """GELU of ``hidden``, the gradient by it, and the sums of that over all but the last dimension.
+    """Return the GELU of ``hidden``, the gradient by it, and the sums of that over pixels.
 
     Args:
         hidden: (..., C), contiguous, before its GELU.
@@ -147,7 +147,7 @@ def gelu_backward(hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Ten
 def product_backward(
     projected: Tensor, modulator: Tensor, gradient: Tensor, grad_projected: Tensor, *, again: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of query times modulator.
+    """Return the gradients of query times modulator.
 
     Args:
         projected: (N, H, W, columns), the query in the first C columns.
@@ -191,7 +191,7 @@ def gated_sum(x: Tensor, projected: Tensor, gate: int, divisor: float) -> Tensor
 
 
 def _parts(x: Tensor) -> tuple[tuple[int, int], int, Tensor]:
-    """Programs, tiles of each, and where their sums go."""
+    """Return programs, tiles of each, and where their sums go."""
     c = x.shape[-1]
     steps, parts = divide(x.numel() // c, _ROWS)
     return (parts, ceil_divide(c, _COLUMNS)), steps, x.new_empty(parts, c, dtype=torch.float32)

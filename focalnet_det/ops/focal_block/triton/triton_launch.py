@@ -1,4 +1,4 @@
-"""Launches of Triton kernels that take little of the host, and choices made by timing."""
+"""Launch Triton kernels with little work of the host, and choose by timing."""
 
 import contextlib
 import inspect
@@ -56,7 +56,7 @@ class Kernel:
         self._compiled: dict[Hashable, tuple[Any, list[Any], dict[str, int]]] = {}
 
     def __call__(self, grid: Grid, *arguments: Any, **constants: Any) -> None:
-        """Launches the kernel.
+        """Launch the kernel.
 
         Args:
             grid: programs, up to three numbers, or a function of the tile sizes that were chosen.
@@ -90,7 +90,7 @@ class Kernel:
         return None
 
     def _of(self, arguments: tuple[Any, ...]) -> Any:
-        """What Triton makes of the function."""
+        """Return what Triton makes of the function."""
         if self._jitted is None:
             numbers = [
                 name
@@ -169,7 +169,7 @@ class _KeptChoices:
 def kernel(
     *choices: tuple[dict[str, int], int], key: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Kernel]:
-    """Makes a Triton kernel of a function whose constants come last.
+    """Make a Triton kernel of a function whose constants come last.
 
     Args:
         choices: tile sizes and warps, of which the fastest is taken for each ``key``; the first
@@ -186,7 +186,7 @@ def fastest(
     fused: Callable[[], Tensor],
     separate: Callable[[], Tensor],
 ) -> Tensor:
-    """The result of the faster one, timed at the first call for a device and ``key``.
+    """Return the result of the faster one, timed at the first call for a device and ``key``.
 
     While a CUDA graph is recorded nothing can be timed: what is not known yet runs separately.
     """
@@ -203,5 +203,5 @@ def fastest(
 
 
 def ceil_divide(a: int, b: int) -> int:
-    """``triton.cdiv``, which takes microseconds."""
+    """Return ``triton.cdiv``, which itself takes microseconds."""
     return -(-a // b)

@@ -1,4 +1,4 @@
-"""Linear layers of 16-bit maps with what follows them: inference.
+"""Run linear layers of 16-bit maps with what follows them: inference.
 
 A product of cuBLAS writes a map that the next kernel reads again. Where memory is what takes the
 time, at few channels or with a wide result, a product in Triton that does the rest before it
@@ -30,7 +30,7 @@ def _product(
     x, weight, bias, rows, K: tl.constexpr, N: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the layer, and its rows and columns; those of the same rows run side by side."""
+    """Compute a tile of the layer; return it with its rows and columns."""
     blocks: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
@@ -52,7 +52,7 @@ def gelu_kernel(
     x, weight, bias, out, rows, K: tl.constexpr, N: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``gelu(layer(x))``."""
+    """Compute ``gelu(layer(x))``."""
     sums, row, column = _product(x, weight, bias, rows, K, N, ROWS, COLUMNS, DEPTH)
     mask = (row < rows)[:, None] & (column < N)[None, :]
     tl.store(out + row.to(tl.int64)[:, None] * N + column[None, :], gelu(sums), mask=mask)
@@ -64,7 +64,7 @@ def add_kernel(
     K: tl.constexpr, N: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``before + gamma * layer(x)``."""
+    """Compute ``before + gamma * layer(x)``."""
     sums, row, column = _product(x, weight, bias, rows, K, N, ROWS, COLUMNS, DEPTH)
     mask = (row < rows)[:, None] & (column < N)[None, :]
     place = row.to(tl.int64)[:, None] * N + column[None, :]
@@ -80,7 +80,7 @@ def modulate_kernel(
     K: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``query * (layer(x) + gate * shared)``; gates are columns of ``query``."""
+    """Compute ``query * (layer(x) + gate * shared)``; gates are columns of ``query``."""
     sums, row, column = _product(x, weight, bias, rows, K, N, ROWS, COLUMNS, DEPTH)
     there, inside = row < rows, (column < N)[None, :]
     mask = there[:, None] & inside
@@ -94,7 +94,7 @@ def modulate_kernel(
 
 
 def gelu_of(x: Tensor, layer: Affine) -> Tensor:
-    """GELU of a linear layer: (N, H, W, C) -> (N, H, W, columns)."""
+    """Return the GELU of a linear layer: (N, H, W, C) -> (N, H, W, columns)."""
 
     def separate() -> Tensor:
         hidden = F.linear(x, layer.weight, layer.bias)
@@ -110,7 +110,7 @@ def gelu_of(x: Tensor, layer: Affine) -> Tensor:
 
 
 def add(before: Tensor, x: Tensor, layer: Affine, gamma: Tensor | None) -> Tensor:
-    """``before + gamma * layer(x)``, in the type of ``before``, (N, H, W, C)."""
+    """Compute ``before + gamma * layer(x)``, in the type of ``before``, (N, H, W, C)."""
 
     def separate() -> Tensor:
         return scaled_sum(before, F.linear(x, layer.weight, layer.bias), gamma)
@@ -128,14 +128,14 @@ def add(before: Tensor, x: Tensor, layer: Affine, gamma: Tensor | None) -> Tenso
 
 
 def scaled_sum(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-    """``x + gamma * branch``, in the type of ``x`` even where the branch has a wider one."""
+    """Return ``x + gamma * branch``, in the type of ``x`` even where the branch has a wider one."""
     return (x + branch if gamma is None else torch.addcmul(x, branch, gamma)).to(x.dtype)
 
 
 def modulate(
     local: Tensor, layer: Affine, projected: Tensor, shared: Tensor, gate: int, divisor: float
 ) -> Tensor:
-    """Query times modulator.
+    """Return query times modulator.
 
     Args:
         local: (N, H, W, C), gated sum of the levels.

@@ -1,4 +1,4 @@
-"""Norm, MLP and residual of a pixel in one kernel: inference in 16 bits at few channels."""
+"""Run norm, MLP and residual of a pixel in one kernel: inference in 16 bits."""
 
 import torch
 import triton
@@ -27,7 +27,7 @@ def mlp_kernel(
     C: tl.constexpr, UNITS: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
-    """The hidden layer exists ``HIDDEN`` units at a time, in registers alone."""
+    """Hold the hidden layer ``HIDDEN`` units at a time, in registers alone."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channels = tl.arange(0, PADDED)
     inside = channels < C
@@ -60,13 +60,13 @@ def mlp_kernel(
 
 
 def takes(weights: MlpWeights) -> bool:
-    """Whether :func:`mlp` takes them."""
+    """Tell whether :func:`mlp` takes them."""
     weight = weights.fc1.weight
     return has_tensor_cores(weight.dtype) and weight.shape[1] <= MOST_CHANNELS
 
 
 def mlp(x: Tensor, norm: Affine, weights: MlpWeights) -> Tensor:
-    """``x + fc2(gelu(fc1(norm(x))))`` with weights that :func:`takes` accepts."""
+    """Return ``x + fc2(gelu(fc1(norm(x))))`` with weights that :func:`takes` accepts."""
     c = x.shape[-1]
     rows, out = x.numel() // c, torch.empty_like(x)
     mlp_kernel(

@@ -1,4 +1,4 @@
-"""Layer norm on GPUs, from one type to another, and all of its gradients in one pass.
+"""Apply layer norm on GPUs, from one type to another, and all of its gradients in one pass.
 
 With autocast the map between branches is float32 and what a branch computes with is not: the stock
 layer needs the map converted first, reads it twice in the backward pass, and leaves the gradient to
@@ -19,7 +19,7 @@ def norm_kernel(
     x, weight, bias, out, statistics, eps, rows,
     C: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Norm of whole rows; statistics are mean and inverse deviation of each."""
+    """Norm whole rows; statistics are mean and inverse deviation of each."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channels = tl.arange(0, PADDED)
     there, inside = row < rows, channels < C
@@ -42,7 +42,7 @@ def norm_backward_kernel(
     gradient, x, weight, statistics, residual, grad_x, sums, steps, rows,
     C: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Gradient by ``x`` of ``steps`` tiles, and sums of those by weight and bias."""
+    """Return the gradient by ``x`` of ``steps`` tiles, and sums of those by weight and bias."""
     channels = tl.arange(0, PADDED)
     inside = channels < C
     scale = tl.load(weight + channels, mask=inside, other=0.0).to(tl.float32)
@@ -74,7 +74,7 @@ def norm_backward_kernel(
 
 
 def norm(x: Tensor, layer: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Layer norm in another type.
+    """Apply layer norm in another type.
 
     Args:
         x: (..., C), contiguous.
@@ -101,7 +101,7 @@ def norm_backward(
     statistics: Tensor,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`norm`.
+    """Return the gradients of :func:`norm`.
 
     Args:
         gradient: (..., C), contiguous, of any type.

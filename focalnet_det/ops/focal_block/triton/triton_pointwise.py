@@ -1,4 +1,4 @@
-"""Per-pixel kernels between the matrix products of a block on GPUs."""
+"""Run per-pixel kernels between the matrix products of a block on GPUs."""
 
 import torch
 import triton
@@ -11,7 +11,7 @@ from .triton_launch import ceil_divide, kernel
 
 @triton.jit
 def _rows(pixels, C: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr):
-    """Pixels of a tile, counted over all images, channels, and which of both there are."""
+    """Return pixels of a tile, counted over all images, channels, and which of both there are."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channels = tl.arange(0, PADDED)
     return tl.program_id(1).to(tl.int64) * pixels + row, channels, row < pixels, channels < C
@@ -22,7 +22,7 @@ def product_kernel(
     query, local, bias, gates, shared, out, gate, scale, pixels,
     C: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """``query * (local + bias + gate * shared)``, the last one once for each image."""
+    """Compute ``query * (local + bias + gate * shared)``, the last one once for each image."""
     row, channels, there, inside = _rows(pixels, C, ROWS, PADDED)
     mask = there[:, None] & inside[None, :]
     place, wide = row[:, None] * C + channels[None, :], row[:, None] * STRIDE + channels[None, :]
@@ -42,7 +42,7 @@ def aggregate_kernel(
     C: tl.constexpr, STRIDE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Gated sum of all contexts, and all levels but the last after their GELU."""
+    """Compute the gated sum of all contexts, and all levels but the last after their GELU."""
     row, channels, there, inside = _rows(pixels, C, ROWS, PADDED)
     mask = there[:, None] & inside[None, :]
     place = row[:, None] * C + channels[None, :]
@@ -69,7 +69,7 @@ def gates_backward_kernel(
     C: tl.constexpr, STRIDE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by all gates, and by the last level before its GELU.
+    """Return the gradients by all gates, and by the last level before its GELU.
 
     ``grad_last`` is what the global mean adds to the gradient of every pixel of an image.
     """
@@ -102,7 +102,7 @@ def gates_backward_kernel(
 def product(
     projected: Tensor, local: Tensor, bias: Tensor, shared: Tensor, gate: int, divisor: float
 ) -> Tensor:
-    """Query times modulator.
+    """Return query times modulator.
 
     Args:
         projected: (N, H, W, columns): the query in the first C columns, the gate of the global
@@ -127,7 +127,7 @@ def product(
 def aggregate(
     levels: Tensor, projected: Tensor, shared: Tensor, valid: Tensor | None, divisor: float
 ) -> tuple[Tensor, Tensor]:
-    """Gated sum of all contexts, (N, H, W, C), and (L-1, N, H, W, C) levels after their GELU.
+    """Return the gated sum of all contexts, (N, H, W, C), and (L-1, N, H, W, C) levels.
 
     Args:
         levels: (L, N, H, W, C), before their GELU.
@@ -159,7 +159,7 @@ def gates_backward(
     divisor: float,
     grad_projected: Tensor,
 ) -> Tensor:
-    """Gradient by the last level before its GELU; those by the gates go to ``grad_projected``.
+    """Return the gradient by the last level before its GELU; write those by the gates.
 
     Args:
         grad_total: (N, H, W, C), by the gated sum.

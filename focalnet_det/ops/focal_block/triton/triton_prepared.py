@@ -1,4 +1,4 @@
-"""Parameters of a modulation as the Triton kernels read them.
+"""Prepare parameters of a modulation as the Triton kernels read them.
 
 Made at each call: nothing tells reliably that a parameter has changed. Fused optimizers and writes
 to ``data`` leave its version as it was.
@@ -28,7 +28,7 @@ class Projection(NamedTuple):
 
 
 def projection(weights: ModulationWeights) -> Projection:
-    """Of weights in the type to compute in, one launch for each tensor."""
+    """Concatenate weights in the type to compute in, one launch for each tensor."""
     f = weights.f
     missing = padded_columns(len(weights.h.weight), len(weights.kernels)) - len(f.weight)
     # The first row once more: finite, and without a kernel that writes zeros.
@@ -38,12 +38,12 @@ def projection(weights: ModulationWeights) -> Projection:
 
 
 def padded_columns(channels: int, levels: int) -> int:
-    """Columns of the projection: query, context and gates, and padding."""
+    """Return the columns of the projection: query, context and gates, and padding."""
     return 2 * channels + -(-(levels + 1) // ALIGNMENT) * ALIGNMENT
 
 
 def taps(kernel: Tensor, *, turned: bool = False) -> Tensor:
-    """(C, 1, k, k) -> (k * k, C), float32, turned around for the gradient by the input."""
+    """Turn (C, 1, k, k) into (k * k, C), float32, turned around for the gradient by the input."""
     flat = (kernel.flip(2, 3) if turned else kernel).flatten(1).t()
     return torch.empty_like(flat, dtype=torch.float32, memory_format=torch.contiguous_format).copy_(
         flat

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from focalnet_det.backbones import FOCALNETS
+from focalnet_det.backbones import FOCALNETS, fast_block
 from focalnet_det.backbones.focalnet import FocalNetBlock
 from focalnet_det.ops.focal_block import policy
 from focalnet_det.ops.focal_block.weights import flatten_modulation
@@ -70,7 +70,7 @@ def test_sixteen_bits(dtype: torch.dtype, every_cpu: str) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_shapes_for_graphs(recompute: bool) -> None:
-    module = block(8, 2, 3).modulation.weights()
+    module = fast_block.modulation_weights(block(8, 2, 3).modulation)
     parameters, layout = flatten_modulation(None, module)
     x = torch.randn(1, 2, 3, 8, device=DEVICE)
     arguments = (x, None, parameters, *layout, "triton", torch.float32, torch.float32, recompute)
