@@ -9,11 +9,11 @@ pytest.importorskip("detectron2", reason="Detectron2 is missing: run make instal
 pytest.importorskip("timm", reason="timm is a test dependency")
 
 import torch
+from detectron2.config import instantiate
 from torch import nn
 
 from focalnet_det.experiment import Experiment, load_config, read_experiment
-from focalnet_det.experiment.lazy import instantiate
-from tests.helpers.configs import without_memory
+from tests.helpers.configs import build_without_memory
 from tests.helpers.paths import CONFIGS
 
 IMAGENET = CONFIGS / "ImageNet-Classification"
@@ -37,7 +37,7 @@ IMAGES = 1_281_167
 def built(path: Path) -> tuple[Any, Experiment, nn.Module]:
     cfg = load_config(path, [])
     experiment = read_experiment(cfg)
-    return cfg, experiment, without_memory(experiment.model)
+    return cfg, experiment, build_without_memory(experiment.model)
 
 
 def rates(model: nn.Module) -> list[float]:
