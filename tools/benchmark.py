@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import torch
 
     from focalnet_det.backbones import StagedBackbone
-    from focalnet_det.benchmark.backbone_speed import Timing
     from focalnet_det.benchmark.contenders import Contender
 
 EXAMPLES = """examples:
@@ -36,6 +35,12 @@ OTHERS = {
 }
 # Peers with the same architecture and weights as FocalNet-T.
 EQUAL = ("timm", "transformers")
+OWN_SETTINGS = (
+    ("ours", None, False),
+    ("ours, lean", None, True),
+    ("ours, torch path", "torch", False),
+    ("ours, reference", "reference", False),
+)
 # "torchvision" means its Swin-T, "mask2former" that of transformers with Swin-T, for --detector.
 PEERS = ("timm", "transformers", *OTHERS, "torchvision", "mask2former")
 
@@ -92,21 +97,10 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
     if args.kernels != list(range(window, window + 2 * levels, 2)):
         raise ValueError("--kernels must increase by 2 from level to level, such as 9 11 13.")
     ours = named(args.variant) if args.variant else peers.focalnet(levels, window)
-    builders: dict[str, Callable[[], tuple[Any, Any]]] = {
-        "timm": lambda: peers.timm_focalnet(ours, levels, window),
-        "transformers": lambda: peers.transformers_focalnet(ours, levels, window),
-    }
-    builders["torchvision"] = peers.torchvision_swin
-    for short, name in OTHERS.items():
-        builders[short] = lambda name=name: peers.timm_backbone(name, tuple(args.size))
+    builders = peer_builders(ours, args)
     result = [
         own_setting(copy.deepcopy(ours), args, *setting)
-        for setting in (
-            ("ours", None, False),
-            ("ours, lean", None, True),
-            ("ours, torch path", "torch", False),
-            ("ours, reference", "reference", False),
-        )
+        for setting in OWN_SETTINGS
         if setting[0] != "ours, lean" or (args.training and not args.variant)
     ]
     for setting, mode in compile_modes(args).items():
@@ -118,6 +112,23 @@ def contenders(args: argparse.Namespace) -> list["Contender"]:
         except ImportError as error:
             print(f"skipped {peer}: {error}")
     return result
+
+
+def peer_builders(
+    ours: Any, args: argparse.Namespace
+) -> "dict[str, Callable[[], tuple[Any, Any]]]":
+    """Return what builds each peer's module and features."""
+    from focalnet_det.benchmark import contenders as peers
+
+    levels, window = len(args.kernels), args.kernels[0]
+    builders: dict[str, Callable[[], tuple[Any, Any]]] = {
+        "timm": lambda: peers.timm_focalnet(ours, levels, window),
+        "transformers": lambda: peers.transformers_focalnet(ours, levels, window),
+        "torchvision": peers.torchvision_swin,
+    }
+    for short, name in OTHERS.items():
+        builders[short] = lambda name=name: peers.timm_backbone(name, tuple(args.size))
+    return builders
 
 
 def named(variant: str) -> "StagedBackbone":
@@ -212,75 +223,6 @@ def machine(device: "torch.device") -> str:
     return f"{name}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
 
 
-def print_table(timings: list["Timing"], args: argparse.Namespace, where: str) -> None:
-    """Print the timings as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    kind = "training step" if args.training else "inference"
-    height, width = args.size
-    title = f"{kind}, {args.batch_size} x {height} x {width}, {args.dtype}"
-    if args.variant:
-        title += f", {args.variant}"
-    elif not args.detector:
-        title += f", kernels {args.kernels}"
-    table = Table(title=title, caption=where)
-    for column in ("network", "ms", "spread, ms", "images/s", "ours is faster by", "kept, MiB",
-                   "difference"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for timing in timings:
-        ratio, low, high = timings[0].ratio(timing)
-        table.add_row(
-            timing.name,
-            f"{timing.median * 1e3:.0f}",
-            f"{min(timing.seconds) * 1e3:.0f}-{max(timing.seconds) * 1e3:.0f}",
-            f"{args.batch_size / timing.median:.2f}",
-            f"{ratio:.2f} ({low:.2f}-{high:.2f})",
-            "" if timing.saved_bytes is None else f"{timing.saved_bytes / 2**20:.0f}",
-            "" if timing.difference is None else f"{timing.difference:.0e}",
-        )
-    Console(width=120).print(table)
-
-
-def print_roofline(stages: Any, ceilings: Any) -> None:
-    """Print the stages as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    title = (
-        f"Roofline: {ceilings.macs / 1e9:.0f} GMAC/s in a matrix product, "
-        f"{ceilings.bytes / 1e9:.1f} GB/s in a copy"
-    )
-    table = Table(title=title)
-    for column in ("stage", "ms", "GMACs", "least MiB", "floor, ms", "reached"):
-        table.add_column(column, justify="right")
-    for stage in stages:
-        table.add_row(
-            stage.name, f"{stage.seconds * 1e3:.0f}", f"{stage.macs / 1e9:.1f}",
-            f"{stage.least_bytes / 2**20:.0f}", f"{stage.floor * 1e3:.0f}",
-            f"{stage.floor / stage.seconds:.0%}",
-        )  # fmt: skip
-    Console(width=120).print(table)
-
-
-def plot(timings: list["Timing"], file: Path, title: str) -> None:
-    """Save a bar chart of the timings."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(timings) + 1.5), layout="constrained")
-    medians = [timing.median * 1e3 for timing in timings]
-    low = [m - min(t.seconds) * 1e3 for m, t in zip(medians, timings, strict=True)]
-    high = [max(t.seconds) * 1e3 - m for m, t in zip(medians, timings, strict=True)]
-    axes.barh([timing.name for timing in timings], medians, xerr=(low, high), capsize=3)
-    axes.invert_yaxis()
-    axes.set_xlabel("milliseconds; bars are medians, whiskers minimum and maximum")
-    axes.set_title(title, fontsize=9)
-    figure.savefig(file, dpi=150)
-
-
 def run_throughput(args: argparse.Namespace) -> None:
     """Measure the classifiers whose names match ``--variant``, all by default."""
     import torch
@@ -302,31 +244,6 @@ def run_throughput(args: argparse.Namespace) -> None:
         machine=machine(device),
         repeats=args.repeats,
     )
-
-
-def print_products(args: argparse.Namespace, where: str) -> None:
-    """Time matrix products by library and print them as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from focalnet_det.benchmark.product_speed import layers, time_products
-
-    timings = time_products(layers(*args.size), args.repeats)
-    table = Table(title="GFLOP/s of float32 products", caption=where)
-    for column in ("layer", "rows", "weight", "product", *timings[0].seconds, "runs", "loss"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
-    for timing in timings:
-        name, rows, outputs, inputs = timing.layer
-        operations = 2e-9 * rows * outputs * inputs
-        table.add_row(
-            name, str(rows), f"{outputs} x {inputs}", timing.kind,
-            *(f"{operations / seconds:.0f}" for seconds in timing.seconds.values()),
-            timing.choice, f"{timing.loss:.0%}",
-        )  # fmt: skip
-    Console(width=120).print(table)
-    if args.json:
-        report = [timing._asdict() | {"layer": timing.layer._asdict()} for timing in timings]
-        args.json.write_text(json.dumps({"machine": where, "products": report}, indent=2) + "\n")
 
 
 def run_suite(output: Path) -> None:
@@ -352,6 +269,23 @@ def timing_report(timings: list[Any], args: argparse.Namespace, where: str) -> d
     }
 
 
+def measure_roofline(net: Any, images: "torch.Tensor", repeats: int) -> dict[str, Any]:
+    """Print our stages against the limits of the machine, and return them for --json."""
+    import torch
+
+    from focalnet_det.benchmark import backbone_speed as speed
+    from focalnet_det.benchmark import benchmark_tables as tables
+
+    dtype = torch.float32 if images.device.type == "cpu" else images.dtype
+    ceilings = speed.measure_ceilings(dtype, images.device)
+    stages = speed.roofline(net, images, ceilings, repeats)
+    tables.print_roofline(stages, ceilings)
+    return {
+        "roofline": [dataclasses.asdict(stage) for stage in stages],
+        "ceilings": dataclasses.asdict(ceilings),
+    }
+
+
 def main() -> None:
     """Run the tool."""
     args = parse_args()
@@ -364,6 +298,7 @@ def main() -> None:
     import torch
 
     from focalnet_det.benchmark import backbone_speed as speed
+    from focalnet_det.benchmark import benchmark_tables as tables
 
     if args.repeats < 1 or min(*args.size, args.batch_size) < 1:
         raise ValueError("--repeats, --size and --batch-size must be positive.")
@@ -373,7 +308,7 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     where = machine(device) + (", CPU time" if args.cpu_time else "")
     if args.products:
-        print_products(args, where)
+        tables.print_products(args, where)
         return
     images = torch.randn(args.batch_size, 3, *args.size, device=device).to(dtype)
     ours, *others = contenders(args)
@@ -382,18 +317,14 @@ def main() -> None:
     timings = speed.compare(
         networks, images, training=args.training, repeats=args.repeats, clock=clock
     )
-    print_table(timings, args, where)
+    tables.print_table(timings, args, where)
     report = timing_report(timings, args, where)
     if args.roofline:
-        ceilings = speed.measure_ceilings(torch.float32 if device.type == "cpu" else dtype, device)
-        stages = speed.roofline(networks[0].module, images, ceilings, args.repeats)
-        print_roofline(stages, ceilings)
-        report["roofline"] = [dataclasses.asdict(stage) for stage in stages]
-        report["ceilings"] = dataclasses.asdict(ceilings)
+        report |= measure_roofline(networks[0].module, images, args.repeats)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.plot:
-        plot(timings, args.plot, where)
+        tables.plot(timings, args.plot, where)
 
 
 if __name__ == "__main__":

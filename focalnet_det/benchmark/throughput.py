@@ -3,11 +3,13 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..atomic import write_text
 from ..backbones import list_backbones
@@ -90,21 +92,14 @@ def measure(
         machine: description, for the result.
         repeats: timed runs after one that is not timed.
     """
+    if not sizes:
+        return []
     net = create_classifier(name).eval().to(device, dtype)
     parameters = sum(p.numel() for p in net.parameters())
     results = []
     for size in sizes:
         batch = batch_of(size, base_batch)
         images = torch.randn(batch, 3, size, size, device=device).to(dtype)
-        seconds = []
-        with torch.inference_mode():
-            for _ in range(repeats + 1):
-                start = time.perf_counter()
-                net(images)
-                if images.is_cuda:
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - start)
-        rate = batch / statistics.median(seconds[1:])
         results.append(
             Throughput(
                 name=name,
@@ -112,11 +107,24 @@ def measure(
                 batch=batch,
                 dtype=str(dtype).removeprefix("torch."),
                 machine=machine,
-                images_per_second=rate,
+                images_per_second=batch / median_seconds(net, images, repeats),
                 parameters=parameters,
             )
         )
     return results
+
+
+@torch.inference_mode()
+def median_seconds(net: nn.Module, images: torch.Tensor, repeats: int) -> float:
+    """Return the median time of an inference, seconds, after one that is not timed."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        net(images)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 def run(
@@ -124,12 +132,8 @@ def run(
     *,
     pattern: str,
     sizes: Sequence[int],
-    base_batch: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    machine: str,
-    repeats: int,
     report: Callable[[str], None] = print,
+    **setting: Any,
 ) -> Path:
     """Measure all variants of a pattern, and write ``throughput.json`` and ``throughput.md``.
 
@@ -138,8 +142,9 @@ def run(
     Args:
         output: folder.
         pattern: of variants, as in :func:`focalnet_det.list_backbones`.
-        sizes, base_batch, device, dtype, machine, repeats: see :func:`measure`.
+        sizes: sides of the images, pixels.
         report: takes a line of progress.
+        setting: the other arguments of :func:`measure`.
     Returns: path of the table.
     Raises: ValueError if no variant matches.
     """
@@ -149,25 +154,8 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     path = output / "throughput.json"
     rows = [Throughput(**row) for row in json.loads(path.read_text())] if path.exists() else []
-    kind = str(dtype).removeprefix("torch.")
     for name in names:
-        done = {row.key for row in rows}
-        left = [
-            size
-            for size in sizes
-            if (name, str(size), str(batch_of(size, base_batch)), kind, machine) not in done
-        ]
-        if not left:
-            continue
-        measured = measure(
-            name,
-            left,
-            base_batch=base_batch,
-            device=device,
-            dtype=dtype,
-            machine=machine,
-            repeats=repeats,
-        )
+        measured = measure(name, unmeasured(name, sizes, rows, setting), **setting)
         rows += measured
         for row in measured:
             report(f"{name}, {row.size} px, batch {row.batch}: {row.images_per_second:.2f} img/s")
@@ -176,6 +164,20 @@ def run(
     write_text(output / "throughput.md", table)
     report(table)
     return output / "throughput.md"
+
+
+def unmeasured(
+    name: str, sizes: Sequence[int], rows: Sequence[Throughput], setting: Mapping[str, Any]
+) -> list[int]:
+    """Return the sizes of a variant that no row of this setting has."""
+    done = {row.key for row in rows}
+    kind = str(setting["dtype"]).removeprefix("torch.")
+    batches = {size: str(batch_of(size, setting["base_batch"])) for size in sizes}
+    return [
+        size
+        for size, batch in batches.items()
+        if (name, str(size), batch, kind, setting["machine"]) not in done
+    ]
 
 
 def throughput_table(rows: Sequence[Throughput], sizes: Sequence[int]) -> str:

@@ -62,6 +62,20 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def label_tables(class_names: Sequence[str], num_classes: int) -> dict[str, Any]:
+    """Return the fields of ``config.json`` that name the classes; without names, numbers.
+
+    Raises: ValueError if there are not as many names as classes.
+    """
+    names = list(class_names) or [f"LABEL_{i}" for i in range(num_classes)]
+    if len(names) != num_classes:
+        raise ValueError(f"{len(names)} class names for {num_classes} outputs.")
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
 def save_huggingface(
     net: nn.Module,
     folder: str | Path,
@@ -96,11 +110,7 @@ def save_huggingface(
         raise ValueError(f"transformers has no {', '.join(sorted(dropped)[:3])}.")
     config = config_of(net, backbone, state, image_size)
     if isinstance(net, Classifier):
-        names = list(class_names) or [f"LABEL_{i}" for i in range(net.num_classes)]
-        if len(names) != net.num_classes:
-            raise ValueError(f"{len(names)} class names for {net.num_classes} outputs.")
-        config["id2label"] = {str(i): name for i, name in enumerate(names)}
-        config["label2id"] = {name: i for i, name in enumerate(names)}
+        config |= label_tables(class_names, net.num_classes)
     folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(folder / WEIGHTS, tensors)
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")

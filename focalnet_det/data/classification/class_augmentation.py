@@ -7,6 +7,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms import Compose
 
 from ...compat import require_timm
 
@@ -76,14 +77,7 @@ def class_augmentation(
         normalize=False,
     )
     # The last one makes a tensor of the picture, which the mapper does itself.
-    steps = transforms.transforms[:-1]
-
-    def change(picture: Image.Image) -> Image.Image:
-        for step in steps:
-            picture = step(picture)
-        return picture
-
-    return [PictureAugmentation(change)]
+    return [PictureAugmentation(Compose(transforms.transforms[:-1]))]
 
 
 class BicubicResize(T.Augmentation):

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,10 @@ def export_crops(
     unknown = sorted(set(classes or ()) - set(names.values()))
     if unknown:
         raise ValueError(f"{coco_json} has no category {', '.join(unknown)}.")
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    counts: Counter[str] = Counter()
-    for row in file.annotations:
-        if not row.get("iscrowd") and min(row["bbox"][2:]) >= min_side:
-            objects[row["image_id"]].append(row)
-            counts[names[row["category_id"]]] += 1
+    objects = _objects_by_image(file.annotations, min_side)
     chosen = classes or list(names.values())
     if largest is not None:
+        counts = Counter(names[row["category_id"]] for rows in objects.values() for row in rows)
         chosen = [name for name, _ in counts.most_common(largest) if name in chosen]
     for name in chosen:
         (Path(output) / name.replace("/", "_")).mkdir(parents=True, exist_ok=True)
@@ -76,6 +73,17 @@ def export_crops(
             write_png(path, crop(picture, row["bbox"]))
             written[name] += 1
     return written
+
+
+def _objects_by_image(
+    annotations: Iterable[dict[str, Any]], min_side: int
+) -> dict[int, list[dict[str, Any]]]:
+    """Return the objects of each image that are large enough, without crowds."""
+    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in annotations:
+        if not row.get("iscrowd") and min(row["bbox"][2:]) >= min_side:
+            objects[row["image_id"]].append(row)
+    return objects
 
 
 def crop(image: NDArray[np.uint8], box: list[float]) -> NDArray[np.uint8]:

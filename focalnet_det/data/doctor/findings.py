@@ -152,6 +152,12 @@ def check_label_values(values: Counter[int], classes: ClassList) -> Iterator[Fin
             examples=("0",),
             fatal=False,
         )
+    yield from _classes_without_pixels(values, classes)
+
+
+def _classes_without_pixels(values: Counter[int], classes: ClassList) -> Iterator[Finding]:
+    """Yield a finding if classes of the list occur in no label file."""
+    first = classes.first_label
     empty = [n for i, n in enumerate(classes.names) if i + first not in values]
     if empty:
         yield Finding(
