@@ -47,7 +47,12 @@ UPERNET = {
     "upernet_focal_base_160k": "123.741",
     "upernet_focal_large_160k_640": "237.451",
 }
-PATHS = {path.stem: path for path in LEAVES if re.search("_focal_", path.stem)}
+# Sparse R-CNN's has its own test.
+PATHS = {
+    path.stem: path
+    for path in LEAVES
+    if re.search("_focal_", path.stem) and not path.stem.startswith("sparse_rcnn")
+}
 NANO = {"mask_rcnn_focal_nano_fpn_small", "upernet_focal_nano_small"}
 DROP_PATH = {
     ("tiny", "1x"): 0.1, ("small", "1x"): 0.2, ("base", "1x"): 0.3,

@@ -262,10 +262,10 @@ def test_options_that_do_not_fit_are_refused(crops: Path, tmp_path: Path) -> Non
     cases = [
         (CLASSIFIER, folders(crops, "unlabeled"), (), "need|for pretraining"),
         (PRETRAINING, folders(crops), (), "need a classifier"),
-        (CLASSIFIER, {**folders(crops), **folders(crops, "unlabeled")}, (), "One kind of data"),
+        (CLASSIFIER, {**folders(crops), **folders(crops, "unlabeled")}, (), "one kind of data"),
         (CLASSIFIER, folders(crops), ("model.mixup=0.8", "dataloader.train.batch_size=5"), "even"),
-        (CLASSIFIER, folders(crops), ("train.keep_best=classification/mIoU",), "no metric"),
-        (CLASSIFIER, folders(crops), ("model.label_smoothing=2",), "label_smoothing must be 0..1"),
+        (CLASSIFIER, folders(crops), ("train.keep_best=classification/mIoU",), "not a metric"),
+        (CLASSIFIER, folders(crops), ("model.label_smoothing=2",), "label_smoothing must be between 0 and 1"),
     ]
     for config, data, opts, error in cases:
         with pytest.raises(ValueError, match=error):

@@ -118,7 +118,7 @@ def test_build_evaluator_reads_metadata(tmp_path, small, registered):
 
 
 def test_build_evaluator_names_known_types(registered):
-    with pytest.raises(KeyError, match="Known: coco"):
+    with pytest.raises(KeyError, match="Known: classification, coco"):
         build_evaluator(registered.name)
     registered.set(evaluator_type="coco")
     with pytest.raises(KeyError, match="lacks json_file"):
