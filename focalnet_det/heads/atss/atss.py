@@ -175,8 +175,7 @@ class ATSS(DenseDetector):
 
         Args:
             anchors: (A, 4), xyxy, absolute pixels.
-            logits: (N, A, K).
-            deltas: (N, A, 4).
+            logits, deltas: (N, A, K) and (N, A, 4).
             centerness: (N, A), logits.
             labels, boxes: (A,) and (A, 4) of each image, see :meth:`label_anchors`.
         Returns: scalars ``loss_cls``, ``loss_box_reg`` and ``loss_centerness``.
