@@ -88,7 +88,7 @@ def test_recipe_is_as_published(name: str) -> None:
     assert (options.clip_norm, options.recipe_batch, options.ema_decay) == (5.0, 1024, 0.0)
     loader = cfg.dataloader.train
     assert (loader.batch_size, loader.datasets) == (1024, "imagenet_train")
-    crop, flip, policy = instantiate(loader.augmentations)[0].change.__closure__[0].cell_contents
+    crop, flip, policy = instantiate(loader.augmentations)[0].change.transforms
     assert (tuple(crop.scale), tuple(crop.ratio)) == ((0.08, 1.0), (3 / 4, 4 / 3))
     assert (crop.size, flip.p) == ((224, 224), 0.5)
     assert (policy.num_layers, len(policy.ops)) == (2, 15)
@@ -112,9 +112,7 @@ def test_pretraining_is_that_of_simmim() -> None:
     for key, decay in decays(experiment, model).items():
         exempt = key == "mask_token" or model.get_parameter(key).ndim == 1
         assert decay == (0.0 if exempt else 0.05), key
-    crop, flip = (
-        instantiate(cfg.dataloader.train.augmentations)[0].change.__closure__[0].cell_contents
-    )
+    crop, flip = instantiate(cfg.dataloader.train.augmentations)[0].change.transforms
     assert (crop.size, tuple(crop.scale), tuple(crop.ratio)) == (
         *((192, 192), (0.67, 1.0)),
         (3 / 4, 4 / 3),

@@ -265,7 +265,12 @@ def test_options_that_do_not_fit_are_refused(crops: Path, tmp_path: Path) -> Non
         (CLASSIFIER, {**folders(crops), **folders(crops, "unlabeled")}, (), "one kind of data"),
         (CLASSIFIER, folders(crops), ("model.mixup=0.8", "dataloader.train.batch_size=5"), "even"),
         (CLASSIFIER, folders(crops), ("train.keep_best=classification/mIoU",), "not a metric"),
-        (CLASSIFIER, folders(crops), ("model.label_smoothing=2",), "label_smoothing must be between 0 and 1"),
+        (
+            CLASSIFIER,
+            folders(crops),
+            ("model.label_smoothing=2",),
+            "label_smoothing must be between 0 and 1",
+        ),
     ]
     for config, data, opts, error in cases:
         with pytest.raises(ValueError, match=error):
