@@ -25,7 +25,7 @@ PICTURES, VIDEOS = "pictures", "videos"
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What a job writes.
+    """Options of the output of a job.
 
     Attributes:
         output: folder.
@@ -42,7 +42,7 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job has done.
+    """Counts and files of a finished job.
 
     Attributes:
         predicted: number of images and videos.

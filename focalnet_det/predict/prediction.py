@@ -1,4 +1,4 @@
-"""What a model predicts for one image, with the names of its classes."""
+"""Hold the predictions of a model for one image, with the names of its classes."""
 
 from typing import Any
 

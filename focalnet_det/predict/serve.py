@@ -53,7 +53,7 @@ HINT = "Click an object to see which focal levels and places the backbone draws 
 
 
 class App:
-    """What the page does, without the page: messages for the user are returned, not raised.
+    """Logic of the page, without the page: messages for the user are returned, not raised.
 
     Args:
         models: folders of runs, or checkpoints. They are loaded when they are first used.

@@ -20,7 +20,7 @@ class Affine(ctypes.Structure):
 
 
 class Engines(ctypes.Structure):
-    """What computes the three products of a layer, see :mod:`.products`."""
+    """Engines of the three products of a layer, see :mod:`.products`."""
 
     _fields_ = tuple((name, ctypes.c_long) for name in ("forward", "input", "weight"))
 
@@ -65,7 +65,7 @@ CALLS: dict[str, type[ctypes.Structure]] = {
 
 
 class Branch(ctypes.Structure):
-    """What both branches of a block in training are called with."""
+    """Arguments that both branches of a block share in training."""
 
     _fields_ = (
         *_fields(ctypes.c_void_p, "x factors gradient out"),

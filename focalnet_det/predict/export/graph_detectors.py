@@ -24,7 +24,7 @@ from .tensor_detections import (
 
 
 class GraphDetector(GraphModel):
-    """What detectors share: the images, and the form of their results."""
+    """Base of all detectors: the images, and the form of their results."""
 
     has_threshold = True
 

@@ -29,7 +29,7 @@ METADATA = "focalnet_det"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """Record of a written file.
 
     Attributes:
         path: of the file.
